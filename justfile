@@ -1,0 +1,39 @@
+# List the recipes.
+default:
+    @just --list
+
+# Make .venv from the pins, if it is missing or out of date.
+setup:
+    python3 .ci/bootstrap python -c "import keyhaul"
+
+# Move the bundled flights between two databases of the embedded PostgreSQL.
+run *args:
+    python3 .ci/bootstrap etl chunked --key id --chunk 50000 {{ args }}
+
+# Run all tests, or those that the arguments select.
+test *args:
+    python3 .ci/bootstrap pytest {{ args }}
+
+# Check style, format and types; changes nothing.
+lint: setup
+    .venv/bin/ruff check
+    .venv/bin/ruff format --check
+    .venv/bin/mypy
+
+# Write docs/configuration.md anew from the job's model.
+docs: setup
+    .venv/bin/python -m keyhaul.configdoc > docs/configuration.md
+
+# Pin the newest versions that fit, with hashes; commit the result after the tests pass with it.
+pins:
+    python3 -m venv .venv-pins
+    .venv-pins/bin/pip install --quiet "pip-tools>=7.4"
+    .venv-pins/bin/pip-compile --upgrade --quiet --all-extras --generate-hashes --allow-unsafe --strip-extras \
+        --no-header --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
+        --output-file constraints.txt pyproject.toml
+
+# Run the tests on the lowest supported versions of polars, duckdb and pyarrow.
+lowest *args:
+    python3 -m venv .venv-lowest
+    .venv-lowest/bin/pip install --quiet -e ".[azure,test]" polars==2.0.0 duckdb==1.5.0 pyarrow==25.0.0
+    .venv-lowest/bin/python -m pytest {{ args }}

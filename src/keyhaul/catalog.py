@@ -1,0 +1,214 @@
+"""What pg_catalog says of a table or a query: its columns, its key, its size. Source and target both ask here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from psycopg import errors, sql
+
+from keyhaul.errors import ConfigError
+from keyhaul.model import Column
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import psycopg
+
+_COLUMNS = """
+with recursive given as (
+    select * from unnest(%(names)s::text[], %(types)s::oid[], %(mods)s::int[])
+        with ordinality as g(name, typ, mod, position)
+), chain as (
+    select position, typ, mod, 0 as depth from given
+    union all
+    select c.position, t.typbasetype, case when c.mod = -1 then t.typtypmod else c.mod end, c.depth + 1
+      from chain c join pg_type t on t.oid = c.typ where t.typtype = 'd'
+)
+select distinct on (g.position) g.name, format_type(g.typ, g.mod), t.typname, t.typcategory, t.typtype, c.mod,
+       outermost.typtype = 'd' and outermost.typnotnull
+  from given g join pg_type outermost on outermost.oid = g.typ
+  join chain c using (position) join pg_type t on t.oid = c.typ
+ order by g.position, c.depth desc
+"""
+
+_TABLE_COLUMNS = """
+select a.attname, a.atttypid, a.atttypmod, a.attnotnull, a.atthasdef or a.attidentity <> '', a.attgenerated <> ''
+  from pg_attribute a
+ where a.attrelid = %(oid)s and a.attnum > 0 and not a.attisdropped
+ order by a.attnum
+"""
+
+_PRIMARY_KEY = """
+select array_agg(a.attname order by k.position)
+  from pg_index i cross join unnest(i.indkey::int2[]) with ordinality as k(attnum, position)
+  join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
+ where i.indrelid = %(oid)s and i.indisprimary and k.position <= i.indnkeyatts
+"""
+
+_STATISTICS = """
+select c.relkind::text, c.reltuples::float8,
+       coalesce((select sum(s.avg_width) from pg_stats s where s.schemaname = n.nspname and s.tablename = c.relname), 0)::int
+  from pg_class c join pg_namespace n on n.oid = c.relnamespace
+ where c.oid = %(oid)s
+"""
+
+_LEADING_INDEX = """
+select exists (
+    select from pg_index i join pg_class c on c.oid = i.indexrelid join pg_am am on am.oid = c.relam
+     where i.indrelid = %(oid)s and am.amname = 'btree' and i.indisvalid and i.indpred is null
+       and i.indnkeyatts >= %(width)s
+       and (select array_agg(coalesce(a.attname::text, '') order by k.position)
+              from unnest((i.indkey::int2[])[0:%(width)s - 1]) with ordinality as k(attnum, position)
+              left join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum) = %(key)s::text[]
+       and not exists (select from unnest((i.indoption::int2[])[0:%(width)s - 1]) as o(bits) where o.bits & 1 = 1)
+)
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relation:
+    """A table, view or query that can stand in a FROM clause.
+
+    Attributes:
+        from_item: what stands after FROM, quoted.
+        label: for people, ``schema.table`` or ``query``.
+        oid: of the relation; None for a query.
+        kind: pg_class.relkind; ``q`` for a query.
+        columns: in the relation's own order.
+        primary_key: names in order, empty when there is none.
+        reltuples: the statistics' row estimate, -1 when unknown.
+        row_bytes: the statistics' average width of a row, 0 when unknown.
+    """
+
+    from_item: sql.Composable
+    label: str
+    oid: int | None
+    kind: str
+    columns: tuple[Column, ...]
+    primary_key: tuple[str, ...] = ()
+    reltuples: float = -1
+    row_bytes: int = 0
+
+    def column(self, name: str) -> Column | None:
+        """Return the column called `name`, or None."""
+        return next((column for column in self.columns if column.name == name), None)
+
+
+def resolve(conn: psycopg.Connection[Any], name: str) -> tuple[int, str, str] | None:
+    """Find a relation by the name a person gives: SQL syntax first, then the name taken literally.
+
+    Returns:
+        (oid, schema, table), or None when there is no such relation.
+    """
+    try:
+        with conn.transaction():
+            row = conn.execute("select to_regclass(%s)::oid", [name]).fetchone()
+        oid = row[0] if row else None
+    except (errors.SyntaxError, errors.InvalidName, errors.FeatureNotSupported, errors.InvalidSchemaName):
+        oid = None
+    if oid is None:
+        schema, _, table = name.rpartition(".")
+        row = conn.execute(
+            "select c.oid from pg_class c join pg_namespace n on n.oid = c.relnamespace"
+            " where c.relname = %(table)s and n.nspname = coalesce(nullif(%(schema)s, ''), current_schema())"
+            " or c.relname = %(name)s and n.nspname = current_schema()",
+            {"table": table, "schema": schema, "name": name},
+        ).fetchone()
+        if row is None:
+            return None
+        oid = row[0]
+    row = conn.execute(
+        "select n.nspname, c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = %s",
+        [oid],
+    ).fetchone()
+    return (oid, row[0], row[1]) if row else None
+
+
+def describe_table(conn: psycopg.Connection[Any], oid: int, schema: str, table: str) -> Relation:
+    """Read the columns, primary key and statistics of a table, view or foreign table."""
+    rows = conn.execute(_TABLE_COLUMNS, {"oid": oid}).fetchall()
+    columns = _columns(conn, [r[0] for r in rows], [r[1] for r in rows], [r[2] for r in rows])
+    described = tuple(
+        replace(column, not_null=row[3] or column.not_null, has_default=row[4], generated=row[5])
+        for column, row in zip(columns, rows, strict=True)
+    )
+    head = conn.execute(_STATISTICS, {"oid": oid}).fetchone()
+    key = conn.execute(_PRIMARY_KEY, {"oid": oid}).fetchone()
+    kind, reltuples, row_bytes = head if head else ("r", -1.0, 0)
+    return Relation(
+        from_item=sql.Identifier(schema, table),
+        label=f"{schema}.{table}",
+        oid=oid,
+        kind=kind,
+        columns=described,
+        primary_key=tuple(key[0]) if key and key[0] else (),
+        reltuples=reltuples,
+        row_bytes=row_bytes,
+    )
+
+
+def describe_query(conn: psycopg.Connection[Any], query: str) -> Relation:
+    """Ask the server for the columns of a query, without running it.
+
+    Raises:
+        ConfigError: the server does not accept the query, or two of its columns have one name.
+    """
+    item = sql.SQL("(\n{}\n) as q").format(sql.SQL(query.strip().rstrip(";")))  # type: ignore[arg-type]  # a user's own query
+    try:
+        cursor = conn.execute(sql.SQL("select * from {} limit 0").format(item))
+    except errors.Error as error:
+        msg = f"read source.query: {error.diag.message_primary or error}, expected one SELECT"
+        raise ConfigError(msg) from error
+    result = cursor.pgresult
+    if result is None:
+        msg = "read source.query: it returns no columns, expected one SELECT"
+        raise ConfigError(msg)
+    numbers = range(result.nfields)
+    names = [(result.fname(i) or b"").decode() for i in numbers]
+    twice = sorted({name for name in names if names.count(name) > 1 or name == "?column?"})
+    if twice:
+        msg = f"read source.query: the column names {', '.join(twice)} are not unique, expected a name of its own for each"
+        raise ConfigError(msg)
+    columns = _columns(conn, names, [result.ftype(i) for i in numbers], [result.fmod(i) for i in numbers])
+    return Relation(from_item=item, label="query", oid=None, kind="q", columns=tuple(columns))
+
+
+def leads_an_index(conn: psycopg.Connection[Any], oid: int, key: Sequence[str]) -> bool:
+    """Whether a whole ascending btree index begins with the key's columns in this order."""
+    row = conn.execute(_LEADING_INDEX, {"oid": oid, "key": list(key), "width": len(key)}).fetchone()
+    return bool(row and row[0])
+
+
+def _columns(
+    conn: psycopg.Connection[Any], names: Sequence[str], types: Sequence[int], mods: Sequence[int]
+) -> list[Column]:
+    """Resolve types to their names and, for domains, to what lies beneath; names are schema-qualified."""
+    with conn.transaction():
+        row = conn.execute("select current_setting('search_path')").fetchone()
+        conn.execute("set local search_path = pg_catalog")
+        rows = conn.execute(_COLUMNS, {"names": list(names), "types": list(types), "mods": list(mods)}).fetchall()
+        conn.execute("select set_config('search_path', %s, true)", [row[0] if row else ""])
+    return [_column(*row) for row in rows]
+
+
+def _column(
+    name: str, pg_type: str, base: str, category: str, kind: str, mod: int, not_null: bool  # noqa: FBT001
+) -> Column:
+    precision = scale = length = None
+    if base == "numeric" and mod >= 4:  # noqa: PLR2004 - VARHDRSZ, see numerictypmodin
+        precision, scale = ((mod - 4) >> 16) & 0xFFFF, (mod - 4) & 0x7FF
+        scale = scale - 0x800 if scale > 0x3FF else scale  # noqa: PLR2004 - 11-bit signed
+    elif base in {"varchar", "bpchar"} and mod >= 4:  # noqa: PLR2004
+        length = mod - 4
+    return Column(
+        name=name,
+        pg_type=pg_type,
+        base_type=base,
+        not_null=not_null,
+        precision=precision,
+        scale=scale,
+        length=length,
+        type_category=category,
+        type_kind=kind,
+    )

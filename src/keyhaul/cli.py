@@ -1,0 +1,320 @@
+"""The command line: the only place that prints, reads the environment or exits.
+
+Exit codes: 0 done; 1 done, but more records were quarantined than allowed; 2 wrong command, job or
+database, nothing was moved; 3 stopped and resumable; 130 and 143 stopped by Ctrl-C or SIGTERM.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from keyhaul import __version__
+from keyhaul.errors import ConfigError, EtlError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from types import FrameType
+
+    from keyhaul.config import Job
+    from keyhaul.engine import Control
+    from keyhaul.model import Report
+
+OK, QUARANTINED, WRONG, STOPPED = 0, 1, 2, 3
+
+app = typer.Typer(
+    help="Move tables into PostgreSQL in columnar chunks, exactly once, with a reason for every row left out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+
+class Progress(StrEnum):
+    """How a run shows what it does."""
+
+    auto = "auto"
+    live = "live"
+    plain = "plain"
+    json = "json"
+    off = "off"
+
+
+JobFile = Annotated[Path | None, typer.Argument(metavar="[JOB.yaml]", help="Job file; flags win over it.")]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name, or last.")]
+TargetUri = Annotated[str | None, typer.Option("--target", metavar="URI", help="Database with the ledger.")]
+Home = Annotated[Path | None, typer.Option("--home", metavar="DIR", help="Folder of the embedded PostgreSQL.")]
+Schema = Annotated[str | None, typer.Option("--ledger-schema", metavar="NAME", help="Schema of the ledger [keyhaul].")]
+
+
+def _move(  # noqa: PLR0913 - the flags that scripts rely on; each goes into the job by its own name
+    ctx: typer.Context,
+    job_file: JobFile = None,
+    job: Annotated[str | None, typer.Option(metavar="NAME", help="Name in the ledger [the table's].")] = None,
+    source: Annotated[str | None, typer.Option(metavar="URI", help="Source database [embedded].")] = None,
+    table: Annotated[str | None, typer.Option(metavar="T", help="Table or view to read.")] = None,
+    query: Annotated[str | None, typer.Option(metavar="SQL", help="SELECT to read instead of a table.")] = None,
+    target: Annotated[str | None, typer.Option(metavar="URI", help="Target database [embedded].")] = None,
+    into: Annotated[str | None, typer.Option(metavar="T", help="Table to load [the source's name].")] = None,
+    key: Annotated[str | None, typer.Option(metavar="K[,K2…]", help="Columns that the chunks are cut by.")] = None,
+    chunk: Annotated[str | None, typer.Option(metavar="N", help="Rows of a chunk [50000].")] = None,
+    workers: Annotated[str | None, typer.Option(metavar="N", help="Chunks at a time [cores, at most 4].")] = None,
+    reader: Annotated[str | None, typer.Option(metavar="NAME", help="connectorx or adbc.")] = None,
+    loader: Annotated[str | None, typer.Option(metavar="NAME", help="copy or adbc.")] = None,
+    set: Annotated[list[str] | None, typer.Option(metavar="'COL = EXPR'", help="Compute a column.")] = None,  # noqa: A002
+    where: Annotated[list[str] | None, typer.Option(metavar="EXPR", help="Keep rows for which this is true.")] = None,
+    rule: Annotated[list[str] | None, typer.Option(metavar="'NAME: EXPR'", help="Quarantine rows that fail.")] = None,
+    dedup: Annotated[str | None, typer.Option(metavar="C1[,C2…]", help="Keep one row for each value.")] = None,
+    order_by: Annotated[str | None, typer.Option(metavar="C", help="The copy with the highest value stays.")] = None,
+    order: Annotated[str | None, typer.Option(metavar="asc|desc", help="Lowest or highest keys first.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start a new run, whatever is unfinished.")] = False,  # noqa: FBT002
+    stop_on_error: Annotated[bool, typer.Option("--stop-on-error", help="Stop at the first failed chunk.")] = False,  # noqa: FBT002
+    allow_quarantined: Annotated[str | None, typer.Option(metavar="N|P%", help="Still exit code 0 [0].")] = None,
+    allow_python: Annotated[bool, typer.Option("--allow-python", help="Run the job's Python steps.")] = False,  # noqa: FBT002
+    progress: Annotated[Progress, typer.Option(help="How to show what happens.")] = Progress.auto,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only what went wrong.")] = False,  # noqa: FBT002
+    home: Home = None,
+) -> None:
+    given = {name: value for name, value in locals().items() if name not in _NOT_OF_THE_JOB and value not in (None, False)}
+    given["home"] = str(home) if home else None
+    command = ctx.info_name
+    if command == "run" and job_file is None:
+        raise typer.BadParameter("expected a job file: etl run JOB.yaml. Without one, use etl chunked", ctx=ctx)
+    from keyhaul.config import load_job  # noqa: PLC0415 - keeps `etl --help` light
+
+    loaded = load_job(job_file, given, os.environ)
+    if command == "plan":
+        _plan(loaded)
+        return
+    raise typer.Exit(_run(loaded, fresh=fresh, mode=progress, quiet=quiet))
+
+
+_NOT_OF_THE_JOB = frozenset({"ctx", "job_file", "fresh", "progress", "quiet", "home"})
+
+app.command("chunked", help="Move a table or query in key-range chunks.")(_move)
+app.command("run", help="The same, from a job file.")(_move)
+app.command("plan", help="Show what a run would do: chunks, routes, DDL. Moves nothing.")(_move)
+
+
+def _run(job: Job, *, fresh: bool, mode: Progress, quiet: bool) -> int:
+    from keyhaul.engine import Control, run  # noqa: PLC0415
+    from keyhaul.events import RunStarted  # noqa: PLC0415
+    from keyhaul.progress import make_progress  # noqa: PLC0415
+    from keyhaul.reporting import print_report  # noqa: PLC0415
+
+    control = Control()
+    begun = False
+    with make_progress(mode.value, quiet=quiet, stdout=sys.stdout, stderr=sys.stderr) as display:
+
+        def observe(event: object) -> None:
+            nonlocal begun
+            begun = begun or isinstance(event, RunStarted)
+            display(event)
+
+        def handle(number: int, _frame: FrameType | None) -> None:
+            if not begun:
+                raise _Interrupted(number)
+            control.interrupt(number)
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, handle)
+        report = run(job, observe, control, fresh=fresh)
+    if mode is not Progress.json:
+        print_report(
+            report,
+            sys.stdout,
+            resume_command=_command_line(),
+            look_back_options=_look_back_options(job),
+            quiet=quiet,
+        )
+    return exit_code(report, job)
+
+
+class _Interrupted(BaseException):
+    """A signal before the first read: nothing has to be finished."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def exit_code(report: Report, job: Job) -> int:
+    """Return 0, 1, 3 or 128 + the signal, as the module's docstring says."""
+    if report.outcome == "interrupted":
+        return 128 + report.signal
+    if report.outcome == "stopped":
+        return STOPPED
+    permitted = job.allow_quarantined.permits(report.counts.quarantined, report.counts.read)
+    return OK if permitted else QUARANTINED
+
+
+def _command_line() -> str:
+    """Return the command as typed, with the passwords of URIs taken out."""
+    words = ["etl", *(word for word in sys.argv[1:] if word != "--fresh")]
+    return shlex.join([_without_password(word) for word in words])
+
+
+def _without_password(word: str) -> str:
+    if "://" not in word:
+        return word
+    head, _, rest = word.partition("://")
+    login, at, place = rest.rpartition("@")
+    return f"{head}://{login.partition(':')[0]}:…@{place}" if at and ":" in login else word
+
+
+def _look_back_options(job: Job) -> str:
+    from keyhaul.config import EMBEDDED  # noqa: PLC0415
+
+    words = []
+    if job.target.uri != EMBEDDED and os.environ.get("ETL_TARGET_URL") != job.target.uri:
+        words += ["--target", _without_password(job.target.uri)]
+    if job.home:
+        words += ["--home", job.home]
+    if job.ledger_schema != "keyhaul":
+        words += ["--ledger-schema", job.ledger_schema]
+    return shlex.join(words)
+
+
+def _plan(job: Job) -> None:
+    from keyhaul.planview import print_plan  # noqa: PLC0415
+    from keyhaul.prepare import find_ends, prepare  # noqa: PLC0415
+
+    with prepare(job, find_ends(job)) as prepared:
+        print_plan(prepared, prepared.source.plan(job.chunk), sys.stdout)
+
+
+# --- looking back ------------------------------------------------------------------------------------
+
+
+def _ledger(target: str | None, home: Path | None, schema: str | None) -> Any:  # noqa: ANN401 - a context of (conn, schema)
+    from contextlib import contextmanager  # noqa: PLC0415
+
+    from keyhaul.config import EMBEDDED  # noqa: PLC0415
+    from keyhaul.prepare import connect, find_target  # noqa: PLC0415
+
+    @contextmanager
+    def opened() -> Iterator[tuple[Any, str]]:
+        uri = target or os.environ.get("ETL_TARGET_URL") or EMBEDDED
+        place = str(home) if home else os.environ.get("ETL_HOME")
+        dsn = find_target(uri, place)
+        with connect(dsn, "target", application_name="keyhaul look back", settings={"timezone": "UTC"}) as conn:
+            yield conn, schema or os.environ.get("ETL_LEDGER_SCHEMA") or "keyhaul"
+
+    return opened()
+
+
+@app.command("runs", help="List the runs in the ledger, newest first.")
+def runs(
+    target: TargetUri = None,
+    home: Home = None,
+    ledger_schema: Schema = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many.")] = 20,
+) -> None:
+    """List the runs in the ledger, newest first."""
+    from keyhaul import lookback  # noqa: PLC0415
+
+    with _ledger(target, home, ledger_schema) as (conn, schema):
+        lookback.print_runs(lookback.list_runs(conn, schema, limit), sys.stdout)
+
+
+@app.command("show", help="Show one run: its balance and its chunks.")
+def show(
+    run: RunName,
+    target: TargetUri = None,
+    home: Home = None,
+    ledger_schema: Schema = None,
+    all_chunks: Annotated[bool, typer.Option("--all", help="All chunks, however many.")] = False,  # noqa: FBT002
+) -> None:
+    """Show one run: its balance and its chunks."""
+    from keyhaul import lookback  # noqa: PLC0415
+
+    with _ledger(target, home, ledger_schema) as (conn, schema):
+        run_id = lookback.find_run(conn, schema, run)
+        limit = None if all_chunks else lookback.CHUNKS_SHOWN
+        lookback.print_run(
+            lookback.show_run(conn, schema, run_id, chunk_limit=limit), sys.stdout, all_command=f"etl show {run} --all"
+        )
+
+
+@app.command("quarantine", help="Show what a run left out and why, or export it as CSV.")
+def show_quarantine(
+    run: RunName,
+    export: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all records as CSV.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,  # noqa: FBT002
+    target: TargetUri = None,
+    home: Home = None,
+    ledger_schema: Schema = None,
+) -> None:
+    """Show what a run left out and why, or export it as CSV."""
+    from keyhaul import lookback, quarantine
+
+    with _ledger(target, home, ledger_schema) as (conn, schema):
+        run_id = lookback.find_run(conn, schema, run)
+        if export is not None:
+            written = quarantine.export_quarantine(conn, schema, run_id, export, force=force)
+            typer.echo(f"wrote {written:,} records of run {run_id} to {export}")
+            return
+        counted = quarantine.quarantine_reasons(conn, schema, run_id)
+        rows = quarantine.quarantine_rows(conn, schema, run_id)
+        total = lookback.show_run(conn, schema, run_id).run.rows_quarantined
+        quarantine.print_quarantine(run_id, counted, rows, total, sys.stdout)
+
+
+@app.command("schema", help="Print the JSON schema of a job file, for editors.")
+def schema() -> None:
+    """Print the JSON schema of a job file, for editors."""
+    from keyhaul.config import json_schema  # noqa: PLC0415
+
+    typer.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+
+
+def _version(wanted: bool) -> None:  # noqa: FBT001 - Typer's callback
+    if wanted:
+        typer.echo(f"keyhaul {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _version_wanted: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,  # noqa: FBT002
+) -> None:
+    """Move tables into PostgreSQL in columnar chunks."""
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    try:
+        app()
+    except _Interrupted as stop:
+        _say("interrupted before anything was moved")
+        sys.exit(128 + stop.number)
+    except KeyboardInterrupt:
+        _say("interrupted")
+        sys.exit(128 + signal.SIGINT)
+    except ConfigError as error:
+        _say(str(error))
+        sys.exit(WRONG)
+    except EtlError as error:
+        _say(str(error))
+        sys.exit(STOPPED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(OK)
+
+
+def _say(message: str) -> None:
+    from keyhaul.console import write_line  # noqa: PLC0415
+
+    for line in message.splitlines():
+        write_line(sys.stderr, f"error: {line}")

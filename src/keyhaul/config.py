@@ -1,0 +1,423 @@
+"""One job: from a YAML file, flags and ``ETL_*`` variables (flag > variable > file > default) to a frozen `Job`.
+
+The model is the only description of a job's settings: the flags, variables, the JSON schema and
+docs/configuration.md are read from its fields.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, GetPydanticSchema, ValidationError, WithJsonSchema
+from pydantic_core import core_schema
+
+from keyhaul import layers, steps
+from keyhaul.allowance import Allowance, read_allowance
+from keyhaul.draft import Draft, Place, spell
+from keyhaul.dsn import Dsn
+from keyhaul.errors import ConfigError
+from keyhaul.identity import difference, module_digest
+from keyhaul.layers import EMBEDDED, EMBEDDED_TABLE, Setting
+from keyhaul.steps import Rule, Step
+from keyhaul.yamlfile import read_yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    from pydantic.fields import FieldInfo
+    from pydantic_core import ErrorDetails
+
+JOB_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}"
+_NAME_CHARACTERS = 63
+_NOT_NAMES = "not names"
+
+__all__ = [
+    "EMBEDDED",
+    "Allowance",
+    "Dedup",
+    "Job",
+    "Rule",
+    "Setting",
+    "Source",
+    "Step",
+    "Target",
+    "difference",
+    "json_schema",
+    "load_job",
+    "settings",
+]
+
+
+def _names(value: object) -> tuple[str, ...]:
+    """Take one name or a list of different ones."""
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not names:
+        raise ValueError(_NOT_NAMES)
+    if not all(isinstance(name, str) and name for name in names) or len(set(names)) < len(names):
+        raise ValueError(_NOT_NAMES)
+    return tuple(names)
+
+
+def _by(function: Callable[[Any], Any], **schema: object) -> tuple[Any, Any]:
+    """Return the annotations of a field that `function` checks and whose file form has this JSON schema."""
+    checked = GetPydanticSchema(lambda _source, _handler: core_schema.no_info_plain_validator_function(function))
+    return checked, WithJsonSchema(dict(schema))
+
+
+Names = Annotated[tuple[str, ...], *_by(_names, **steps.ONE_OR_MORE)]
+Steps = Annotated[tuple[Step, ...], *_by(tuple, type="array", items=steps.STEP_SCHEMA)]
+Rules = Annotated[tuple[Rule, ...], *_by(tuple, **steps.RULES_SCHEMA)]
+Allowed = Annotated[
+    Allowance,
+    *_by(
+        read_allowance,
+        anyOf=[{"type": "integer", "minimum": 0}, {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?%?$"}],
+    ),
+]
+
+
+def _setting(default: Any, meaning: str, expected: str, flag: str = "", variable: str = "", **limits: Any) -> Any:  # noqa: ANN401  # a field of any type
+    """Return a model field that carries what the messages and the documentation say about it."""
+    told: dict[str, Any] = {"expected": expected, "flag": flag, "variable": variable}
+    return Field(default, description=meaning, json_schema_extra=told, **limits)
+
+
+class _Part(BaseModel):
+    """The settings that all parts of a job share: frozen, strict, no unknown key."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", hide_input_in_errors=True)
+
+
+class Source(_Part):
+    """Where the rows come from; exactly one of `table` and `query` is given."""
+
+    uri: str = _setting(
+        EMBEDDED,
+        "The source database.",
+        "a postgresql:// URI or embedded",
+        "--source",
+        "ETL_SOURCE_URL",
+        repr=False,
+    )
+    table: str | None = _setting(
+        None,
+        f"Table or view to read; {EMBEDDED_TABLE} when the source is embedded.",
+        "a table such as public.flights",
+        "--table",
+        "ETL_TABLE",
+        min_length=1,
+    )
+    query: str | None = _setting(
+        None,
+        "SELECT to read instead of a table.",
+        "a SELECT",
+        "--query",
+        "ETL_QUERY",
+        min_length=1,
+    )
+    reader: Literal["connectorx", "adbc"] = _setting(
+        "connectorx",
+        "The library that reads.",
+        "connectorx or adbc",
+        "--reader",
+        "ETL_READER",
+    )
+
+
+class Target(_Part):
+    """Where the rows go; a loaded job always has a table."""
+
+    uri: str = _setting(
+        EMBEDDED,
+        "The target database; the ledger is there too.",
+        "a postgresql:// URI or embedded",
+        "--target",
+        "ETL_TARGET_URL",
+        repr=False,
+    )
+    table: str = _setting(
+        "",
+        "Table to load, created when missing; the source's name by default.",
+        "a table such as public.flights",
+        "--into",
+        "ETL_INTO",
+        min_length=1,
+    )
+    mode: Literal["append"] | None = _setting(
+        None,
+        "What to do when the table already holds rows; without it the job is refused.",
+        "append",
+        "",
+        "ETL_MODE",
+    )
+    loader: Literal["copy", "adbc"] = _setting(
+        "copy",
+        "The library that loads.",
+        "copy or adbc",
+        "--loader",
+        "ETL_LOADER",
+    )
+
+
+class Dedup(_Part):
+    """Which rows are copies of one another, and which copy stays."""
+
+    on: Names = _setting(
+        ..., "Columns whose equal values make rows copies.", "a column or a list of columns", "--dedup"
+    )
+    order_by: Names = _setting(
+        (),
+        "Columns that order the copies, ascending.",
+        "a column or a list of columns",
+        "--order-by",
+    )
+    keep: Literal["first", "last"] = _setting("last", "Which copy in that order stays.", "first or last")
+
+
+class Job(_Part):
+    """What to move: validated, frozen, picklable, and without secrets in its repr."""
+
+    job: str = _setting(
+        "",
+        "The job's name in the ledger; the table's name, or query-XXXXXXXX, by default.",
+        "1 to 63 of letters, digits, _ . - (not . or - first)",
+        "--job",
+        "ETL_JOB",
+        pattern=f"^{JOB_NAME}$",
+    )
+    source: Source = _setting(Source(), "Where the rows come from.", "a mapping with uri and table or query")
+    key: Names = _setting(
+        ...,
+        "Column or columns that the chunks are cut by.",
+        "a column or a list of different columns",
+        "--key",
+        "ETL_KEY",
+    )
+    chunk: int = _setting(
+        50_000,
+        "Rows of a chunk.",
+        "a whole number from 1",
+        "--chunk",
+        "ETL_CHUNK",
+        ge=1,
+        le=2_147_483_647,
+    )
+    transform: Steps = _setting(
+        (),
+        "Steps, in order: set, where, rename, drop, python.",
+        "a list of steps",
+        "--set, --where",
+    )
+    dedup: Dedup | None = _setting(None, "Removal of copies.", "a mapping with on")
+    rules: Rules = _setting((), "Conditions in DuckDB SQL that each row must meet.", "a mapping", "--rule")
+    target: Target = _setting(Target.model_construct(), "Where the rows go.", "a mapping with uri and table")
+    workers: int | None = _setting(
+        None,
+        "Chunks at a time; chosen by the engine by default.",
+        "a whole number from 1 to 1024",
+        "--workers",
+        "ETL_WORKERS",
+        ge=1,
+        le=1024,
+    )
+    order: Literal["asc", "desc"] = _setting(
+        "asc",
+        "Lowest or highest keys first.",
+        "asc or desc",
+        "--order",
+        "ETL_ORDER",
+    )
+    stop_on_error: bool = _setting(
+        False,  # noqa: FBT003  # the default of a field
+        "Stop at the first failed chunk.",
+        "true or false",
+        "--stop-on-error",
+        "ETL_STOP_ON_ERROR",
+    )
+    allow_quarantined: Allowed = _setting(
+        Allowance(),
+        "Quarantined rows, or percentage of those read, that still give exit code 0.",
+        "a whole number or a percentage such as 5%",
+        "--allow-quarantined",
+        "ETL_ALLOW_QUARANTINED",
+    )
+    ledger_schema: str = _setting(
+        "keyhaul",
+        "Schema of the ledger's tables in the target.",
+        "a schema name of 1 to 63 characters",
+        "",
+        "ETL_LEDGER_SCHEMA",
+        min_length=1,
+        max_length=_NAME_CHARACTERS,
+    )
+    statement_timeout_seconds: int = _setting(
+        3600,
+        "Longest time of one SQL statement, in seconds.",
+        "a whole number from 1 to 2000000",
+        "",
+        "ETL_STATEMENT_TIMEOUT_SECONDS",
+        ge=1,
+        le=2_000_000,
+    )
+    retries: int = _setting(
+        5,
+        "Further tries of a chunk after transient errors.",
+        "a whole number from 0 to 100",
+        "",
+        "ETL_RETRIES",
+        ge=0,
+        le=100,
+    )
+    home: str | None = _setting(
+        None,
+        "Folder of the embedded PostgreSQL; the user's cache by default.",
+        "a folder",
+        "--home",
+        "ETL_HOME",
+        min_length=1,
+    )
+
+    def identity(self) -> dict[str, Any]:
+        """Return what makes this the same job, JSON-ready and without secrets.
+
+        Left out is what may change between a run and its resumption: workers, reader, loader, order,
+        limits, home, and the target's address, which is where the ledger is. A Python step is
+        represented by its name and, when its file can be found, the file's SHA-256.
+        """
+        source = self.source
+        uri = EMBEDDED if source.uri == EMBEDDED else Dsn.parse(source.uri, "source.uri").identity
+        what = {"table": source.table} if source.query is None else {"query": source.query}
+        dedup = self.dedup
+        return {
+            "source": {"database": uri, **what},
+            "key": list(self.key),
+            "chunk": self.chunk,
+            "transform": [_step_identity(step) for step in self.transform],
+            "dedup": {"on": list(dedup.on), "order_by": list(dedup.order_by), "keep": dedup.keep} if dedup else None,
+            "rules": {rule.name: steps.rule_identity(rule) for rule in self.rules},
+            "target": {"table": self.target.table, "mode": self.target.mode},
+        }
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of `identity` in hex: equal for jobs that may resume each other."""
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
+
+
+def _step_identity(step: Step) -> dict[str, Any]:
+    digest = module_digest(step.python.partition(":")[0]) if step.kind == "python" else None
+    return steps.step_identity(step) | ({"sha256": digest} if digest else {})
+
+
+def settings(model: type[BaseModel] = Job, above: tuple[str, ...] = ()) -> Iterator[Setting]:
+    """Yield every setting in the order of the model, a part before what is in it."""
+    parts: dict[str, type[BaseModel]] = {"source": Source, "target": Target, "dedup": Dedup}
+    for name, info in model.model_fields.items():
+        told = info.json_schema_extra
+        if not isinstance(told, dict):
+            raise TypeError(name)
+        place = (*above, name)
+        yield Setting(
+            place=place,
+            meaning=info.description or "",
+            expected=str(told["expected"]),
+            flag=str(told["flag"]),
+            variable=str(told["variable"]),
+            default=_default(info),
+            required=info.is_required(),
+        )
+        if not above and name in parts:
+            yield from settings(parts[name], place)
+
+
+def _default(info: FieldInfo) -> str:
+    value = info.default
+    if info.is_required() or isinstance(value, BaseModel) or value in (None, (), ""):
+        return ""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema (draft 2020-12) of a job file, for editors."""
+    schema = Job.model_json_schema()
+    for part in (schema, *schema["$defs"].values()):
+        part.pop("title", None)
+        for value in part["properties"].values():
+            for name in ("title", "expected", "flag", "variable"):
+                value.pop(name, None)
+            if not isinstance(value.get("default"), str | int):
+                value.pop("default", None)
+    schema["properties"]["allow_quarantined"]["default"] = "0"
+    for part in (schema, schema["$defs"]["Target"]):
+        for value in part["properties"].values():
+            if value.get("default") == "":
+                del value["default"]
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "keyhaul job"}
+    return {**head, **schema, "description": "A job file of keyhaul."}
+
+
+def load_job(path: Path | None, flags: Mapping[str, object], environ: Mapping[str, str]) -> Job:
+    """Return the job that a file, flags and the environment describe together; flag > variable > file > default.
+
+    Args:
+        path: the YAML file, if any.
+        flags: only those given, by their name with ``_`` for ``-``, as text or as the value itself;
+            ``set``, ``where`` and ``rule`` may be lists. ``allow_python`` permits Python steps.
+        environ: the environment, for ``ETL_*`` (an empty one counts as unset) and ``${NAME}``.
+
+    Raises:
+        ConfigError: anything is wrong; one line for each mistake, with its line, flag or variable.
+        ValueError: `flags` has a name that is no flag (a mistake of the caller).
+    """
+    draft = read_yaml(path, environ) if path else Draft()
+    given = {name: value for name, value in flags.items() if value is not None}
+    layers.lay(draft, given, environ, tuple(settings()))
+    found = (*steps.read_steps(draft), *steps.steps_from_flags(draft, _texts(given, "set"), _texts(given, "where")))
+    if not given.get("allow_python"):
+        layers.refuse_python(draft)
+    rules = steps.read_rules(draft)
+    rules += steps.rules_from_flags(draft, _texts(given, "rule"), rules)
+    layers.fill_in(draft)
+    layers.check_uris(draft)
+    job = _validate(draft, {**draft.data, "transform": found, "rules": rules})
+    draft.raise_if_wrong()
+    if job is None:  # pragma: no cover - a failed validation always notes a problem
+        raise ConfigError("read job: got values that do not fit")
+    return job
+
+
+def _texts(flags: Mapping[str, object], name: str) -> list[str]:
+    value = flags.get(name, ())
+    return (
+        [value] if isinstance(value, str) else [str(item) for item in value] if isinstance(value, list | tuple) else []
+    )
+
+
+def _validate(draft: Draft, data: dict[str, Any]) -> Job | None:
+    try:
+        return Job.model_validate(data)
+    except ValidationError as errors:
+        for error in errors.errors(include_url=False, include_context=False):
+            _note(draft, error)
+    return None
+
+
+def _note(draft: Draft, error: ErrorDetails) -> None:
+    known: dict[Place, Setting] = {setting.place: setting for setting in settings()}
+    place = tuple(error["loc"])
+    if error["type"] == "extra_forbidden":
+        draft.refuse_unknown(place, (str(other[-1]) for other in known if other[:-1] == place[:-1]))
+        return
+    setting = next(known[place[:length]] for length in range(len(place), 0, -1) if place[:length] in known)
+    if error["type"] == "missing":
+        key = spell(setting.place)
+        ways = [way for way in (setting.flag, setting.variable, f"{key}: in the job file") if way]
+        draft.refuse(place, "nothing", setting.expected, f"Give {' or '.join(ways)}")
+        return
+    value = error["input"]
+    got = (
+        "an empty list" if value == [] else "text that is not a URI" if place[-1] == "uri" else draft.show(place, value)
+    )
+    draft.refuse(setting.place, got, setting.expected)

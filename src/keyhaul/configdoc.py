@@ -1,0 +1,91 @@
+"""docs/configuration.md, written from the model: ``python -m keyhaul.configdoc > docs/configuration.md``."""
+
+from __future__ import annotations
+
+import sys
+
+from keyhaul.config import Setting, settings
+from keyhaul.dsn import OPTIONS
+
+_HEAD = """\
+# Configuration
+
+Written from the model by `python -m keyhaul.configdoc > docs/configuration.md`; a test fails when it differs.
+
+A job is one YAML file, `etl chunked` flags, `ETL_*` variables, or a mix of them. Where several give a
+value, the first of these wins: flag, variable, file, default. `--table` takes the place of a `query` in
+the file, and the reverse; `ETL_TABLE` and `ETL_QUERY` likewise. Steps from `--set` and then `--where`
+come after the file's steps, rules from `--rule` after the file's rules. A variable that is empty counts
+as unset; an `ETL_*` variable that is not listed here is ignored.
+
+## Settings
+
+| key | value | default | flag | variable | meaning |
+|---|---|---|---|---|---|
+"""
+
+_TAIL = """
+Flags and variables name several columns as `a,b`; a name with a comma stands in double quotes.
+
+## Connection strings
+
+`postgresql://user:password@host:5432/dbname`, or `embedded` for the PostgreSQL that comes with keyhaul. In
+user, password and name, percent-encode what has a meaning in a URI: `@` is `%40`, `/` is `%2F`, `#` is
+`%23`, `%` is `%25`, `?` is `%3F`. A socket: `postgresql://user@%2Fvar%2Frun%2Fpostgresql:5432/dbname`. After a `?`
+may stand, joined by `&`: OPTIONS.
+
+## Transform
+
+A list; each step is a mapping with one key, and the steps run in their order.
+
+| step | example | does |
+|---|---|---|
+| `set` | `set: {speed: "distance / hours"}` | adds or replaces columns; Polars SQL expressions, which all see the \
+columns as they were before the step |
+| `where` | `where: "year = 2013"` | keeps the rows for which the Polars SQL condition is true; the others count \
+as filtered |
+| `rename` | `rename: {old: new}` | renames columns |
+| `drop` | `drop: [a, b]` or `drop: a` | leaves columns out |
+| `python` | `python: "module:function"` | calls a function from LazyFrame to LazyFrame; only with `--allow-python` |
+
+## Rules
+
+A mapping from a rule's name to a condition in DuckDB SQL, or to `{check: "condition", on_fail: quarantine}`.
+`on_fail` is `quarantine` (the record is set aside, the default), `warn` (it is loaded and counted) or `stop`
+(the run stops and can be resumed). A condition that is NULL passes. `not_null: [a, b]` is a rule of its own.
+
+## The file
+
+`${NAME}` in a value is the environment variable, which must be set; `${NAME:-text}` has a default for a variable
+that is unset or empty; `$${` is a plain `${`. An unquoted `${NAME}` that holds a number is a number. Only `true` and
+`false` are truth values; `on`, `yes` and dates are text. Refused, with the line: unknown and repeated keys, anchors,
+aliases, merge keys, tags, a second document, a file above 1 MB.
+
+`etl schema` prints the JSON schema for editors.
+
+## What makes a job the same
+
+A run is resumed only by the same job: source database (host, port, name), table or query, key, chunk, transform
+(with the file of a Python step), dedup, rules, target table and mode. Everything else may change in between.
+"""
+
+
+def configuration() -> str:
+    """Return the text of docs/configuration.md."""
+    rows = "".join(_row(setting) for setting in settings())
+    return _HEAD + rows + _TAIL.replace("OPTIONS", ", ".join(f"`{name}`" for name in sorted(OPTIONS)))
+
+
+def _row(setting: Setting) -> str:
+    default = "required" if setting.required else _code(setting.default)
+    flags = ", ".join(_code(flag) for flag in setting.flag.split(", "))
+    key = _code(".".join(setting.place))
+    return f"| {key} | {setting.expected} | {default} | {flags} | {_code(setting.variable)} | {setting.meaning} |\n"
+
+
+def _code(text: str) -> str:
+    return f"`{text}`" if text else ""
+
+
+if __name__ == "__main__":
+    sys.stdout.write(configuration())

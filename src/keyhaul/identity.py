@@ -1,0 +1,52 @@
+"""What makes two jobs the same: the difference of two identities, and the code of Python steps."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return what changed between two identities, one line each: ``chunk: 50000 → 20000``."""
+    before, after = dict(_leaves(old, "")), dict(_leaves(new, ""))
+    names = [*before, *(name for name in after if name not in before)]
+    return [
+        f"{name}: {before.get(name, 'nothing')} → {after.get(name, 'nothing')}"
+        for name in names
+        if before.get(name) != after.get(name)
+    ]
+
+
+def _leaves(value: object, name: str) -> Iterator[tuple[str, str]]:
+    nested = isinstance(value, list) and any(isinstance(item, dict) for item in value)
+    if isinstance(value, dict) and value:
+        for key in sorted(value):
+            yield from _leaves(value[key], f"{name}.{key}" if name else key)
+    elif isinstance(value, list) and nested:
+        for number, item in enumerate(value):
+            yield from _leaves(item, f"{name}[{number}]")
+    elif value not in (None, {}, []):
+        yield name, json.dumps(value, ensure_ascii=False)
+
+
+def module_digest(module: str) -> str | None:
+    """Return the SHA-256 of a module's file; nothing is imported (`find_spec` would import the parents).
+
+    It is looked for in the current folder and on ``sys.path``; None when it is not found there.
+    """
+    search: list[str] | None = [str(Path.cwd()), *sys.path]
+    name, spec = "", None
+    for part in module.split("."):
+        name = f"{name}.{part}" if name else part
+        spec = PathFinder.find_spec(name, search) if search is not None else None
+        search = list(spec.submodule_search_locations or []) if spec else None
+    if spec is None or not spec.origin or not Path(spec.origin).is_file():
+        return None
+    return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()

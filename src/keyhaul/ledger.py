@@ -1,0 +1,245 @@
+"""The ledger: runs, chunks and quarantine in the target database. What is there is loaded; what is not, is not."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import secrets
+import threading
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import psycopg
+
+import keyhaul
+from keyhaul.errors import ConnectError, RefusedError
+from keyhaul.model import Chunk, Counts, FailedChunk
+from keyhaul.sql import statement
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from keyhaul.model import Plan
+
+LOCK_SECONDS: Final = 1.0
+"""How long to wait for the job's lock: the server needs a moment to notice that a killed process is gone."""
+
+RECONNECT_SECONDS: Final = 60.0
+"""How long a lost connection to the ledger is tried again: a server that restarts is back by then."""
+
+
+def new_run_id() -> str:
+    """Return a name that sorts by time and is unique among runs of one second."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(2)}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unfinished:
+    """A run that the same command may go on with."""
+
+    run_id: str
+    fingerprint: str
+    config: Mapping[str, Any]
+    killed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewRun:
+    """What the ledger records of a run before its first read; holds no secret."""
+
+    run_id: str
+    job: str
+    fingerprint: str
+    config: Mapping[str, Any]
+    source: str
+    target_table: str
+    key: Sequence[str]
+    chunk_rows: int
+    workers: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """A run's chunks and balance, summed by SQL from its committed chunks."""
+
+    done: int
+    failed: int
+    planned: int
+    counts: Counts
+
+
+class Ledger:
+    """The ledger of one job, over a connection in autocommit that also holds the job's lock."""
+
+    def __init__(self, connect: Callable[[], psycopg.Connection[Any]], schema: str, job: str) -> None:
+        """Use the connection that `connect` returns, which must be in autocommit mode.
+
+        Args:
+            connect: returns the open connection, or a new one when it was lost.
+            schema: the ledger's schema.
+            job: the job's name.
+        """
+        self._connect = connect
+        self._locked = False
+        self._mutex = threading.RLock()
+        self.schema = schema
+        self.job = job
+
+    @property
+    def connection(self) -> psycopg.Connection[Any]:
+        """Return the connection that holds the job's lock; a new one takes it again."""
+        return self._connect()
+
+    def _execute(self, name: str, **values: object) -> psycopg.Cursor[Any]:
+        return self._connect().execute(statement(name, self.schema, **values))
+
+    def _execute_again(self, name: str, **values: object) -> psycopg.Cursor[Any]:
+        """Run an idempotent statement; once more over a new connection, with the lock, when the first is lost."""
+        with self._mutex:
+            try:
+                return self._execute(name, **values)
+            except psycopg.OperationalError:
+                if not self._connect_again():
+                    raise
+                return self._execute(name, **values)
+
+    def _connect_again(self) -> bool:
+        deadline = time.monotonic() + RECONNECT_SECONDS
+        while time.monotonic() < deadline:
+            try:
+                self._connect().execute("select 1")
+                if self._locked:
+                    self.lock()
+            except (psycopg.OperationalError, ConnectError):
+                time.sleep(0.5)
+            else:
+                return True
+        return False
+
+    def exists(self) -> bool:
+        """Whether the ledger's tables are in this database."""
+        return exists(self._connect(), self.schema)
+
+    def create(self) -> None:
+        """Create the schema and its tables; does nothing when they are there."""
+        conn = self._connect()
+        with conn.transaction():
+            conn.execute("select pg_advisory_xact_lock(hashtextextended('keyhaul-ddl', 0))")
+            self._execute("create")
+
+    def lock(self) -> None:
+        """Take the job's lock until the connection closes.
+
+        Raises:
+            RefusedError: another process runs this job; names its pid and host.
+        """
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            row = self._execute("try_lock", schema_name=self.schema, job=self.job).fetchone()
+            if row and row[0]:
+                self._locked = True
+                return
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.05)
+        who = self._execute("holder", job=self.job).fetchone() if self.exists() else None
+        holder = f"process {who[0]} on {who[1]} (run {who[2]})" if who else "another process"
+        msg = f"start job {self.job}: it is being run by {holder}. Wait for it, or stop it"
+        raise RefusedError(msg)
+
+    def unfinished(self) -> Unfinished | None:
+        """Return the newest run of this job that is not done, or None."""
+        row = self._execute("unfinished", job=self.job).fetchone()
+        if row is None:
+            return None
+        return Unfinished(run_id=row[0], fingerprint=row[1], config=row[2], killed=row[3] == "running")
+
+    def begin(self, run: NewRun, plan: Plan, *, fresh: bool) -> None:
+        """Write a new run and its whole plan in one transaction; `fresh` gives up what was unfinished."""
+        values = {**asdict(run), "config": json.dumps(run.config), "key": list(run.key)}
+        chunks = json.dumps(
+            [
+                {"number": c.number, "kind": c.kind, "lower": c.lower, "upper": c.upper, "estimated_rows": c.estimated_rows}
+                for c in plan.chunks
+            ]
+        )
+        with self._connect().transaction():
+            if fresh:
+                self._execute("abandon", job=self.job)
+            self._execute(
+                "insert_run",
+                **values,
+                chunks_planned=len(plan.chunks),
+                estimated_rows=plan.estimated_rows,
+                **_process(),
+            )
+            self._execute("insert_chunks", run_id=run.run_id, chunks=chunks)
+
+    def resume(self, run_id: str, workers: int) -> int:
+        """Record another sitting of a run; returns its number, from 2."""
+        row = self._execute("resume_run", run_id=run_id, workers=workers, **_process()).fetchone()
+        return int(row[0]) if row else 1
+
+    def open_chunks(self, run_id: str) -> tuple[Chunk, ...]:
+        """Return the chunks that are not committed, with the bounds of the persisted plan."""
+        rows = self._execute("open_chunks", run_id=run_id).fetchall()
+        return tuple(
+            Chunk(
+                number=number,
+                kind=kind,
+                lower=None if lower is None else tuple(lower),
+                upper=None if upper is None else tuple(upper),
+                estimated_rows=rows_,
+            )
+            for number, kind, lower, upper, rows_ in rows
+        )
+
+    def chunk_failed(self, run_id: str, failed: FailedChunk, *, worker: int, sitting: int) -> None:
+        """Record that a chunk was given up, with the reason; a committed chunk stays as it is."""
+        self._execute_again(
+            "chunk_failed",
+            run_id=run_id,
+            chunk=failed.chunk,
+            attempts=failed.attempts,
+            error=failed.error,
+            worker=worker,
+            sitting=sitting,
+        )
+
+    def totals(self, run_id: str) -> Totals:
+        """Sum the run's committed chunks."""
+        row = self._execute_again("totals", run_id=run_id).fetchone()
+        done, failed, planned, *numbers = row or (0,) * 9
+        names = ("read", "loaded", "unchanged", "duplicate", "filtered", "quarantined")
+        return Totals(done=done, failed=failed, planned=planned, counts=Counts(**dict(zip(names, numbers, strict=True))))
+
+    def failed_chunks(self, run_id: str) -> tuple[FailedChunk, ...]:
+        """Return what was given up and is not committed yet."""
+        rows = self._execute_again("failed_chunks", run_id=run_id).fetchall()
+        return tuple(FailedChunk(chunk=c, attempts=a, error=e) for c, a, e in rows)
+
+    def quarantined_by_rule(self, run_id: str) -> dict[str, int]:
+        """Return rule → records, largest first; a record that failed two rules counts for both."""
+        return dict(self._execute_again("quarantined_by_rule", run_id=run_id).fetchall())
+
+    def warned(self, run_id: str) -> dict[str, int]:
+        """Return rule → rows that failed a rule with ``on_fail: warn``."""
+        return dict(self._execute_again("sum_warned", run_id=run_id).fetchall())
+
+    def end(self, run_id: str, status: str, stop_reason: str | None) -> None:
+        """Write the run's last word: ``done`` or ``stopped``."""
+        self._execute_again("end_run", run_id=run_id, status=status, stop_reason=stop_reason)
+
+
+def exists(conn: psycopg.Connection[Any], schema: str) -> bool:
+    """Whether `schema` holds a ledger in this database."""
+    quoted = '"' + schema.replace('"', '""') + '".runs'
+    row = conn.execute(statement("exists", schema, runs=quoted)).fetchone()
+    return bool(row and row[0])
+
+
+def _process() -> dict[str, object]:
+    return {"pid": os.getpid(), "host": platform.node(), "version": keyhaul.__version__}

@@ -1,0 +1,272 @@
+-- Every statement on the ledger, by name. {schema} is the quoted ledger schema; values are parameters.
+
+-- name: create
+-- The three tables of the ledger. Idempotent; the balance of a loaded chunk is a constraint of the database.
+create schema if not exists {schema};
+create table if not exists {schema}.runs (
+    run_id         text primary key,
+    job            text not null,
+    fingerprint    text not null,
+    config         jsonb not null,
+    status         text not null check (status in ('running', 'stopped', 'done', 'abandoned')),
+    source         text not null,
+    target_table   text not null,
+    key            text[] not null,
+    chunk_rows     bigint not null,
+    chunks_planned integer not null,
+    estimated_rows bigint not null,
+    sittings       integer not null default 1,
+    workers        integer not null,
+    pid            integer not null,
+    host           text not null,
+    version        text not null,
+    started_at     timestamptz not null default clock_timestamp(),
+    ended_at       timestamptz,
+    stop_reason    text
+);
+create table if not exists {schema}.chunks (
+    run_id            text not null references {schema}.runs on delete cascade,
+    chunk             integer not null,
+    kind              text not null check (kind in ('range', 'nulls')),
+    lower_bound       text[],
+    upper_bound       text[],
+    estimated_rows    bigint not null,
+    status            text not null default 'planned' check (status in ('planned', 'failed', 'done')),
+    attempts          integer not null default 0,
+    rows_read         bigint not null default 0,
+    rows_loaded       bigint not null default 0,
+    rows_unchanged    bigint not null default 0,
+    rows_duplicate    bigint not null default 0,
+    rows_filtered     bigint not null default 0,
+    rows_quarantined  bigint not null default 0,
+    warned            jsonb not null default '{{}}',
+    read_seconds      double precision not null default 0,
+    transform_seconds double precision not null default 0,
+    stage_seconds     double precision not null default 0,
+    load_seconds      double precision not null default 0,
+    bytes_read        bigint not null default 0,
+    worker            integer,
+    sitting           integer,
+    started_at        timestamptz,
+    ended_at          timestamptz,
+    error             text,
+    primary key (run_id, chunk),
+    constraint balance check (rows_read = rows_loaded + rows_unchanged + rows_duplicate + rows_filtered + rows_quarantined)
+);
+create table if not exists {schema}.quarantine (
+    run_id  text not null,
+    chunk   integer not null,
+    record  bigint not null,
+    stage   text not null,
+    rules   text[] not null,
+    message text not null,
+    key     text,
+    data    jsonb not null,
+    primary key (run_id, chunk, record),
+    foreign key (run_id, chunk) references {schema}.chunks on delete cascade
+);
+
+-- name: exists
+-- Whether the ledger's tables are there.
+select to_regclass({runs}) is not null;
+
+-- name: try_lock
+-- Take the job's lock for this session; the other holder, if any, is found by `holder`.
+select pg_try_advisory_lock(hashtextextended('keyhaul:' || {schema_name} || ':' || {job}, 0));
+
+-- name: holder
+-- Who runs this job now: the newest running row's process.
+select pid, host, run_id from {schema}.runs where job = {job} and status = 'running' order by started_at desc limit 1;
+
+-- name: unfinished
+-- The run that the same command goes on with.
+select run_id, fingerprint, config, status from {schema}.runs
+ where job = {job} and status in ('running', 'stopped') order by started_at desc limit 1;
+
+-- name: abandon
+-- `--fresh`: what was unfinished will not be resumed.
+update {schema}.runs set status = 'abandoned', ended_at = clock_timestamp()
+ where job = {job} and status in ('running', 'stopped');
+
+-- name: insert_run
+-- A new run, before its chunks and before the first read.
+insert into {schema}.runs (run_id, job, fingerprint, config, status, source, target_table, key, chunk_rows,
+                           chunks_planned, estimated_rows, workers, pid, host, version)
+values ({run_id}, {job}, {fingerprint}, {config}::jsonb, 'running', {source}, {target_table}, {key}::text[], {chunk_rows},
+        {chunks_planned}, {estimated_rows}, {workers}, {pid}, {host}, {version});
+
+-- name: insert_chunks
+-- The plan, from one JSON array.
+insert into {schema}.chunks (run_id, chunk, kind, lower_bound, upper_bound, estimated_rows)
+select {run_id}, (c->>'number')::int, c->>'kind',
+       (select array_agg(v order by n) from jsonb_array_elements_text(nullif(c->'lower', 'null')) with ordinality e(v, n)),
+       (select array_agg(v order by n) from jsonb_array_elements_text(nullif(c->'upper', 'null')) with ordinality e(v, n)),
+       (c->>'estimated_rows')::bigint
+  from jsonb_array_elements({chunks}::jsonb) c;
+
+-- name: resume_run
+-- Another sitting of an unfinished run.
+update {schema}.runs set status = 'running', sittings = sittings + 1, workers = {workers}, pid = {pid}, host = {host},
+       version = {version}, ended_at = null, stop_reason = null
+ where run_id = {run_id} returning sittings;
+
+-- name: open_chunks
+-- The chunks of a run that are not committed, with their bounds.
+select chunk, kind, lower_bound, upper_bound, estimated_rows from {schema}.chunks
+ where run_id = {run_id} and status <> 'done' order by chunk;
+
+-- name: claim_chunk
+-- Lock the chunk's row: a second task with the same chunk waits here, and then finds it done.
+select status, rows_read, rows_loaded, rows_unchanged, rows_duplicate, rows_filtered, rows_quarantined, bytes_read, attempts
+  from {schema}.chunks where run_id = {run_id} and chunk = {chunk} for update;
+
+-- name: chunk_done
+-- The record of a loaded chunk, in the transaction that loaded it.
+update {schema}.chunks set status = 'done', attempts = {attempts}, rows_read = {rows_read}, rows_loaded = {rows_loaded},
+       rows_unchanged = {rows_unchanged}, rows_duplicate = {rows_duplicate}, rows_filtered = {rows_filtered},
+       rows_quarantined = {rows_quarantined}, warned = {warned}::jsonb, read_seconds = {read_seconds},
+       transform_seconds = {transform_seconds}, stage_seconds = {stage_seconds},
+       load_seconds = extract(epoch from clock_timestamp() - transaction_timestamp()), bytes_read = {bytes_read},
+       worker = {worker}, sitting = {sitting}, started_at = clock_timestamp() - make_interval(secs => {elapsed_seconds}),
+       ended_at = clock_timestamp(), error = null
+ where run_id = {run_id} and chunk = {chunk} and status <> 'done'
+returning load_seconds;
+
+-- name: chunk_failed
+-- The record of a chunk that was given up; a committed chunk is never overwritten.
+update {schema}.chunks set status = 'failed', attempts = attempts + {attempts}, worker = {worker}, sitting = {sitting},
+       ended_at = clock_timestamp(), error = {error}
+ where run_id = {run_id} and chunk = {chunk} and status <> 'done';
+
+-- name: insert_quarantine
+-- From the session's temporary table of text columns.
+insert into {schema}.quarantine (run_id, chunk, record, stage, rules, message, key, data)
+select {run_id}, {chunk}, record, stage, rules, message, key, data::jsonb from pg_temp._keyhaul_quarantine;
+
+-- name: count_quarantine
+-- Counted by SQL: what this chunk has in quarantine now.
+select count(*) from {schema}.quarantine where run_id = {run_id} and chunk = {chunk};
+
+-- name: totals
+-- The run's balance, summed from its committed chunks.
+select count(*) filter (where status = 'done'), count(*) filter (where status = 'failed'), count(*),
+       coalesce(sum(rows_read), 0)::bigint, coalesce(sum(rows_loaded), 0)::bigint, coalesce(sum(rows_unchanged), 0)::bigint,
+       coalesce(sum(rows_duplicate), 0)::bigint, coalesce(sum(rows_filtered), 0)::bigint,
+       coalesce(sum(rows_quarantined), 0)::bigint
+  from {schema}.chunks where run_id = {run_id};
+
+-- name: sum_warned
+-- Rows that failed a rule with `on_fail: warn`, by rule.
+select w.key, sum(w.value::bigint)::bigint from {schema}.chunks c, jsonb_each_text(c.warned) w
+ where c.run_id = {run_id} group by 1 order by 2 desc, 1;
+
+-- name: quarantined_by_rule
+-- Records by reason; a record that failed two rules counts for both.
+select r, count(*) from {schema}.quarantine q, unnest(q.rules) r where q.run_id = {run_id} group by 1 order by 2 desc, 1;
+
+-- name: failed_chunks
+-- What was given up, and why.
+select chunk, attempts, coalesce(error, '') from {schema}.chunks where run_id = {run_id} and status = 'failed' order by chunk;
+
+-- name: end_run
+-- The run's last word: done when no chunk is left, else stopped and resumable.
+update {schema}.runs set status = {status}, ended_at = clock_timestamp(), stop_reason = {stop_reason} where run_id = {run_id};
+
+-- ---- look back ----
+
+-- name: run_names
+-- The names of all runs, the newest first.
+select run_id from {schema}.runs order by started_at desc, run_id desc;
+
+-- name: runs
+-- The newest runs, or one run by its name, with what their chunks sum to. A run is alive while a session holds
+-- its job's advisory lock; of several rows that say running, only the newest can be the one that holds it.
+-- Seconds are those of the sittings, without the time between them.
+with picked as (
+    select r.*
+    from {schema}.runs r
+    where %(run_id)s::text is null or r.run_id = %(run_id)s::text
+    order by r.started_at desc, r.run_id desc
+    limit %(limit)s::bigint
+)
+select
+    p.run_id, p.job, p.source, p.target_table, p.status, p.key, p.chunk_rows, p.chunks_planned, p.estimated_rows,
+    p.sittings, p.workers, p.pid, p.host, p.version, p.started_at, p.ended_at, p.stop_reason,
+    p.status = 'running'
+        and not exists (
+            select from {schema}.runs n
+            where n.job = p.job and n.status = 'running' and (n.started_at, n.run_id) > (p.started_at, p.run_id)
+        )
+        and exists (
+            select
+            from pg_catalog.pg_locks l, hashtextextended('keyhaul:' || %(schema)s::text || ':' || p.job, 0) k
+            where l.locktype = 'advisory' and l.granted and l.objsubid = 1
+              and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = current_database())
+              and l.classid::bigint = (k >> 32) & 4294967295
+              and l.objid::bigint = k & 4294967295
+        ) as alive,
+    c.*,
+    case
+        when p.sittings = 1 and p.ended_at is not null then extract(epoch from p.ended_at - p.started_at)
+        else (
+            select coalesce(sum(s.seconds), 0)
+            from (
+                select extract(epoch from max(x.ended_at) - min(x.started_at)) as seconds
+                from {schema}.chunks x
+                where x.run_id = p.run_id and x.status <> 'planned'
+                group by x.sitting
+            ) s
+        )
+    end::double precision as seconds
+from picked p
+cross join lateral (
+    select
+        count(*) filter (where c.status = 'done') as chunks_done,
+        count(*) filter (where c.status = 'failed') as chunks_failed,
+        coalesce(sum(c.rows_read) filter (where c.status = 'done'), 0)::bigint as rows_read,
+        coalesce(sum(c.rows_loaded) filter (where c.status = 'done'), 0)::bigint as rows_loaded,
+        coalesce(sum(c.rows_unchanged) filter (where c.status = 'done'), 0)::bigint as rows_unchanged,
+        coalesce(sum(c.rows_duplicate) filter (where c.status = 'done'), 0)::bigint as rows_duplicate,
+        coalesce(sum(c.rows_filtered) filter (where c.status = 'done'), 0)::bigint as rows_filtered,
+        coalesce(sum(c.rows_quarantined) filter (where c.status = 'done'), 0)::bigint as rows_quarantined
+    from {schema}.chunks c
+    where c.run_id = p.run_id
+) c
+order by p.started_at desc, p.run_id desc;
+
+-- name: run_chunks
+-- The chunks of a run in their order: all if they are at most chunk_limit (NULL: always), else the slowest ten,
+-- the failed and the retried.
+select chunk, kind, lower_bound, upper_bound, status, attempts, rows_read, rows_loaded, rows_quarantined,
+       read_seconds, transform_seconds, stage_seconds, load_seconds, worker, sitting, error
+from (
+    select c.*,
+           count(*) over () as total,
+           row_number() over (
+               order by c.status = 'planned',
+                        c.read_seconds + c.transform_seconds + c.stage_seconds + c.load_seconds desc, c.chunk
+           ) as slowness
+    from {schema}.chunks c
+    where c.run_id = %(run_id)s
+) c
+where %(chunk_limit)s::bigint is null or total <= %(chunk_limit)s::bigint
+   or status = 'failed' or attempts > 1 or (slowness <= 10 and status <> 'planned')
+order by chunk;
+
+-- name: quarantine_reasons
+-- Rejected records of a run by rule (by stage where no rule is named), most first. A record that failed two
+-- rules counts under both.
+select reason, count(*) as records
+from {schema}.quarantine q,
+     unnest(case when cardinality(q.rules) = 0 then array[q.stage] else q.rules end) reason
+where q.run_id = %(run_id)s
+group by reason
+order by records desc, reason;
+
+-- name: quarantine_rows
+-- The rejected records of a run in the order of the source; all of them if row_limit is NULL.
+select run_id, chunk, record, stage, rules, message, key, data::text as data
+from {schema}.quarantine
+where run_id = %(run_id)s
+order by chunk, record
+limit %(row_limit)s::bigint;

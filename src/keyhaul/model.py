@@ -1,0 +1,202 @@
+"""The nouns that the modules hand to each other. No driver is imported here.
+
+Row counts are rows of the source; durations are seconds; sizes are bytes of Arrow buffers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import polars as pl
+
+RECORD = "_record"
+"""The hidden column of every frame: the row's ordinal in its chunk, int64, from 0."""
+
+ChunkKind = Literal["range", "nulls"]
+RouteKind = Literal["direct", "text", "refused"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """A half-open key range ``[lower, upper)``, or the chunk of rows whose key has a NULL.
+
+    Attributes:
+        number: position in the plan, from 1, ascending in key order; the NULL chunk is last.
+        kind: ``range`` or ``nulls``.
+        lower: the key's columns as PostgreSQL text, inclusive; None is open-ended.
+        upper: the same, exclusive; None is open-ended.
+        estimated_rows: rows expected, from the boundaries (exact) or statistics (sampled).
+    """
+
+    number: int
+    kind: ChunkKind = "range"
+    lower: tuple[str, ...] | None = None
+    upper: tuple[str, ...] | None = None
+    estimated_rows: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """One column of a source or a target, as pg_catalog describes it.
+
+    Attributes:
+        name: as stored, not quoted.
+        pg_type: as ``format_type`` prints it, with its modifier, for example ``numeric(12,2)``.
+        base_type: the built-in type's internal name, for example ``numeric``, ``int4``; for a
+            domain the type beneath it.
+        not_null: the database guarantees that no NULL is there.
+        has_default: an INSERT may leave the column out.
+        generated: the database computes it; it is never written.
+    """
+
+    name: str
+    pg_type: str
+    base_type: str
+    not_null: bool = False
+    has_default: bool = False
+    generated: bool = False
+    precision: int | None = None
+    scale: int | None = None
+    length: int | None = None
+    type_category: str = ""
+    type_kind: str = "b"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The ordered chunks of one run, written to the ledger before the first read."""
+
+    chunks: tuple[Chunk, ...]
+    estimated_rows: int
+    estimated_bytes: int
+    exact: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """The balance of a chunk or a run: ``read = loaded + unchanged + duplicate + filtered + quarantined``."""
+
+    read: int = 0
+    loaded: int = 0
+    unchanged: int = 0
+    duplicate: int = 0
+    filtered: int = 0
+    quarantined: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        """Add two balances, term by term."""
+        return Counts(
+            read=self.read + other.read,
+            loaded=self.loaded + other.loaded,
+            unchanged=self.unchanged + other.unchanged,
+            duplicate=self.duplicate + other.duplicate,
+            filtered=self.filtered + other.filtered,
+            quarantined=self.quarantined + other.quarantined,
+        )
+
+    @property
+    def balanced(self) -> bool:
+        """Whether every row read is accounted for."""
+        return self.read == self.loaded + self.unchanged + self.duplicate + self.filtered + self.quarantined
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """Seconds of wall time that one chunk (or, summed, a run's workers) spent in each step."""
+
+    read_seconds: float = 0.0
+    transform_seconds: float = 0.0
+    stage_seconds: float = 0.0
+    load_seconds: float = 0.0
+
+    def __add__(self, other: Timings) -> Timings:
+        """Add two timings, step by step."""
+        return Timings(
+            read_seconds=self.read_seconds + other.read_seconds,
+            transform_seconds=self.transform_seconds + other.transform_seconds,
+            stage_seconds=self.stage_seconds + other.stage_seconds,
+            load_seconds=self.load_seconds + other.load_seconds,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Staged:
+    """What a chunk became: rows to load, records to quarantine, and the counts so far.
+
+    Attributes:
+        accepted: rows for the target, in source order, with ``_record``.
+        rejected: one row per rejected record: ``_record`` int64, ``stage`` str, ``rules``
+            list[str], ``message`` str, ``key`` str (nullable), ``data`` str (JSON object).
+        counts: ``loaded`` is still 0; the target fills it.
+        warned: rule name → rows that failed a rule with ``on_fail: warn``; they are loaded.
+    """
+
+    accepted: pl.DataFrame
+    rejected: pl.DataFrame
+    counts: Counts
+    warned: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkResult:
+    """What the ledger holds of a chunk that is committed."""
+
+    chunk: int
+    counts: Counts
+    timings: Timings
+    attempts: int
+    bytes_read: int
+    warned: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailedChunk:
+    """A chunk that was given up: its number, tries and the reason."""
+
+    chunk: int
+    attempts: int
+    error: str
+
+
+Outcome = Literal["done", "stopped", "interrupted"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """The end of a run.
+
+    Attributes:
+        outcome: ``done`` (every chunk committed), ``stopped`` (resumable), ``interrupted`` (by a signal).
+        counts: the whole run's balance, summed by SQL from the ledger; includes earlier sittings.
+        sitting: the rows of this process alone, for rates.
+        quarantined_by_reason: ``rule or stage`` → records, largest first.
+    """
+
+    run_id: str
+    job: str
+    outcome: Outcome
+    resumed: bool
+    counts: Counts
+    sitting: Counts
+    timings: Timings
+    chunks_planned: int
+    chunks_done: int
+    failed: Sequence[FailedChunk]
+    seconds: float
+    workers: int
+    quarantined_by_reason: Mapping[str, int] = field(default_factory=dict)
+    warned: Mapping[str, int] = field(default_factory=dict)
+    target_table: str = ""
+    stop_reason: str = ""
+    signal: int = 0
+
+
+class Observer(Protocol):
+    """Anything that wants to know: called with each event, in the thread where it happened."""
+
+    def __call__(self, event: object) -> None:
+        """Take one event of `keyhaul.events`; must be quick and must not raise."""

@@ -1,0 +1,301 @@
+"""Everything that is settled before the first row moves: both ends are asked, and every mistake is told.
+
+Nothing is written here, in the source or in the target.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg import errors
+
+from keyhaul import embedded, pgtypes
+from keyhaul.config import EMBEDDED
+from keyhaul.dsn import Dsn, redact
+from keyhaul.errors import ConfigError, ConnectError, RefusedError
+from keyhaul.mapping import build_mapping
+from keyhaul.model import RECORD
+from keyhaul.sources.sql import SqlSource
+from keyhaul.stage import compile_rules
+from keyhaul.targets.postgres import TargetTable, inspect_target
+from keyhaul.transform import Transform, compile_transform
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from types import TracebackType
+
+    from keyhaul.config import Job
+    from keyhaul.mapping import WriteColumn
+    from keyhaul.model import Column
+    from keyhaul.pgtypes import Route
+    from keyhaul.stage import Check
+
+CONNECT_TIMEOUT_SECONDS = 2
+"""How long a first connection may take (the URI's own connect_timeout wins); a wrong address is told at once."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Ends:
+    """Both databases of a job, found and reachable.
+
+    Attributes:
+        source, target: their connection strings.
+        embedded_source, embedded_target: whether each is the embedded server's.
+        filled: the flights were loaded into the embedded source just now.
+    """
+
+    source: Dsn
+    target: Dsn
+    embedded_source: bool
+    embedded_target: bool
+    filled: bool = False
+
+
+def find_ends(job: Job) -> Ends:
+    """Parse both URIs; start the embedded server when one of them is ``embedded``.
+
+    Raises:
+        ConfigError: a URI cannot be read, or the embedded server cannot be started.
+    """
+    source_embedded, target_embedded = job.source.uri == EMBEDDED, job.target.uri == EMBEDDED
+    filled = False
+    if source_embedded or target_embedded:
+        server = embedded.start(Path(job.home) if job.home else None)
+        filled = embedded.ensure_flights(server)
+        here = Dsn.parse(server.uri(embedded.SOURCE), "embedded")
+        there = Dsn.parse(server.uri(embedded.WAREHOUSE), "embedded")
+    return Ends(
+        source=here if source_embedded else Dsn.parse(job.source.uri, "source.uri (flag --source)"),
+        target=there if target_embedded else Dsn.parse(job.target.uri, "target.uri (flag --target)"),
+        embedded_source=source_embedded,
+        embedded_target=target_embedded,
+        filled=filled,
+    )
+
+
+def find_target(uri: str, home: str | None) -> Dsn:
+    """Return the target's connection string for a command that looks back; starts the embedded server if it is meant."""
+    if uri != EMBEDDED:
+        return Dsn.parse(uri, "target.uri (flag --target)")
+    server = embedded.start(Path(home) if home else None)
+    embedded.ensure_databases(server, [embedded.WAREHOUSE])
+    return Dsn.parse(server.uri(embedded.WAREHOUSE), "embedded")
+
+
+def connect(dsn: Dsn, end: str, *, application_name: str, settings: Mapping[str, str]) -> psycopg.Connection[Any]:
+    """Connect in autocommit mode.
+
+    Args:
+        dsn: which database.
+        end: ``source`` or ``target``, for messages.
+        application_name: shown in pg_stat_activity.
+        settings: of the session.
+
+    Raises:
+        ConnectError: it cannot be reached or refuses the login; the message has no password.
+    """
+    conninfo = dsn.conninfo(
+        application_name=application_name, options=settings, connect_timeout_seconds=CONNECT_TIMEOUT_SECONDS
+    )
+    try:
+        return psycopg.connect(conninfo, autocommit=True)
+    except psycopg.Error as error:
+        text = redact(" ".join(str(error).split()), dsn)
+        raise ConnectError(f"connect to {end} {dsn.label}: {_reason(error, text, end)}") from None
+
+
+def _reason(error: psycopg.Error, text: str, end: str) -> str:
+    flag = f"--{end} (or ETL_{end.upper()}_URL, or {end}.uri)"
+    lowered = text.lower()
+    if isinstance(error, errors.InvalidPassword) or "password authentication failed" in lowered:
+        return f"the server refuses the user or password. Change them in {flag}"
+    if "no password supplied" in lowered:
+        return f"the server wants a password and none was given. Put it into {flag}"
+    if "does not exist" in lowered and "database" in lowered:
+        return f"there is no such database. Change {flag}"
+    if "could not translate host name" in lowered or "name or service not known" in lowered:
+        return f"there is no such host. Change {flag}"
+    if "refused" in lowered:
+        return f"nothing listens there (connection refused). Is the server running? Else change {flag}"
+    if "timeout" in lowered or "timed out" in lowered:
+        return (
+            f"no answer within {CONNECT_TIMEOUT_SECONDS} s. Check host and port in {flag}; "
+            "a slow link wants ?connect_timeout=SECONDS there"
+        )
+    return f"{text}. Check {flag}"
+
+
+def session_settings(job: Job, **more: str) -> dict[str, str]:
+    """Return what every session of ours sets."""
+    return {
+        **pgtypes.SESSION_SETTINGS,
+        "statement_timeout": f"{job.statement_timeout_seconds}s",
+        "idle_session_timeout": "0",
+        **more,
+    }
+
+
+@dataclass(slots=True, kw_only=True)
+class Prepared:
+    """An open job: both ends connected, the snapshot taken, everything compiled; nothing written yet.
+
+    A context manager: leaving it closes both connections and with them the snapshot and the job's lock.
+    """
+
+    job: Job
+    ends: Ends
+    source_conn: psycopg.Connection[Any]
+    target_conn: psycopg.Connection[Any]
+    source: SqlSource
+    target: TargetTable
+    routes: Mapping[str, Route]
+    sources: Mapping[str, Column]
+    transform: Transform
+    checks: tuple[Check, ...]
+    columns: tuple[WriteColumn, ...]
+    read_columns: tuple[str, ...]
+
+    def __enter__(self) -> Prepared:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close both connections."""
+        self.close()
+
+    def close(self) -> None:
+        """Close both connections."""
+        self.source_conn.close()
+        self.target_conn.close()
+
+
+def prepare(job: Job, ends: Ends, *, run_id: str = "plan") -> Prepared:
+    """Connect to both ends, take the snapshot, and compile the job against what is really there.
+
+    Raises:
+        ConnectError: an end cannot be reached.
+        ConfigError: a table, key, column, expression or rule does not fit.
+        RefusedError: a column cannot be carried, or has no place in the target.
+    """
+    _check_tls(job, ends)
+    with ExitStack() as stack:
+        source_conn = connect(
+            ends.source,
+            "source",
+            application_name=f"keyhaul {run_id} snapshot",
+            settings=session_settings(job, idle_in_transaction_session_timeout="0", default_transaction_read_only="on"),
+        )
+        stack.callback(source_conn.close)
+        target_conn = connect(
+            ends.target, "target", application_name=f"keyhaul {run_id} ledger", settings=session_settings(job)
+        )
+        stack.callback(target_conn.close)
+        ends = replace(ends, source=_with_login(ends.source, source_conn), target=_with_login(ends.target, target_conn))
+        try:
+            prepared = _compile(job, ends, source_conn, target_conn)
+        except psycopg.Error as error:
+            msg = f"prepare job {job.job}: {redact(str(error).strip().splitlines()[0], ends.source, ends.target)}"
+            raise ConfigError(msg) from None
+        stack.pop_all()
+        return prepared
+
+
+def _check_tls(job: Job, ends: Ends) -> None:
+    mode = ends.source.options.get("sslmode", "")
+    if job.source.reader == "connectorx" and mode.startswith("verify"):
+        msg = (
+            f"read source: connectorx cannot do sslmode={mode} (with sslmode=require and sslrootcert it checks the CA, "
+            "but not the host's name). Give --reader adbc, which verifies fully"
+        )
+        raise RefusedError(msg)
+
+
+def _with_login(dsn: Dsn, conn: psycopg.Connection[Any]) -> Dsn:
+    """Return `dsn` with the user and password that libpq found; connectorx does not look at PGPASSWORD or ~/.pgpass."""
+    return replace(dsn, user=dsn.user or conn.info.user, password=dsn.password or conn.info.password)
+
+
+def _compile(
+    job: Job, ends: Ends, source_conn: psycopg.Connection[Any], target_conn: psycopg.Connection[Any]
+) -> Prepared:
+    source = SqlSource.open(source_conn, table=job.source.table, query=job.source.query, key=job.key)
+    if source.relation.column(RECORD) is not None:
+        msg = f"read {source.relation.label}: a column is called {RECORD}, which is keyhaul's own. Rename it in a query"
+        raise RefusedError(msg)
+    routes = source.routes()
+    sources = {column.name: column for column in source.relation.columns}
+    transform = compile_transform(job.transform, {name: route.dtype for name, route in routes.items()})
+    read_columns = tuple(name for name in routes if name in transform.needed or name in job.key)
+    _refuse_routes(routes, read_columns)
+    schema = {name: column.dtype for name, column in transform.output.items()}
+    checks = compile_rules(job.rules, schema)
+    _check_dedup(job, transform, sources)
+    target = inspect_target(
+        target_conn,
+        job.target.table,
+        output=transform.output,
+        sources=sources,
+        primary_key=source.relation.primary_key,
+    )
+    columns = build_mapping(transform.output, sources, target.columns, target.label)
+    if not columns:
+        msg = f"load {target.label}: no column is left after the transform. Drop fewer"
+        raise RefusedError(msg)
+    return Prepared(
+        job=job,
+        ends=ends,
+        source_conn=source_conn,
+        target_conn=target_conn,
+        source=source,
+        target=target,
+        routes=routes,
+        sources=sources,
+        transform=transform,
+        checks=checks,
+        columns=columns,
+        read_columns=read_columns,
+    )
+
+
+def _refuse_routes(routes: Mapping[str, Route], read: Sequence[str]) -> None:
+    refused = [f"read column {name}: {routes[name].reason}" for name in read if routes[name].kind == "refused"]
+    if refused:
+        raise RefusedError("\n".join(refused))
+
+
+def _check_dedup(job: Job, transform: Transform, sources: Mapping[str, Column]) -> None:
+    dedup = job.dedup
+    if dedup is None:
+        return
+    names = [*dedup.on, *dedup.order_by]
+    unknown = [name for name in names if name not in transform.output]
+    if unknown:
+        known = ", ".join(transform.output)
+        msg = f"dedup: no column {', '.join(unknown)} after the transform, expected one of {known}. Change --dedup or --order-by"
+        raise ConfigError(msg)
+    copied = {column.source for name, column in transform.output.items() if name in dedup.on}
+    missing = [key for key in job.key if key not in copied]
+    if missing:
+        msg = (
+            f"dedup on {', '.join(dedup.on)}: the key's column {', '.join(missing)} is not among them, so copies could lie "
+            "in different chunks. Cut the chunks by columns of the dedup (--key), or add the key to it"
+        )
+        raise RefusedError(msg)
+    blind = [
+        name
+        for name in dedup.order_by
+        if (origin := transform.output[name].source) and pgtypes.route(sources[origin]).kind == "text"
+        and sources[origin].base_type not in {"citext"}
+    ]  # fmt: skip
+    if blind:
+        msg = (
+            f"dedup order_by {', '.join(blind)}: {', '.join(sources[n].pg_type for n in blind if n in sources)} travels as "
+            "text, whose order is not the type's. Order by another column, or cast it: transform: - set: {…: \"cast(… as …)\"}"
+        )
+        raise RefusedError(msg)

@@ -1,0 +1,175 @@
+"""What a run rejected: read from the ledger, printed or exported as CSV.
+
+Values of rows appear in this output and nowhere else.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import tempfile
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from psycopg.rows import class_row, tuple_row
+
+from keyhaul.console import write
+from keyhaul.errors import ConfigError, RefusedError
+from keyhaul.lookback import ROWS_SHOWN, Connection, fetch, ledger_errors
+from keyhaul.reporting import reasons
+from keyhaul.sql import statement
+from keyhaul.text import one_line, plural
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterable, Mapping, Sequence
+
+    from rich.console import Console, RenderableType
+
+EXPORT_COLUMNS = ("run_id", "chunk", "record", "stage", "rules", "message", "key", "data")
+FETCH_ROWS = 1000
+"""Records in memory during an export; 1000 records of 1 kB are 1 MB."""
+
+_FORMULA = re.compile(r"""[\t\r\n]|[\s"']*[=+\-@\t\r＝＋－＠]""")  # noqa: RUF001 - spreadsheets run the wide signs too
+_NUMBER = re.compile(r"-\d+(\.\d+)?([eE][+-]?\d+)?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuarantinedRecord:
+    """A rejected record: where it was, why it was rejected, and the whole of it as a JSON object."""
+
+    run_id: str
+    chunk: int
+    record: int
+    stage: str
+    rules: list[str]
+    message: str
+    key: str | None
+    data: str
+
+
+def quarantine_reasons(conn: Connection, schema: str, run_id: str) -> dict[str, int]:
+    """Return rule (or stage, where no rule is named) → records, most first.
+
+    A record that failed two rules counts under both.
+    """
+    return dict(fetch(conn, schema, "quarantine_reasons", tuple_row, {"run_id": run_id}))
+
+
+def quarantine_rows(
+    conn: Connection, schema: str, run_id: str, limit: int = ROWS_SHOWN
+) -> tuple[QuarantinedRecord, ...]:
+    """Return the first `limit` rejected records in the order of the source."""
+    values = {"run_id": run_id, "row_limit": limit}
+    return tuple(fetch(conn, schema, "quarantine_rows", class_row(QuarantinedRecord), values))
+
+
+def export_quarantine(conn: Connection, schema: str, run_id: str, path: Path, *, force: bool = False) -> int:
+    """Write all rejected records of a run to `path` as CSV (UTF-8, RFC 4180) and return their number.
+
+    Columns as in `EXPORT_COLUMNS`; rules are joined with ``; ``, data is the record as JSON, a NULL key is
+    an empty cell. A cell that a spreadsheet would run gets a leading apostrophe. The file appears under its
+    name when it is whole, readable by its owner alone. Memory is that of `FETCH_ROWS` records.
+
+    Raises:
+        RefusedError: the file exists and `force` is not given, or there is no ledger.
+        ConfigError: the file cannot be written.
+    """
+    _refuse_existing(path, force=force)
+    try:
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=".part")
+    except OSError as error:
+        raise ConfigError(f"write {path}: {error.strerror}. Name a folder that exists and can be written.") from error
+    part = Path(name)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(EXPORT_COLUMNS)
+            number = 0
+            with closing(_stream(conn, schema, run_id)) as rows:
+                for row in rows:
+                    writer.writerow(_cells(row))
+                    number += 1
+            file.flush()
+            os.fsync(file.fileno())
+        _refuse_existing(path, force=force)
+        part.replace(path)
+    except OSError as error:
+        raise ConfigError(f"write {path}: {error.strerror}. Free some space or name another file.") from error
+    finally:
+        part.unlink(missing_ok=True)
+    return number
+
+
+def _refuse_existing(path: Path, *, force: bool) -> None:
+    if path.is_dir() or (path.exists() and not force):
+        raise RefusedError(f"write {path}: it exists already. Name another file, or add --force to replace a file.")
+
+
+def _stream(conn: Connection, schema: str, run_id: str) -> Generator[QuarantinedRecord]:
+    """Yield the records through a cursor of the server; it lives in a transaction, whatever the connection's mode."""
+    rows = class_row(QuarantinedRecord)
+    with ledger_errors(conn, schema), conn.transaction(), conn.cursor("keyhaul_quarantine", row_factory=rows) as cursor:
+        cursor.itersize = FETCH_ROWS
+        cursor.execute(statement("quarantine_rows", schema), {"run_id": run_id, "row_limit": None})
+        yield from cursor
+
+
+def _cells(row: QuarantinedRecord) -> tuple[str | int, ...]:
+    key = "" if row.key is None else row.key
+    return (
+        escape_cell(row.run_id),
+        row.chunk,
+        row.record,
+        escape_cell(row.stage),
+        escape_cell("; ".join(row.rules)),
+        escape_cell(row.message),
+        key if _NUMBER.fullmatch(key) else escape_cell(key),
+        escape_cell(row.data),
+    )
+
+
+def escape_cell(value: str) -> str:
+    """Return `value` with a leading apostrophe if a spreadsheet would take it for a formula (OWASP, CSV injection)."""
+    return f"'{value}" if _FORMULA.match(value) else value
+
+
+def print_quarantine(
+    run_id: str, counted: Mapping[str, int], rows: Sequence[QuarantinedRecord], total: int, stream: TextIO
+) -> None:
+    """Print what was rejected: the reasons with their counts, then the first records with their values.
+
+    Args:
+        run_id: whose records they are.
+        counted: from `quarantine_reasons`.
+        rows: from `quarantine_rows`.
+        total: all rejected records of the run, ``RunRow.rows_quarantined``.
+        stream: a terminal cuts message and data at its width; any other stream gets them whole.
+    """
+
+    def build(console: Console) -> Iterable[RenderableType]:
+        from rich.text import Text
+
+        if not rows:
+            yield Text(f"Run {one_line(run_id)}: no record was quarantined")
+            return
+        yield Text(f"Run {one_line(run_id)}: {plural(total, 'record')} quarantined", "bold")
+        yield from reasons("Reasons", counted)
+        yield ""
+        for row in rows:
+            key = "NULL" if row.key is None else one_line(row.key)
+            why = one_line("; ".join(row.rules) or row.stage)
+            lines = (
+                Text.assemble((f"key {key}", "bold"), f"  chunk {row.chunk}, record {row.record}  ", (why, "yellow")),
+                Text(f"  {one_line(row.message)}"),
+                Text(f"  {one_line(row.data)}", "dim"),
+            )
+            for line in lines:
+                line.truncate(console.width, overflow="ellipsis")
+                yield line
+        if total > len(rows):
+            yield Text(f"and {plural(total - len(rows), 'more record')}: etl quarantine {run_id} --export bad.csv")
+
+    write(stream, build)

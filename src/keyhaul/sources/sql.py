@@ -1,0 +1,275 @@
+"""PostgreSQL as a source: one exported snapshot, boundaries in the key's own order, one query for each chunk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import psycopg
+from psycopg import errors, sql
+
+from keyhaul import catalog, pgtypes
+from keyhaul.errors import ConfigError, RefusedError
+from keyhaul.model import Plan
+from keyhaul.plan import Key, chunks_between
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from keyhaul.catalog import Relation
+    from keyhaul.model import Chunk
+
+EXACT_ROWS: Final = 20_000_000
+"""Up to this many rows (by the statistics) boundaries are exact. Walking an index costs about 40 ms for
+each million rows (PostgreSQL 18, 2 cores), so this is under a second; beyond it a sample decides."""
+
+SAMPLED_ROWS_PER_CHUNK: Final = 200
+"""Rows that a sampled plan looks at for each chunk; the sizes then vary by about a tenth."""
+
+
+@dataclass(slots=True)
+class SqlSource:
+    """An open source: a read-only transaction that holds the run's snapshot.
+
+    Attributes:
+        conn: the transaction that exported the snapshot; it stays open for the whole run.
+        relation: what is read.
+        key: the key's column names.
+        snapshot: the name under which readers join.
+    """
+
+    conn: psycopg.Connection[Any]
+    relation: Relation
+    key: tuple[str, ...]
+    snapshot: str
+
+    @classmethod
+    def open(
+        cls, conn: psycopg.Connection[Any], *, table: str | None, query: str | None, key: Sequence[str]
+    ) -> SqlSource:
+        """Begin the snapshot and describe what will be read.
+
+        Raises:
+            ConfigError: there is no such table, the query does not run, or the key is not a column or has
+                no order.
+        """
+        conn.execute("begin isolation level repeatable read read only")
+        if query is not None:
+            relation = catalog.describe_query(conn, query)
+        else:
+            relation = _find_table(conn, table or "")
+        _check_key(conn, relation, key)
+        row = conn.execute("select pg_export_snapshot()").fetchone()
+        return cls(conn=conn, relation=relation, key=tuple(key), snapshot=row[0] if row else "")
+
+    def plan(self, chunk_rows: int) -> Plan:
+        """Cut the key's range into chunks of about `chunk_rows` rows.
+
+        Exact when an index leads with the key and the statistics know of at most `EXACT_ROWS` rows, or
+        when there is no such index (one sorted pass); from a sample of the table otherwise.
+        """
+        relation = self.relation
+        indexed = relation.oid is not None and catalog.leads_an_index(self.conn, relation.oid, self.key)
+        sampled = relation.kind == "r" and relation.reltuples > EXACT_ROWS
+        if sampled:
+            boundaries, total = self._sample(chunk_rows)
+        elif indexed:
+            boundaries, total = self._walk(chunk_rows)
+        else:
+            boundaries, total = self._pass(chunk_rows)
+        nullable = bool(self._nullable())
+        chunks = chunks_between(
+            boundaries, total_rows=total, chunk_rows=chunk_rows, null_rows=0 if nullable else None
+        )
+        return Plan(
+            chunks=chunks,
+            estimated_rows=total,
+            estimated_bytes=total * relation.row_bytes,
+            exact=not sampled,
+        )
+
+    def indexed(self) -> bool:
+        """Whether an index leads with the key, so that a chunk is read without scanning the whole table."""
+        return self.relation.oid is not None and catalog.leads_an_index(self.conn, self.relation.oid, self.key)
+
+    # --- boundaries ------------------------------------------------------------------------------
+
+    def _nullable(self) -> list[str]:
+        columns = (self.relation.column(name) for name in self.key)
+        return [column.name for column in columns if column is not None and not column.not_null]
+
+    def _key(self) -> sql.Composed:
+        names = sql.SQL(", ").join(map(sql.Identifier, self.key))
+        return sql.SQL("({})").format(names) if len(self.key) == 1 else sql.SQL("row({})").format(names)
+
+    def _literal(self, key: Key) -> sql.Composed:
+        """Return the key's value as SQL, each part cast to its column's type, so that the database compares."""
+        parts = []
+        for name, text in zip(self.key, key, strict=True):
+            column = self.relation.column(name)
+            pg_type = column.pg_type if column else "text"
+            parts.append(sql.SQL("{}::{}").format(sql.Literal(text), sql.SQL(pg_type)))  # type: ignore[arg-type]
+        joined = sql.SQL(", ").join(parts)
+        return sql.SQL("({})").format(joined) if len(parts) == 1 else sql.SQL("row({})").format(joined)
+
+    def _texts(self) -> sql.Composed:
+        """Return the key as text, under names of our own: ORDER BY would take an output column for the key."""
+        form = sql.SQL("{}::text as {}")
+        return sql.SQL(", ").join(
+            form.format(sql.Identifier(name), sql.Identifier(f"_text{number}")) for number, name in enumerate(self.key)
+        )
+
+    def _present(self) -> sql.Composable:
+        """Return a condition that no key column is NULL; row comparison alone can be true with a NULL inside."""
+        checks = [sql.SQL("{} is not null").format(sql.Identifier(name)) for name in self._nullable()]
+        return sql.SQL(" and ").join(checks) if checks else sql.SQL("true")
+
+    def _walk(self, chunk_rows: int) -> tuple[list[Key], int]:
+        """Walk the index, `chunk_rows` entries at a step: 0.2 s for 5 million rows against 1.2 s for one row_number."""
+        texts = self._texts()
+        order = sql.SQL(", ").join(map(sql.Identifier, self.key))
+        head = sql.SQL("select {texts}, {key} = {last} from {item} where {key} {op} {last} and {present} order by {order}")
+        fields = {
+            "texts": texts, "key": self._key(), "item": self.relation.from_item,
+            "present": self._present(), "order": order,
+        }  # fmt: skip
+        first = sql.SQL("select {texts} from {item} where {present} order by {order} limit 1").format(**fields)
+        row = self.conn.execute(first).fetchone()
+        if row is None:
+            return [], 0
+        boundaries: list[Key] = []
+        last: Key = tuple(row)
+        total = 0
+        while True:
+            here = {**fields, "last": self._literal(last)}
+            step = sql.SQL("{} offset {} limit 1").format(
+                head.format(**here, op=sql.SQL(">=")), sql.Literal(chunk_rows)
+            )
+            row = self.conn.execute(step).fetchone()
+            if row is not None and row[-1]:
+                # More rows of one key value than a chunk holds: they stay together, cut at the next value.
+                step = sql.SQL("{} limit 1").format(head.format(**here, op=sql.SQL(">")))
+                row = self.conn.execute(step).fetchone()
+            if row is None:
+                count = sql.SQL("select count(*) from {item} where {key} >= {last} and {present}").format(**here)
+                rest = self.conn.execute(count).fetchone()
+                return boundaries, total + (rest[0] if rest else 0)
+            last = tuple(row[:-1])
+            boundaries.append(last)
+            total += chunk_rows
+
+    def _pass(self, chunk_rows: int) -> tuple[list[Key], int]:
+        """Number all rows in the key's order, for a source without a fitting index: one sort."""
+        return self._numbered(self.relation.from_item, chunk_rows, 1)
+
+    def _sample(self, chunk_rows: int) -> tuple[list[Key], int]:
+        """Number a sample of the table's blocks; the last boundary stays open, so nothing can be missed."""
+        total = int(self.relation.reltuples)
+        percent = min(100.0, max(0.01, 100.0 * SAMPLED_ROWS_PER_CHUNK / chunk_rows))
+        item = sql.SQL("{} tablesample system ({})").format(self.relation.from_item, sql.Literal(percent))
+        boundaries, sampled = self._numbered(item, max(1, round(chunk_rows * percent / 100)), percent / 100)
+        return boundaries, total if sampled else 0
+
+    def _numbered(self, item: sql.Composable, step: int, share: float) -> tuple[list[Key], int]:
+        names = sql.SQL(", ").join(map(sql.Identifier, self.key))
+        inner = sql.SQL(
+            "select {names}, row_number() over (order by {names}) as _n, count(*) over () as _total from {item} where {present}"
+        ).format(names=names, item=item, present=self._present())
+        lags = sql.SQL(", ").join(
+            sql.SQL("lag({0}) over (order by _n) as {1}").format(sql.Identifier(name), sql.Identifier(f"_lag{number}"))
+            for number, name in enumerate(self.key)
+        )
+        before = sql.SQL(", ").join(sql.Identifier(f"_lag{number}") for number in range(len(self.key)))
+        texts = self._texts()
+        query = sql.SQL(
+            "select {texts}, _total from (select *, {lags} from ({inner}) a where (_n - 1) %% {step} = 0) b"
+            " where _n > 1 and ({key} > {before}) is not false order by _n"
+        ).format(texts=texts, lags=lags, inner=inner, step=sql.Literal(step), key=self._key(),
+                 before=sql.SQL("row({})").format(before) if len(self.key) > 1 else before)  # fmt: skip
+        rows = self.conn.execute(query, {}).fetchall()
+        if rows:
+            return [tuple(row[:-1]) for row in rows], round(rows[0][-1] / share)
+        count = sql.SQL("select count(*) from {} where {}").format(item, self._present())
+        counted = self.conn.execute(count).fetchone()
+        return [], round((counted[0] if counted else 0) / share)
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    def query(self, chunk: Chunk, columns: Sequence[str], as_text: frozenset[str]) -> str:
+        """Return the SELECT for one chunk.
+
+        Args:
+            chunk: the key range, or the NULL keys.
+            columns: what is selected, in order.
+            as_text: those of them that travel as ``::text``.
+        """
+        selected = []
+        for name in columns:
+            identifier = sql.Identifier(name)
+            form = sql.SQL("{0}::text as {0}") if name in as_text else sql.SQL("{0}")
+            selected.append(form.format(identifier))
+        statement = sql.SQL("select {} from {} where {}").format(
+            sql.SQL(", ").join(selected), self.relation.from_item, self._within(chunk)
+        )
+        return statement.as_string(None)
+
+    def _within(self, chunk: Chunk) -> sql.Composable:
+        if chunk.kind == "nulls":
+            return sql.SQL(" or ").join(sql.SQL("{} is null").format(sql.Identifier(n)) for n in self._nullable())
+        conditions: list[sql.Composable] = []
+        if chunk.lower is not None:
+            conditions.append(sql.SQL("{} >= {}").format(self._key(), self._literal(chunk.lower)))
+        if chunk.upper is not None:
+            conditions.append(sql.SQL("{} < {}").format(self._key(), self._literal(chunk.upper)))
+        if self._nullable():
+            conditions.append(self._present())
+        return sql.SQL(" and ").join(conditions) if conditions else sql.SQL("true")
+
+    def routes(self) -> Mapping[str, pgtypes.Route]:
+        """Return the route of each column, in order."""
+        return {column.name: pgtypes.route(column) for column in self.relation.columns}
+
+
+def _find_table(conn: psycopg.Connection[Any], table: str) -> Relation:
+    found = catalog.resolve(conn, table)
+    if found is None:
+        near = conn.execute(
+            "select string_agg(t, ', ') from (select table_schema || '.' || table_name as t from information_schema.tables"
+            " where table_schema not in ('pg_catalog', 'information_schema') order by 1 limit 10) s"
+        ).fetchone()
+        listed = near[0] if near and near[0] else "none that this user may see"
+        msg = f"read source table: {table} is not there. Tables in this database: {listed}. Change --table or source.table"
+        raise ConfigError(msg)
+    oid, schema, name = found
+    relation = catalog.describe_table(conn, oid, schema, name)
+    if relation.kind not in {"r", "p", "v", "m", "f"}:
+        msg = f"read source table: {relation.label} is not a table or view. Change --table or source.table"
+        raise ConfigError(msg)
+    try:
+        conn.execute(sql.SQL("select from {} limit 0").format(relation.from_item))
+    except errors.InsufficientPrivilege as error:
+        msg = f"read source table: this user may not read {relation.label}. Grant SELECT on it"
+        raise ConfigError(msg) from error
+    return relation
+
+
+def _check_key(conn: psycopg.Connection[Any], relation: Relation, key: Sequence[str]) -> None:
+    names = [column.name for column in relation.columns]
+    unknown = [name for name in key if name not in names]
+    if unknown:
+        msg = (
+            f"cut chunks by key: {relation.label} has no column {', '.join(unknown)}, expected one of "
+            f"{', '.join(names)}. Change --key"
+        )
+        raise ConfigError(msg)
+    if len(set(key)) < len(key):
+        msg = f"cut chunks by key: a column is named twice in {', '.join(key)}. Change --key"
+        raise RefusedError(msg)
+    order = sql.SQL(", ").join(map(sql.Identifier, key))
+    try:
+        with conn.transaction():
+            conn.execute(sql.SQL("select from {} order by {} limit 0").format(relation.from_item, order))
+    except errors.UndefinedFunction as error:
+        types = ", ".join(f"{c.name} {c.pg_type}" for name in key if (c := relation.column(name)))
+        msg = f"cut chunks by key: {types} has no order. Choose a key of a type that can be sorted"
+        raise RefusedError(msg) from error

@@ -1,0 +1,204 @@
+"""The two loaders behind one seam: a transaction that takes SQL and Arrow, over psycopg or over ADBC."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import psycopg
+import pyarrow as pa
+from psycopg import sql
+
+from keyhaul.errors import ChunkError, TransientError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from keyhaul.pgtypes import Encoder
+
+BATCH_ROWS: Final = 16_384
+"""Rows that are encoded at a time: about 2 MB of COPY data for rows of 100 bytes."""
+
+TRANSIENT_SQLSTATES: Final = ("08", "57P01", "57P02", "57P03", "40001", "40P01", "53300", "55P03", "25006")
+"""Classes and codes that another try may get past: connection, shutdown, serialisation, deadlock, too many
+connections, lock timeout, a server that is in recovery."""
+
+
+class Session(Protocol):
+    """One transaction at a time in the target; a session belongs to one worker thread."""
+
+    def execute(self, query: sql.Composable) -> list[tuple[Any, ...]]:
+        """Run one statement and return its rows, if it gives any."""
+
+    def copy(self, table: sql.Identifier, data: pa.Table, encoders: Mapping[str, Encoder]) -> None:
+        """Append all rows of `data` to the columns of the same names."""
+
+    def commit(self) -> None:
+        """Commit, and know that it was committed."""
+
+    def close(self) -> None:
+        """Roll back what is open and give the connection up."""
+
+    def cancel(self) -> None:
+        """Ask the server to stop what this session does; may be called from another thread."""
+
+
+class CopySession:
+    """psycopg and a binary COPY that pgpq encodes, record batch by record batch."""
+
+    def __init__(self, conninfo: str) -> None:
+        """Connect; the first statement begins a transaction."""
+        try:
+            self._conn: psycopg.Connection[Any] = psycopg.connect(conninfo)
+        except psycopg.Error as error:
+            raise translate(error) from error
+
+    def execute(self, query: sql.Composable) -> list[tuple[Any, ...]]:
+        """Run one statement; raises TransientError or ChunkError with the server's words."""
+        try:
+            cursor = self._conn.execute(query)
+            return cursor.fetchall() if cursor.description else []
+        except psycopg.Error as error:
+            raise translate(error) from error
+
+    def copy(self, table: sql.Identifier, data: pa.Table, encoders: Mapping[str, Encoder]) -> None:
+        """Stream `data` as one binary COPY, encoding `BATCH_ROWS` rows at a time."""
+        encoder = _encoder(data.schema, encoders)
+        columns = sql.SQL(", ").join(map(sql.Identifier, data.schema.names))
+        query = sql.SQL("copy {} ({}) from stdin (format binary)").format(table, columns)
+        try:
+            with self._conn.cursor() as cursor, cursor.copy(query) as copy:
+                copy.write(encoder.write_header())
+                for batch in data.to_batches(max_chunksize=BATCH_ROWS):
+                    copy.write(encoder.write_batch(batch))
+                copy.write(encoder.finish())
+        except psycopg.Error as error:
+            raise translate(error) from error
+
+    def commit(self) -> None:
+        """Commit; an error leaves it unknown whether it was, and the ledger must be asked."""
+        try:
+            self._conn.commit()
+        except psycopg.Error as error:
+            raise TransientError(f"commit chunk: {_message(error)}") from error
+
+    def close(self) -> None:
+        """Close; the server rolls back what is open."""
+        with contextlib.suppress(psycopg.Error):
+            self._conn.close()
+
+    def cancel(self) -> None:
+        """Send a cancel request for the running statement."""
+        with contextlib.suppress(psycopg.Error):
+            self._conn.cancel_safe(timeout=2)
+
+
+class AdbcSession:
+    """The ADBC driver and its bulk ingestion."""
+
+    def __init__(self, uri: str) -> None:
+        """Connect; autocommit is off."""
+        import adbc_driver_postgresql.dbapi as adbc  # noqa: PLC0415 - 300 ms, and only for this loader
+
+        try:
+            self._conn = adbc.connect(uri)
+        except Exception as error:
+            raise translate(error) from error
+
+    def execute(self, query: sql.Composable) -> list[tuple[Any, ...]]:
+        """Run one statement; raises TransientError or ChunkError with the server's words."""
+        try:
+            with self._conn.cursor() as cursor:
+                cursor.execute(query.as_string(None))
+                return [tuple(row) for row in cursor.fetchall()] if cursor.description else []
+        except Exception as error:
+            raise translate(error) from error
+
+    def copy(self, table: sql.Identifier, data: pa.Table, encoders: Mapping[str, Encoder]) -> None:
+        """Ingest `data`; a jsonb string gets the version byte that the wire format wants in front."""
+        for name, encoder in encoders.items():
+            if encoder == "jsonb":
+                data = _with_version_byte(data, name)
+        schema, name = table._obj if len(table._obj) > 1 else (None, table._obj[0])  # noqa: SLF001 - no public getter
+        target: dict[str, Any] = {"temporary": True} if schema == "pg_temp" else {"db_schema_name": schema}
+        try:
+            with self._conn.cursor() as cursor:  # a new one each time: the schema set on a cursor sticks to it
+                cursor.adbc_ingest(name, data, mode="append", **target)
+        except Exception as error:
+            raise translate(error) from error
+
+    def commit(self) -> None:
+        """Commit; the driver's answer says little, so the caller asks the ledger afterwards."""
+        try:
+            self._conn.commit()
+        except Exception as error:
+            raise TransientError(f"commit chunk: {_message(error)}") from error
+
+    def close(self) -> None:
+        """Close; the server rolls back what is open."""
+        with contextlib.suppress(Exception):
+            self._conn.close()
+
+    def cancel(self) -> None:
+        """Ask the driver to cancel the running statement."""
+        with contextlib.suppress(Exception):
+            self._conn.adbc_cancel()
+
+
+SESSIONS: dict[str, Callable[[str], Session]] = {"copy": CopySession, "adbc": AdbcSession}
+
+
+def _encoder(schema: pa.Schema, encoders: Mapping[str, Encoder]) -> Any:  # noqa: ANN401 - pgpq has no public type
+    import pgpq  # noqa: PLC0415 - only for this loader
+    from pgpq import encoders as builders  # noqa: PLC0415
+    from pgpq import schema as output  # noqa: PLC0415
+
+    chosen = {}
+    for field in schema:
+        builder = pgpq.ArrowToPostgresBinaryEncoder.infer_encoder(field)
+        if encoders.get(field.name) == "jsonb":
+            builder = type(builder).new_with_output(field, output.Jsonb())
+        chosen[field.name] = builder
+    del builders
+    return pgpq.ArrowToPostgresBinaryEncoder.new_with_encoders(schema, chosen)
+
+
+def _with_version_byte(data: pa.Table, name: str) -> pa.Table:
+    import pyarrow.compute as pc  # noqa: PLC0415
+
+    index = data.schema.get_field_index(name)
+    texts = data.column(index).cast(pa.large_string())
+    return data.set_column(index, name, pc.binary_join_element_wise(pa.scalar("\x01", pa.large_string()), texts, ""))
+
+
+def _message(error: BaseException) -> str:
+    """Return the server's primary message without row values (those stand in DETAIL and CONTEXT)."""
+    diagnostic = getattr(error, "diag", None)
+    primary = diagnostic.message_primary if diagnostic is not None else None
+    if primary:
+        where = [
+            f"{label} {value}"
+            for label, value in (
+                ("constraint", diagnostic.constraint_name),
+                ("column", diagnostic.column_name),
+                ("table", diagnostic.table_name),
+            )
+            if value
+        ]
+        return f"{primary} ({', '.join([f'SQLSTATE {diagnostic.sqlstate}', *where])})"
+    return str(error).strip().split("\n", 1)[0][:400]
+
+
+def sqlstate(error: BaseException) -> str:
+    """Return the five letters that the server gave with an error, or an empty string."""
+    return str(getattr(error, "sqlstate", None) or "")
+
+
+def translate(error: BaseException) -> ChunkError:
+    """Turn a driver's error into ours: `TransientError` when another try may get past it."""
+    state = sqlstate(error)
+    message = f"load chunk: {_message(error)}"
+    lost = isinstance(error, psycopg.OperationalError) and not state
+    if lost or state.startswith(TRANSIENT_SQLSTATES) or "onnection" in message and not state:
+        return TransientError(message)
+    return ChunkError(message)

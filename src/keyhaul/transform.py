@@ -1,0 +1,399 @@
+"""The transform: a list of frame → frame steps, compiled once per run from Polars SQL expressions.
+
+Every step works on whole columns. Integer arithmetic is done in 128 bits, because Polars' own
+wraps round silently; a row whose result does not fit costs itself (it is isolated by halving).
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import polars as pl
+
+from keyhaul.errors import ChunkError, ConfigError
+from keyhaul.model import RECORD
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from keyhaul.config import Step
+
+MAX_ISOLATED_RECORDS: Final = 1000
+"""Records of one chunk that the transform may fail for before the whole chunk is given up; each costs
+about 2·log2(rows) small evaluations (0.3 ms each)."""
+
+_NOT_ROW_WISE: Final = re.compile(
+    r"(?<!\.list)(?<!\.arr)\.(sum|mean|min|max|count|first|last|median|std|var|quantile|rank|shift|over|cum_\w+"
+    r"|implode|n_unique|len|diff|corr|cov|arg_\w+|sort\w*|reverse|unique|mode)\(|\blen\(\)|\bint_range\("
+)
+
+REJECTED_SCHEMA: Final = {RECORD: pl.Int64, "message": pl.String}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputColumn:
+    """A column after the transform: its type, and the source column that it is a plain copy of, if any."""
+
+    dtype: pl.DataType
+    source: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transform:
+    """The compiled steps of a job.
+
+    Attributes:
+        steps: applied in order to a lazy frame that has ``_record``.
+        output: name → column after the last step, without ``_record``, in order.
+        needed: source columns that the output or an expression depends on.
+        row_wise: no Python step: a failing row can be isolated by evaluating halves.
+        used: source columns whose value an expression looks at.
+    """
+
+    steps: tuple[Callable[[pl.LazyFrame], pl.LazyFrame], ...]
+    output: Mapping[str, OutputColumn]
+    needed: frozenset[str]
+    used: frozenset[str]
+    row_wise: bool
+
+    def apply(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """Run the steps over one chunk.
+
+        Args:
+            frame: source columns and ``_record``.
+
+        Returns:
+            The transformed rows (fewer, when a ``where`` filters), and the records for which a step
+            fails, as ``_record`` and ``message``.
+
+        Raises:
+            ChunkError: a Python step fails or breaks ``_record``, or too many records fail.
+        """
+        none = pl.DataFrame(schema=REJECTED_SCHEMA)
+        if not self.steps:
+            return frame, none
+        if self.row_wise:
+            failures: list[tuple[int, str]] = []
+            parts = list(self._isolate(frame, failures))
+            done = pl.concat(parts) if len(parts) > 1 else parts[0]
+            rejected = pl.DataFrame(failures, schema=REJECTED_SCHEMA, orient="row") if failures else none
+            return done, rejected
+        try:
+            done = self._run(frame)
+        except Exception as error:
+            msg = f"transform chunk: a Python step raised {type(error).__name__}: {_first_line(error)}"
+            raise ChunkError(msg) from error
+        _check_records(frame, done)
+        return done, none
+
+    def _run(self, frame: pl.DataFrame) -> pl.DataFrame:
+        lazy = frame.lazy()
+        for step in self.steps:
+            lazy = step(lazy)
+        return lazy.collect()
+
+    def _isolate(self, frame: pl.DataFrame, failures: list[tuple[int, str]]) -> Iterable[pl.DataFrame]:
+        """Yield the transformed parts of `frame`, halving where it fails, and collect what fails alone."""
+        pending = [frame]
+        while pending:
+            part = pending.pop()
+            try:
+                yield self._run(part)
+            except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+                if part.height > 1:
+                    middle = part.height // 2
+                    pending += [part[middle:], part[:middle]]
+                    continue
+                failures.append((part[RECORD][0], safe_message(error)))
+                if len(failures) > MAX_ISOLATED_RECORDS:
+                    msg = (
+                        f"transform chunk: more than {MAX_ISOLATED_RECORDS} records fail, the first with: "
+                        f"{failures[0][1]}. Change the expression so that it holds for these rows"
+                    )
+                    raise ChunkError(msg) from error
+                yield self._run(part.clear())
+
+
+def _check_records(before: pl.DataFrame, after: pl.DataFrame) -> None:
+    if RECORD not in after.columns:
+        msg = f"transform chunk: a Python step dropped the column {RECORD}. Keep it: it says which record a row is"
+        raise ChunkError(msg)
+    records = after[RECORD]
+    if records.null_count() or records.n_unique() != after.height or not records.is_in(before[RECORD].implode()).all():
+        msg = f"transform chunk: a Python step repeated or invented values of {RECORD}. One record may give one row"
+        raise ChunkError(msg)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n", 1)[0]
+
+
+def safe_message(error: BaseException) -> str:
+    """Return the first line of a driver's message without the row values that it may quote."""
+    line = re.sub(r"\[[^\]]*\]", "[…]", _first_line(error))
+    return re.sub(r"(\"[^\"]*\"|'[^']*'(?= to value|: ))", "…", line)[:300]
+
+
+# --- compiling -----------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _State:
+    """What is known of the columns while the steps are compiled, one after the other."""
+
+    schema: dict[str, pl.DataType]
+    depends: dict[str, frozenset[str]]
+    lineage: dict[str, str | None]
+    needed: set[str]
+    used: set[str]
+
+
+def compile_transform(steps: Sequence[Step], source: Mapping[str, pl.DataType]) -> Transform:
+    """Compile the steps of a job against the columns of its source.
+
+    Args:
+        steps: in order; each names where it stands in the job file.
+        source: column → dtype in a frame, in order.
+
+    Raises:
+        ConfigError: an expression does not parse, names an unknown column, has types that do not fit, or
+            looks at other rows; all offenders, each with its place in the job file.
+    """
+    state = _State(
+        schema=dict(source),
+        depends={name: frozenset({name}) for name in source},
+        lineage={name: name for name in source},
+        needed=set(),
+        used=set(),
+    )
+    compiled: list[Callable[[pl.LazyFrame], pl.LazyFrame]] = []
+    problems: list[str] = []
+    row_wise = True
+    for step in steps:
+        try:
+            if step.kind == "set":
+                compiled.append(_compile_set(step, state))
+            elif step.kind == "where":
+                compiled.append(_compile_where(step.where, step.at, state))
+            elif step.kind == "rename":
+                compiled.append(_compile_rename(step.rename, step.at, state))
+            elif step.kind == "drop":
+                compiled.append(_compile_drop(step.drop, step.at, state))
+            else:
+                row_wise = False
+                compiled.append(_compile_python(step.python, step.at, state))
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    for name in state.schema:
+        state.needed |= state.depends[name]
+    return Transform(
+        steps=tuple(compiled),
+        output={n: OutputColumn(dtype=t, source=state.lineage[n]) for n, t in state.schema.items()},
+        needed=frozenset(state.needed),
+        used=frozenset(state.used),
+        row_wise=row_wise,
+    )
+
+
+def parse_expression(text: str, at: str, columns: Iterable[str]) -> pl.Expr:
+    """Parse one Polars SQL expression over the named columns; it may look at one row only.
+
+    Raises:
+        ConfigError: it does not parse, names an unknown column, or aggregates.
+    """
+    try:
+        expression = pl.sql_expr(text)
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        msg = f"{at}: read expression {text!r}: {_first_line(error)}, expected one Polars SQL expression"
+        raise ConfigError(msg) from error
+    known = list(columns)
+    unknown = sorted({name for name in expression.meta.root_names() if name not in known})
+    if unknown:
+        msg = f"{at}: read expression {text!r}: no column {', '.join(unknown)}, expected one of {', '.join(known)}"
+        raise ConfigError(msg)
+    shape = re.sub(r"\"(?:[^\"\\]|\\.)*\"", "", str(expression))
+    if _NOT_ROW_WISE.search(shape):
+        msg = (
+            f"{at}: read expression {text!r}: it looks at more than one row, expected an expression over one row, "
+            "because chunks are cut by key. Aggregate in the source's query"
+        )
+        raise ConfigError(msg)
+    return expression
+
+
+def _integers(expression: pl.Expr, schema: Mapping[str, pl.DataType]) -> list[str]:
+    return sorted({name for name in expression.meta.root_names() if schema[name].is_integer()})
+
+
+def _probe(expression: pl.Expr, schema: Mapping[str, pl.DataType], wide: Sequence[str]) -> pl.DataType:
+    """Return the type of an expression over `schema` with the columns in `wide` held in 128 bits."""
+    types = {name: (pl.Int128() if name in wide else dtype) for name, dtype in schema.items()}
+    return pl.DataFrame(schema=types).lazy().select(expression.alias("x")).collect().schema["x"]
+
+
+def _typed(text: str, at: str, state: _State) -> tuple[pl.Expr, list[str], pl.DataType]:
+    """Return the parsed expression, the integer columns to widen for it, and the type of its result."""
+    expression = parse_expression(text, at, state.schema)
+    if expression.meta.is_column():
+        name = expression.meta.root_names()[0]
+        return expression, [], state.schema[name]
+    wide = _integers(expression, state.schema)
+    try:
+        dtype = _probe(expression, state.schema, ())
+        if wide:
+            try:
+                dtype = _probe(expression, state.schema, wide)
+            except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
+                wide = []
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        msg = f"{at}: check expression {text!r}: {_first_line(error)}"
+        raise ConfigError(msg) from error
+    if dtype.is_integer():
+        expression, dtype = expression.cast(pl.Int64, strict=True), pl.Int64()
+    return expression, wide, dtype
+
+
+def _evaluate(lazy: pl.LazyFrame, named: Mapping[str, tuple[pl.Expr, Sequence[str]]]) -> pl.LazyFrame:
+    """Add each expression under its (temporary) name, its integer inputs held in 128 bits meanwhile."""
+    wide = sorted({column for _, columns in named.values() for column in columns})
+    kept = {column: f"_keyhaul_kept_{number}" for number, column in enumerate(wide)}
+    narrow = {name: expression for name, (expression, columns) in named.items() if not columns}
+    widened = {name: expression for name, (expression, columns) in named.items() if columns}
+    lazy = lazy.with_columns(expression.alias(name) for name, expression in narrow.items())
+    if not wide:
+        return lazy
+    return (
+        lazy.with_columns(pl.col(column).alias(keep) for column, keep in kept.items())
+        .with_columns(pl.col(column).cast(pl.Int128) for column in wide)
+        .with_columns(expression.alias(name) for name, expression in widened.items())
+        .with_columns(pl.col(keep).alias(column) for column, keep in kept.items())
+        .drop(kept.values())
+    )
+
+
+def _compile_set(step: Step, state: _State) -> Callable[[pl.LazyFrame], pl.LazyFrame]:
+    problems: list[str] = []
+    named: dict[str, tuple[pl.Expr, Sequence[str]]] = {}
+    results: dict[str, tuple[pl.DataType, frozenset[str], str | None]] = {}
+    for column, text in step.set.items():
+        at = step.places.get(column, step.at)
+        if column == RECORD:
+            problems.append(f"{at}: set {RECORD}: this name is keyhaul's own. Choose another")
+            continue
+        try:
+            expression, wide, dtype = _typed(text, at, state)
+        except ConfigError as error:
+            problems.append(str(error))
+            continue
+        roots = expression.meta.root_names()
+        copied = roots[0] if expression.meta.is_column() else None
+        depends = frozenset().union(*(state.depends[name] for name in roots))
+        if copied is None:
+            state.used |= depends
+        named[f"_keyhaul_set_{len(named)}"] = (expression, wide)
+        results[column] = (dtype, depends, state.lineage[copied] if copied else None)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    temporary = dict(zip(results, named, strict=True))
+    for column, (dtype, depends, origin) in results.items():
+        state.schema[column], state.depends[column], state.lineage[column] = dtype, depends, origin
+
+    def apply(lazy: pl.LazyFrame) -> pl.LazyFrame:
+        evaluated = _evaluate(lazy, named)
+        assigned = evaluated.with_columns(pl.col(name).alias(column) for column, name in temporary.items())
+        return assigned.drop(temporary.values())
+
+    return apply
+
+
+def _compile_where(text: str, at: str, state: _State) -> Callable[[pl.LazyFrame], pl.LazyFrame]:
+    expression, wide, dtype = _typed(text, at, state)
+    if not isinstance(dtype, pl.Boolean):
+        msg = f"{at}: check expression {text!r}: its type is {dtype}, expected true or false"
+        raise ConfigError(msg)
+    depends = frozenset().union(*(state.depends[name] for name in expression.meta.root_names()))
+    state.needed |= depends
+    state.used |= depends
+
+    def apply(lazy: pl.LazyFrame) -> pl.LazyFrame:
+        evaluated = _evaluate(lazy, {"_keyhaul_where": (expression, wide)})
+        return evaluated.filter(pl.col("_keyhaul_where")).drop("_keyhaul_where")
+
+    return apply
+
+
+def _known(names: Iterable[str], at: str, verb: str, state: _State) -> None:
+    unknown = [name for name in names if name not in state.schema]
+    if unknown:
+        msg = f"{at}: {verb} {', '.join(unknown)}: no such column, expected one of {', '.join(state.schema)}"
+        raise ConfigError(msg)
+
+
+def _compile_rename(names: Mapping[str, str], at: str, state: _State) -> Callable[[pl.LazyFrame], pl.LazyFrame]:
+    _known(names, at, "rename", state)
+    after = [names.get(name, name) for name in state.schema]
+    twice = sorted({name for name in after if after.count(name) > 1 or name == RECORD})
+    if twice:
+        msg = f"{at}: rename: two columns would be called {', '.join(twice)}. Choose other names"
+        raise ConfigError(msg)
+    for field in ("schema", "depends", "lineage"):
+        setattr(state, field, {names.get(name, name): value for name, value in getattr(state, field).items()})
+    mapping = dict(names)
+    return lambda lazy: lazy.rename(mapping, strict=False)  # a column that nobody uses is not read
+
+
+def _compile_drop(names: Sequence[str], at: str, state: _State) -> Callable[[pl.LazyFrame], pl.LazyFrame]:
+    _known(names, at, "drop", state)
+    for name in names:
+        state.schema.pop(name, None)
+    gone = list(dict.fromkeys(names))
+    return lambda lazy: lazy.drop(gone, strict=False)
+
+
+def _compile_python(target: str, at: str, state: _State) -> Callable[[pl.LazyFrame], pl.LazyFrame]:
+    function = load_function(target, at)
+    everything = frozenset().union(*state.depends.values())
+    try:
+        empty = pl.DataFrame(schema={RECORD: pl.Int64(), **state.schema}).lazy()
+        schema = dict(function(empty).collect_schema())
+    except Exception as error:
+        msg = f"{at}: call {target} with an empty frame: {type(error).__name__}: {_first_line(error)}"
+        raise ConfigError(msg) from error
+    if RECORD not in schema:
+        msg = f"{at}: call {target}: its result has no column {RECORD}. Keep it: it says which record a row is"
+        raise ConfigError(msg)
+    del schema[RECORD]
+    state.needed |= everything
+    state.used |= everything
+    state.schema = schema
+    state.depends = dict.fromkeys(schema, everything)
+    state.lineage = dict.fromkeys(schema)
+    return function
+
+
+def load_function(target: str, at: str) -> Callable[[pl.LazyFrame], pl.LazyFrame]:
+    """Import ``module:function``, looking in the current directory as well.
+
+    Raises:
+        ConfigError: it cannot be imported or is not callable.
+    """
+    module_name, _, name = target.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        function = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        msg = f"{at}: import {target}: {error}, expected module:function of a module in the current directory"
+        raise ConfigError(msg) from error
+    if not callable(function):
+        msg = f"{at}: import {target}: got a {type(function).__name__}, expected a function LazyFrame -> LazyFrame"
+        raise ConfigError(msg)
+    return function  # type: ignore[no-any-return]  # the signature is checked by calling it with an empty frame

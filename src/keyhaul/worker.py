@@ -1,0 +1,288 @@
+"""One chunk, from its read to its ledger row: a function of (task, chunk) whose only shared state is the databases."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import duckdb
+import polars as pl
+import pyarrow as pa
+
+from keyhaul import events, pgtypes
+from keyhaul.errors import ChunkError
+from keyhaul.mapping import as_text
+from keyhaul.model import RECORD, Timings
+from keyhaul.sources.readers import READERS, UnreadableValueError
+from keyhaul.stage import Stager
+from keyhaul.targets import postgres
+from keyhaul.targets.session import SESSIONS
+from keyhaul.transform import safe_message
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from keyhaul.config import Dedup, Job
+    from keyhaul.dsn import Dsn
+    from keyhaul.mapping import WriteColumn
+    from keyhaul.model import Chunk, ChunkResult, Column, Observer
+    from keyhaul.pgtypes import Route
+    from keyhaul.sources.readers import Reader
+    from keyhaul.sources.sql import SqlSource
+    from keyhaul.stage import Check
+    from keyhaul.targets.postgres import TargetTable
+    from keyhaul.targets.session import Session
+    from keyhaul.transform import Transform
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """Everything that the chunks of one run have in common.
+
+    Attributes:
+        read_columns: the source columns that are read: those used, and the key's.
+        routes: how each of them travels.
+        key: the key's columns.
+    """
+
+    job: Job
+    run_id: str
+    sitting: int
+    source: SqlSource
+    source_dsn: Dsn
+    target: TargetTable
+    target_dsn: Dsn
+    read_columns: tuple[str, ...]
+    routes: Mapping[str, Route]
+    sources: Mapping[str, Column]
+    key: tuple[str, ...]
+    transform: Transform
+    checks: tuple[Check, ...]
+    dedup: Dedup | None
+    columns: tuple[WriteColumn, ...]
+
+
+def source_application(run_id: str, chunk: int) -> str:
+    """Return the application_name under which a chunk is read; the watchdog finds its backend by it."""
+    return f"keyhaul {run_id} chunk {chunk}"
+
+
+class Worker:
+    """Moves chunks one after the other over connections of its own; belongs to one thread."""
+
+    def __init__(self, task: Task, number: int, observe: Observer) -> None:
+        """Take a number from 1; connections are opened by the first chunk."""
+        self._task = task
+        self.number = number
+        self._observe = observe
+        self._reader: Reader | None = None
+        self._session: Session | None = None
+        self._stager: Stager | None = None
+
+    def move(self, chunk: Chunk, attempt: int) -> ChunkResult:
+        """Read, transform, stage and load one chunk; returns what the ledger holds of it.
+
+        Raises:
+            TransientError: worth another try, after `committed` has been asked.
+            ChunkError: this chunk cannot be moved.
+            StopRunError: no further chunk can or should be.
+        """
+        try:
+            return self._move(chunk, attempt)
+        except (pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException, duckdb.Error) as error:
+            msg = f"move chunk {chunk.number}: {type(error).__name__}: {safe_message(error)}"
+            raise ChunkError(msg) from error
+
+    def _move(self, chunk: Chunk, attempt: int) -> ChunkResult:
+        task = self._task
+        started = time.perf_counter()
+        self._step(chunk, "read")
+        table, text_columns = self._read(chunk)
+        read_at = time.perf_counter()
+        self._step(chunk, "transform", table.num_rows)
+        source, text_columns = self._decode(table, text_columns)
+        size = table.nbytes
+        del table
+        frame, failed = task.transform.apply(source)
+        transformed_at = time.perf_counter()
+        self._step(chunk, "stage", frame.height)
+        columns = self._columns(text_columns)
+        staged = self._open_stager().stage(source, frame, failed, columns)
+        del source, frame
+        staged_at = time.perf_counter()
+        self._step(chunk, "load", staged.accepted.height)
+        timings = Timings(
+            read_seconds=read_at - started,
+            transform_seconds=transformed_at - read_at,
+            stage_seconds=staged_at - transformed_at,
+        )
+        entry = self._entry(chunk, attempt, timings, size)
+        try:
+            return postgres.load(self._open_session(), task.target, columns, staged, entry)
+        except BaseException:
+            self._drop_session()
+            raise
+
+    def committed(self, chunk: Chunk) -> ChunkResult | None:
+        """Ask the ledger, over a fresh connection, whether a chunk is committed.
+
+        Raises:
+            TransientError: the target cannot be asked just now.
+        """
+        self._drop_session()
+        session = self._open_session()
+        try:
+            return postgres.ask_ledger(session, self._entry(chunk, 0, Timings(), 0))
+        finally:
+            self._drop_session()
+
+    def cancel(self) -> None:
+        """Stop what the target does for this worker; called from another thread."""
+        session = self._session
+        if session is not None:
+            session.cancel()
+
+    def close(self) -> None:
+        """Give all connections back."""
+        self._drop_session()
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+        if self._stager is not None:
+            self._stager.close()
+            self._stager = None
+
+    # --- steps -----------------------------------------------------------------------------------
+
+    def _step(self, chunk: Chunk, step: events.Step, rows: int = 0) -> None:
+        self._observe(events.StepStarted(chunk=chunk.number, worker=self.number, step=step, rows=rows))
+
+    def _read(self, chunk: Chunk) -> tuple[pa.Table, frozenset[str]]:
+        """Read a chunk; again, with the date and time columns as text, when it holds values no Arrow type has."""
+        try:
+            table = self._query(chunk, frozenset())
+        except UnreadableValueError:
+            far = self._datetimes()
+            if not far:
+                raise
+            return self._query(chunk, far), far
+        far = frozenset(
+            name
+            for name in self._datetimes()
+            if _any_out_of_range(pl.Series(name, pl.from_arrow(table.column(name))), self._task.routes[name].dtype)
+        )
+        return (self._query(chunk, far), far) if far else (table, far)
+
+    def _datetimes(self) -> frozenset[str]:
+        routes = self._task.routes
+        return frozenset(
+            name
+            for name in self._task.read_columns
+            if routes[name].kind == "direct" and isinstance(routes[name].dtype, (pl.Date, pl.Datetime))
+        )
+
+    def _query(self, chunk: Chunk, more_text: frozenset[str]) -> pa.Table:
+        task = self._task
+        text = more_text | {name for name in task.read_columns if task.routes[name].select_text}
+        query = task.source.query(chunk, task.read_columns, frozenset(text))
+        settings = {
+            **pgtypes.SESSION_SETTINGS,
+            "default_transaction_read_only": "on",
+            "statement_timeout": f"{task.job.statement_timeout_seconds}s",
+            "lock_timeout": "30s",
+        }
+        application = source_application(task.run_id, chunk.number)
+        uri = task.source_dsn.uri(application_name=application, options=settings)
+        if self._reader is None:
+            self._reader = READERS[task.job.source.reader](task.source.snapshot)
+        return self._reader.read(query, uri)
+
+    def _decode(self, table: pa.Table, text_columns: frozenset[str]) -> tuple[pl.DataFrame, frozenset[str]]:
+        """Give every column the exact type of its route.
+
+        A numeric column in which a value is not a number (NaN) stays text for this chunk.
+        """
+        routes, names = self._task.routes, self._task.read_columns
+        frame = pl.DataFrame(pl.from_arrow(table))
+        typed = {name: routes[name].dtype for name in names if name not in text_columns}
+        changed = {name: dtype for name, dtype in typed.items() if frame.schema[name] != dtype}
+        decoded = frame.with_columns(_decoded(name, frame.schema[name], dtype) for name, dtype in changed.items())
+        nulls, before = decoded.null_count().row(0), frame.null_count().row(0)
+        odd = {name for name, n, b in zip(frame.columns, nulls, before, strict=True) if n != b}
+        wrong = sorted(name for name in odd if not isinstance(routes[name].dtype, pl.Decimal))
+        if wrong:
+            msg = f"decode chunk: {', '.join(wrong)} came from the reader with values that are not of its type"
+            raise ChunkError(msg)
+        decoded = decoded.with_columns(frame[name] for name in odd)
+        numbered = decoded.with_row_index(RECORD).with_columns(pl.col(RECORD).cast(pl.Int64))
+        return numbered, text_columns | odd
+
+    def _columns(self, text_columns: frozenset[str]) -> Sequence[WriteColumn]:
+        """Return the mapping for a chunk in which some columns travel as text."""
+        task = self._task
+        if not text_columns:
+            return task.columns
+        outputs = {name: column.source for name, column in task.transform.output.items() if column.source in text_columns}
+        staged = {name for check in task.checks for name in outputs if name in check.columns}
+        staged |= outputs.keys() & {*task.dedup.on, *task.dedup.order_by} if task.dedup else set()
+        looked_at = sorted((text_columns & task.transform.used) | {str(outputs[name]) for name in staged})
+        if looked_at:
+            msg = (
+                f"decode chunk: {', '.join(looked_at)} holds a value that no expression can see here (infinity, NaN, or "
+                "a date beyond the year 255,000), and the job looks at it. Select such rows apart in a query"
+            )
+            raise ChunkError(msg)
+        return as_text(task.columns, task.sources, {n: str(s) for n, s in outputs.items()})
+
+    def _entry(self, chunk: Chunk, attempt: int, timings: Timings, size: int) -> postgres.LedgerEntry:
+        task = self._task
+        return postgres.LedgerEntry(
+            run_id=task.run_id,
+            chunk=chunk.number,
+            ledger_schema=task.job.ledger_schema,
+            worker=self.number,
+            sitting=task.sitting,
+            attempts=attempt,
+            timings=timings,
+            bytes_read=size,
+        )
+
+    def _open_stager(self) -> Stager:
+        if self._stager is None:
+            task = self._task
+            self._stager = Stager(task.checks, task.dedup, task.columns, task.key)
+        return self._stager
+
+    def _open_session(self) -> Session:
+        if self._session is None:
+            self._session = SESSIONS[self._task.job.target.loader](target_uri(self._task, self.number))
+        return self._session
+
+    def _drop_session(self) -> None:
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+
+def target_uri(task: Task, worker: int) -> str:
+    """Return the URI of a worker's session in the target, with its settings."""
+    settings = {
+        **pgtypes.SESSION_SETTINGS,
+        "statement_timeout": f"{task.job.statement_timeout_seconds}s",
+        "lock_timeout": "60s",
+        "idle_in_transaction_session_timeout": "0",
+    }
+    return task.target_dsn.uri(application_name=f"keyhaul {task.run_id} worker {worker}", options=settings)
+
+
+def _any_out_of_range(column: pl.Series, dtype: pl.DataType) -> bool:
+    check = pgtypes.out_of_range(column.name, dtype)
+    return check is not None and bool(column.to_frame().select(check).item())
+
+
+def _decoded(name: str, have: pl.DataType, want: pl.DataType) -> pl.Expr:
+    column = pl.col(name)
+    if isinstance(want, pl.Datetime) and isinstance(have, pl.Datetime) and want.time_zone and have.time_zone:
+        return column.dt.convert_time_zone(want.time_zone).cast(want)
+    return column.cast(want, strict=False)  # the caller compares the NULLs

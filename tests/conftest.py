@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import support
+
+
+@pytest.fixture(scope="session")
+def server():
+    """PostgreSQL 18 from the wheel, without fsync, for this session."""
+    with support.running_server() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def server16():
+    """PostgreSQL 16 from the wheel."""
+    with support.running_server(major=16) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def server_icu():
+    """Debian's PostgreSQL, which has ICU collations, xml and the contrib extensions; the wheel's has none of them."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[-3]))
+    if not found:
+        pytest.skip("no PostgreSQL with ICU: /usr/lib/postgresql is empty (Debian: apt install postgresql)")
+    with support.running_server(bindir=found[-1].parent) as running:
+        yield running
+
+
+@pytest.fixture
+def database():
+    """A factory: ``database(server)`` or ``database(server, "name")`` is the URI of a fresh, empty database."""
+    made = []
+
+    def make(on, prefix="test"):
+        uri = support.make_database(on, prefix)
+        made.append((on, uri))
+        return uri
+
+    yield make
+    for on, uri in made:
+        support.drop_database(on, uri)
+
+
+@pytest.fixture
+def databases(server, database):
+    """The URIs of a fresh source and a fresh target."""
+    return database(server, "source"), database(server, "target")
+
+
+@pytest.fixture(scope="session")
+def etl_home():
+    """HOME of every `etl` process of this session; its embedded server must end with its last user."""
+    with support.open_folder() as folder:
+        yield folder
+        support.wait_until(lambda: support.processes_in(folder) == [], "the embedded server of the etl runs to stop")
+
+
+@pytest.fixture(scope="session")
+def etl(etl_home):
+    """``etl("plan", "--key", "id", env={…}, timeout_seconds=…)`` runs the CLI as a process, in a clean environment."""
+    return partial(support.run_etl, etl_home)

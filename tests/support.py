@@ -1,0 +1,128 @@
+"""What several tiers need: the CLI as a process, a folder that the server's user can reach, fresh databases."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import psycopg
+from psycopg import sql
+
+from keyhaul import embedded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+FAST = {
+    "fsync": "off",
+    "full_page_writes": "off",
+    "synchronous_commit": "off",
+    "max_connections": "200",
+    "autovacuum": "off",
+}
+"""For servers that live for one test run."""
+STOP_SECONDS = 20.0
+
+_numbers = itertools.count(1)
+
+
+@contextmanager
+def open_folder() -> Iterator[Path]:
+    """A new folder that every user can pass through; pytest's own are closed, which ends PostgreSQL under root."""
+    folder = Path(tempfile.mkdtemp(prefix="keyhaul-test-", dir="/var/tmp"))
+    folder.chmod(0o711)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def running_server(*, major: Literal[18, 16] = 18, bindir: Path | None = None) -> Iterator[embedded.EmbeddedServer]:
+    """A server in a home of its own; stopped and removed at the end, which is checked."""
+    with open_folder() as folder:
+        server = embedded.start(folder / "home", major=major, settings=FAST, bindir=bindir)
+        try:
+            yield server
+        finally:
+            server.close()
+            wait_until(lambda: not embedded.is_running(server.home), "the server to stop")
+            assert processes_in(folder) == []
+
+
+def wait_until(condition: Callable[[], bool], what: str, timeout_seconds: float = STOP_SECONDS) -> None:
+    """Return as soon as `condition` holds; fail by name when it never does."""
+    deadline = time.monotonic() + timeout_seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {timeout_seconds} s for {what}"
+        time.sleep(0.01)
+
+
+def processes_in(folder: Path) -> list[int]:
+    """The processes whose working directory is in `folder`: a keeper's is its home, postgres's its data folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            place = (process / "cwd").readlink()
+        except OSError:
+            continue
+        if place.is_relative_to(folder):
+            found.append(int(process.name))
+    return found
+
+
+def make_database(server: embedded.EmbeddedServer, prefix: str) -> str:
+    """Make an empty database with a name of its own and return its URI."""
+    name = f"{prefix}_{os.getpid()}_{next(_numbers)}"
+    with psycopg.connect(server.uri("postgres"), autocommit=True) as connection:
+        connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
+    return server.uri(name)
+
+
+def drop_database(server: embedded.EmbeddedServer, uri: str) -> None:
+    """Drop a database made by `make_database`, with every connection to it."""
+    name = sql.Identifier(str(psycopg.conninfo.conninfo_to_dict(uri)["dbname"]))
+    with psycopg.connect(server.uri("postgres"), autocommit=True) as connection:
+        connection.execute(sql.SQL("drop database if exists {} with (force)").format(name))
+
+
+def clean_environment(home: Path, extra: Mapping[str, str | None] | None = None) -> dict[str, str]:
+    """This process's environment with no ETL_*, PG* or XDG_* variable, the same keyhaul, and `home` as HOME."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("ETL_", "PG", "XDG_"))}
+    ours = {
+        "HOME": str(home),
+        "ETL_HOME": str(home / "etl"),
+        "PYTHONPATH": str(Path(embedded.__file__).parents[1]),
+        "NO_COLOR": "1",
+        "COLUMNS": "120",
+    }
+    merged: dict[str, str | None] = {**kept, **ours, **(extra or {})}
+    return {name: value for name, value in merged.items() if value is not None}
+
+
+def run_etl(
+    home: Path,
+    *args: str,
+    env: Mapping[str, str | None] | None = None,
+    timeout_seconds: float = 120.0,
+    cwd: Path | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run ``etl ARGS`` to its end; a variable of `env` that is None is left out."""
+    return subprocess.run(
+        [sys.executable, "-m", "keyhaul", *args],
+        env=clean_environment(home, env),
+        cwd=cwd or home,
+        timeout=timeout_seconds,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
