@@ -9,11 +9,15 @@ from psycopg import errors, sql
 
 from keyhaul.errors import ConfigError
 from keyhaul.model import Column
+from keyhaul.pgtypes import MODIFIED_TIME
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import psycopg
+
+_VARHDRSZ = 4
+"""What PostgreSQL adds to a declared length or precision in a type modifier; a modifier below it is none."""
 
 _COLUMNS = """
 with recursive given as (
@@ -26,7 +30,7 @@ with recursive given as (
       from chain c join pg_type t on t.oid = c.typ where t.typtype = 'd'
 )
 select distinct on (g.position) g.name, format_type(g.typ, g.mod), t.typname, t.typcategory, t.typtype, c.mod,
-       outermost.typtype = 'd' and outermost.typnotnull
+       outermost.typtype = 'd' and outermost.typnotnull, g.typ::bigint, format_type(g.typ, -1)
   from given g join pg_type outermost on outermost.oid = g.typ
   join chain c using (position) join pg_type t on t.oid = c.typ
  order by g.position, c.depth desc
@@ -48,7 +52,9 @@ select array_agg(a.attname order by k.position)
 
 _STATISTICS = """
 select c.relkind::text, c.reltuples::float8,
-       coalesce((select sum(s.avg_width) from pg_stats s where s.schemaname = n.nspname and s.tablename = c.relname), 0)::int
+       coalesce(
+           (select sum(s.avg_width) from pg_stats s where s.schemaname = n.nspname and s.tablename = c.relname), 0
+       )::int
   from pg_class c join pg_namespace n on n.oid = c.relnamespace
  where c.oid = %(oid)s
 """
@@ -135,7 +141,7 @@ def describe_table(conn: psycopg.Connection[Any], oid: int, schema: str, table: 
     )
     head = conn.execute(_STATISTICS, {"oid": oid}).fetchone()
     key = conn.execute(_PRIMARY_KEY, {"oid": oid}).fetchone()
-    kind, reltuples, row_bytes = head if head else ("r", -1.0, 0)
+    kind, reltuples, row_bytes = head or ("r", -1.0, 0)
     return Relation(
         from_item=sql.Identifier(schema, table),
         label=f"{schema}.{table}",
@@ -154,7 +160,7 @@ def describe_query(conn: psycopg.Connection[Any], query: str) -> Relation:
     Raises:
         ConfigError: the server does not accept the query, or two of its columns have one name.
     """
-    item = sql.SQL("(\n{}\n) as q").format(sql.SQL(query.strip().rstrip(";")))  # type: ignore[arg-type]  # a user's own query
+    item = sql.SQL("(\n{}\n) as q").format(sql.SQL(query.strip().rstrip(";")))
     try:
         cursor = conn.execute(sql.SQL("select * from {} limit 0").format(item))
     except errors.Error as error:
@@ -168,7 +174,8 @@ def describe_query(conn: psycopg.Connection[Any], query: str) -> Relation:
     names = [(result.fname(i) or b"").decode() for i in numbers]
     twice = sorted({name for name in names if names.count(name) > 1 or name == "?column?"})
     if twice:
-        msg = f"read source.query: the column names {', '.join(twice)} are not unique, expected a name of its own for each"
+        listed = ", ".join(twice)
+        msg = f"read source.query: the column names {listed} are not unique, expected a name of its own for each"
         raise ConfigError(msg)
     columns = _columns(conn, names, [result.ftype(i) for i in numbers], [result.fmod(i) for i in numbers])
     return Relation(from_item=item, label="query", oid=None, kind="q", columns=tuple(columns))
@@ -189,18 +196,20 @@ def _columns(
         conn.execute("set local search_path = pg_catalog")
         rows = conn.execute(_COLUMNS, {"names": list(names), "types": list(types), "mods": list(mods)}).fetchall()
         conn.execute("select set_config('search_path', %s, true)", [row[0] if row else ""])
-    return [_column(*row) for row in rows]
+    return [_column(row) for row in rows]
 
 
-def _column(
-    name: str, pg_type: str, base: str, category: str, kind: str, mod: int, not_null: bool  # noqa: FBT001
-) -> Column:
+def _column(row: Sequence[Any]) -> Column:
+    """Return the column that one row of `_COLUMNS` describes."""
+    name, pg_type, base, category, kind, mod, not_null, oid, cast_type = row
     precision = scale = length = None
-    if base == "numeric" and mod >= 4:  # noqa: PLR2004 - VARHDRSZ, see numerictypmodin
-        precision, scale = ((mod - 4) >> 16) & 0xFFFF, (mod - 4) & 0x7FF
-        scale = scale - 0x800 if scale > 0x3FF else scale  # noqa: PLR2004 - 11-bit signed
-    elif base in {"varchar", "bpchar"} and mod >= 4:  # noqa: PLR2004
-        length = mod - 4
+    if base == "numeric" and mod >= _VARHDRSZ:
+        precision = ((mod - _VARHDRSZ) >> 16) & 0xFFFF
+        scale = (((mod - _VARHDRSZ) & 0x7FF) ^ 1024) - 1024  # 11 bits with a sign: numeric_typmod_scale in numeric.c
+    elif base in MODIFIED_TIME and mod >= 0:
+        precision = mod
+    elif base in {"varchar", "bpchar"} and mod >= _VARHDRSZ:
+        length = mod - _VARHDRSZ
     return Column(
         name=name,
         pg_type=pg_type,
@@ -211,4 +220,6 @@ def _column(
         length=length,
         type_category=category,
         type_kind=kind,
+        type_oid=oid,
+        cast_type=cast_type,
     )

@@ -1,16 +1,19 @@
 """The command line: the only place that prints, reads the environment or exits.
 
 Exit codes: 0 done; 1 done, but more records were quarantined than allowed; 2 wrong command, job or
-database, nothing was moved; 3 stopped and resumable; 130 and 143 stopped by Ctrl-C or SIGTERM.
+database, nothing was moved; 3 stopped and resumable; 130 and 143 stopped by Ctrl-C or SIGTERM; 70 a
+fault in keyhaul itself.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import sys
+import traceback
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,17 +21,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from keyhaul import __version__
+from keyhaul.console import write_line
 from keyhaul.errors import ConfigError, EtlError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
     from types import FrameType
 
     from keyhaul.config import Job
-    from keyhaul.engine import Control
     from keyhaul.model import Report
 
-OK, QUARANTINED, WRONG, STOPPED = 0, 1, 2, 3
+OK, QUARANTINED, WRONG, STOPPED, BROKEN = 0, 1, 2, 3, 70
 
 app = typer.Typer(
     help="Move tables into PostgreSQL in columnar chunks, exactly once, with a reason for every row left out.",
@@ -56,7 +59,7 @@ Home = Annotated[Path | None, typer.Option("--home", metavar="DIR", help="Folder
 Schema = Annotated[str | None, typer.Option("--ledger-schema", metavar="NAME", help="Schema of the ledger [keyhaul].")]
 
 
-def _move(  # noqa: PLR0913 - the flags that scripts rely on; each goes into the job by its own name
+def _move(
     ctx: typer.Context,
     job_file: JobFile = None,
     job: Annotated[str | None, typer.Option(metavar="NAME", help="Name in the ledger [the table's].")] = None,
@@ -70,26 +73,35 @@ def _move(  # noqa: PLR0913 - the flags that scripts rely on; each goes into the
     workers: Annotated[str | None, typer.Option(metavar="N", help="Chunks at a time [cores, at most 4].")] = None,
     reader: Annotated[str | None, typer.Option(metavar="NAME", help="connectorx or adbc.")] = None,
     loader: Annotated[str | None, typer.Option(metavar="NAME", help="copy or adbc.")] = None,
-    set: Annotated[list[str] | None, typer.Option(metavar="'COL = EXPR'", help="Compute a column.")] = None,  # noqa: A002
+    set: Annotated[list[str] | None, typer.Option(metavar="'COL = EXPR'", help="Compute a column.")] = None,
     where: Annotated[list[str] | None, typer.Option(metavar="EXPR", help="Keep rows for which this is true.")] = None,
     rule: Annotated[list[str] | None, typer.Option(metavar="'NAME: EXPR'", help="Quarantine rows that fail.")] = None,
     dedup: Annotated[str | None, typer.Option(metavar="C1[,C2…]", help="Keep one row for each value.")] = None,
     order_by: Annotated[str | None, typer.Option(metavar="C", help="The copy with the highest value stays.")] = None,
     order: Annotated[str | None, typer.Option(metavar="asc|desc", help="Lowest or highest keys first.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start a new run, whatever is unfinished.")] = False,  # noqa: FBT002
-    stop_on_error: Annotated[bool, typer.Option("--stop-on-error", help="Stop at the first failed chunk.")] = False,  # noqa: FBT002
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start a new run, whatever is unfinished.")] = False,
+    stop_on_error: Annotated[bool, typer.Option("--stop-on-error", help="Stop at the first failed chunk.")] = False,
+    no_create: Annotated[bool, typer.Option("--no-create", help="Refuse a missing target table.")] = False,
+    with_foreign_keys: Annotated[
+        bool, typer.Option("--with-foreign-keys", help="Create the source's foreign keys as well.")
+    ] = False,
     allow_quarantined: Annotated[str | None, typer.Option(metavar="N|P%", help="Still exit code 0 [0].")] = None,
-    allow_python: Annotated[bool, typer.Option("--allow-python", help="Run the job's Python steps.")] = False,  # noqa: FBT002
+    allow_python: Annotated[bool, typer.Option("--allow-python", help="Run the job's Python steps.")] = False,
     progress: Annotated[Progress, typer.Option(help="How to show what happens.")] = Progress.auto,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only what went wrong.")] = False,  # noqa: FBT002
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only what went wrong.")] = False,
     home: Home = None,
 ) -> None:
-    given = {name: value for name, value in locals().items() if name not in _NOT_OF_THE_JOB and value not in (None, False)}
+    values = locals()
+    given = {
+        name: value
+        for name, value in values.items()
+        if name not in _NOT_OF_THE_JOB and value not in (None, False)
+    }
     given["home"] = str(home) if home else None
     command = ctx.info_name
     if command == "run" and job_file is None:
         raise typer.BadParameter("expected a job file: etl run JOB.yaml. Without one, use etl chunked", ctx=ctx)
-    from keyhaul.config import load_job  # noqa: PLC0415 - keeps `etl --help` light
+    from keyhaul.config import load_job
 
     loaded = load_job(job_file, given, os.environ)
     if command == "plan":
@@ -106,10 +118,10 @@ app.command("plan", help="Show what a run would do: chunks, routes, DDL. Moves n
 
 
 def _run(job: Job, *, fresh: bool, mode: Progress, quiet: bool) -> int:
-    from keyhaul.engine import Control, run  # noqa: PLC0415
-    from keyhaul.events import RunStarted  # noqa: PLC0415
-    from keyhaul.progress import make_progress  # noqa: PLC0415
-    from keyhaul.reporting import print_report  # noqa: PLC0415
+    from keyhaul.engine import Control, run
+    from keyhaul.events import RunStarted
+    from keyhaul.progress import make_progress
+    from keyhaul.reporting import print_report
 
     control = Control()
     begun = False
@@ -139,8 +151,11 @@ def _run(job: Job, *, fresh: bool, mode: Progress, quiet: bool) -> int:
     return exit_code(report, job)
 
 
-class _Interrupted(BaseException):
-    """A signal before the first read: nothing has to be finished."""
+class _Interrupted(KeyboardInterrupt):
+    """A signal before the first read: nothing has to be finished.
+
+    A KeyboardInterrupt, because then psycopg cancels the statement that it waits for.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -167,12 +182,13 @@ def _without_password(word: str) -> str:
     if "://" not in word:
         return word
     head, _, rest = word.partition("://")
+    rest = re.sub(r"(?<=[?&]password=)[^&]*", "…", rest)
     login, at, place = rest.rpartition("@")
-    return f"{head}://{login.partition(':')[0]}:…@{place}" if at and ":" in login else word
+    return f"{head}://{login.partition(':')[0]}:…@{place}" if at and ":" in login else f"{head}://{rest}"
 
 
 def _look_back_options(job: Job) -> str:
-    from keyhaul.config import EMBEDDED  # noqa: PLC0415
+    from keyhaul.config import EMBEDDED
 
     words = []
     if job.target.uri != EMBEDDED and os.environ.get("ETL_TARGET_URL") != job.target.uri:
@@ -185,8 +201,8 @@ def _look_back_options(job: Job) -> str:
 
 
 def _plan(job: Job) -> None:
-    from keyhaul.planview import print_plan  # noqa: PLC0415
-    from keyhaul.prepare import find_ends, prepare  # noqa: PLC0415
+    from keyhaul.planview import print_plan
+    from keyhaul.prepare import find_ends, prepare
 
     with prepare(job, find_ends(job)) as prepared:
         print_plan(prepared, prepared.source.plan(job.chunk), sys.stdout)
@@ -196,10 +212,10 @@ def _plan(job: Job) -> None:
 
 
 def _ledger(target: str | None, home: Path | None, schema: str | None) -> Any:  # noqa: ANN401 - a context of (conn, schema)
-    from contextlib import contextmanager  # noqa: PLC0415
+    from contextlib import contextmanager
 
-    from keyhaul.config import EMBEDDED  # noqa: PLC0415
-    from keyhaul.prepare import connect, find_target  # noqa: PLC0415
+    from keyhaul.config import EMBEDDED
+    from keyhaul.prepare import connect, find_target
 
     @contextmanager
     def opened() -> Iterator[tuple[Any, str]]:
@@ -220,7 +236,7 @@ def runs(
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many.")] = 20,
 ) -> None:
     """List the runs in the ledger, newest first."""
-    from keyhaul import lookback  # noqa: PLC0415
+    from keyhaul import lookback
 
     with _ledger(target, home, ledger_schema) as (conn, schema):
         lookback.print_runs(lookback.list_runs(conn, schema, limit), sys.stdout)
@@ -232,10 +248,10 @@ def show(
     target: TargetUri = None,
     home: Home = None,
     ledger_schema: Schema = None,
-    all_chunks: Annotated[bool, typer.Option("--all", help="All chunks, however many.")] = False,  # noqa: FBT002
+    all_chunks: Annotated[bool, typer.Option("--all", help="All chunks, however many.")] = False,
 ) -> None:
     """Show one run: its balance and its chunks."""
-    from keyhaul import lookback  # noqa: PLC0415
+    from keyhaul import lookback
 
     with _ledger(target, home, ledger_schema) as (conn, schema):
         run_id = lookback.find_run(conn, schema, run)
@@ -249,7 +265,7 @@ def show(
 def show_quarantine(
     run: RunName,
     export: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all records as CSV.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,  # noqa: FBT002
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
     target: TargetUri = None,
     home: Home = None,
     ledger_schema: Schema = None,
@@ -272,12 +288,12 @@ def show_quarantine(
 @app.command("schema", help="Print the JSON schema of a job file, for editors.")
 def schema() -> None:
     """Print the JSON schema of a job file, for editors."""
-    from keyhaul.config import json_schema  # noqa: PLC0415
+    from keyhaul.config import json_schema
 
     typer.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
 
 
-def _version(wanted: bool) -> None:  # noqa: FBT001 - Typer's callback
+def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"keyhaul {__version__}")
         raise typer.Exit
@@ -287,7 +303,7 @@ def _version(wanted: bool) -> None:  # noqa: FBT001 - Typer's callback
 def _root(
     _version_wanted: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,  # noqa: FBT002
+    ] = False,
 ) -> None:
     """Move tables into PostgreSQL in columnar chunks."""
 
@@ -311,10 +327,13 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(OK)
+    except Exception:  # a fault of keyhaul's own: the traceback is for its builders, the exit code for scripts
+        for line in traceback.format_exc().splitlines():
+            write_line(sys.stderr, _without_password(line))
+        _say("this is a fault in keyhaul itself; please report it with the lines above. The run can be resumed")
+        sys.exit(BROKEN)
 
 
 def _say(message: str) -> None:
-    from keyhaul.console import write_line  # noqa: PLC0415
-
     for line in message.splitlines():
         write_line(sys.stderr, f"error: {line}")

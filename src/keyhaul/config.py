@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, GetPydanticSchema, ValidationError, WithJsonSchema
-from pydantic_core import core_schema
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from keyhaul import layers, steps
-from keyhaul.allowance import Allowance, read_allowance
+from keyhaul.allowance import Allowance
 from keyhaul.draft import Draft, Place, spell
 from keyhaul.dsn import Dsn
 from keyhaul.errors import ConfigError
-from keyhaul.identity import difference, module_digest
+from keyhaul.fields import Allowed, Names, Rules, Steps
+from keyhaul.identity import module_digest
 from keyhaul.layers import EMBEDDED, EMBEDDED_TABLE, Setting
 from keyhaul.steps import Rule, Step
 from keyhaul.yamlfile import read_yaml
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from pydantic.fields import FieldInfo
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 JOB_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}"
 _NAME_CHARACTERS = 63
-_NOT_NAMES = "not names"
 
 __all__ = [
     "EMBEDDED",
@@ -44,38 +43,9 @@ __all__ = [
     "Source",
     "Step",
     "Target",
-    "difference",
     "json_schema",
     "load_job",
     "settings",
-]
-
-
-def _names(value: object) -> tuple[str, ...]:
-    """Take one name or a list of different ones."""
-    names = [value] if isinstance(value, str) else value
-    if not isinstance(names, list | tuple) or not names:
-        raise ValueError(_NOT_NAMES)
-    if not all(isinstance(name, str) and name for name in names) or len(set(names)) < len(names):
-        raise ValueError(_NOT_NAMES)
-    return tuple(names)
-
-
-def _by(function: Callable[[Any], Any], **schema: object) -> tuple[Any, Any]:
-    """Return the annotations of a field that `function` checks and whose file form has this JSON schema."""
-    checked = GetPydanticSchema(lambda _source, _handler: core_schema.no_info_plain_validator_function(function))
-    return checked, WithJsonSchema(dict(schema))
-
-
-Names = Annotated[tuple[str, ...], *_by(_names, **steps.ONE_OR_MORE)]
-Steps = Annotated[tuple[Step, ...], *_by(tuple, type="array", items=steps.STEP_SCHEMA)]
-Rules = Annotated[tuple[Rule, ...], *_by(tuple, **steps.RULES_SCHEMA)]
-Allowed = Annotated[
-    Allowance,
-    *_by(
-        read_allowance,
-        anyOf=[{"type": "integer", "minimum": 0}, {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?%?$"}],
-    ),
 ]
 
 
@@ -118,12 +88,16 @@ class Source(_Part):
         "ETL_QUERY",
         min_length=1,
     )
+    time_zone: str | None = _setting(
+        None,
+        "Zone in which timestamps without a zone are meant, for a target column with one (and the reverse).",
+        "a zone such as Europe/Berlin",
+        "",
+        "ETL_TIME_ZONE",
+        min_length=1,
+    )
     reader: Literal["connectorx", "adbc"] = _setting(
-        "connectorx",
-        "The library that reads.",
-        "connectorx or adbc",
-        "--reader",
-        "ETL_READER",
+        "connectorx", "The library that reads.", "connectorx or adbc", "--reader", "ETL_READER"
     )
 
 
@@ -153,12 +127,22 @@ class Target(_Part):
         "",
         "ETL_MODE",
     )
+    no_create: bool = _setting(
+        False,
+        "Refuse a missing table, in place of creating it.",
+        "true or false",
+        "--no-create",
+        "ETL_NO_CREATE",
+    )
+    with_foreign_keys: bool = _setting(
+        False,
+        "Create the source's foreign keys too, after the load, when the table is created.",
+        "true or false",
+        "--with-foreign-keys",
+        "ETL_WITH_FOREIGN_KEYS",
+    )
     loader: Literal["copy", "adbc"] = _setting(
-        "copy",
-        "The library that loads.",
-        "copy or adbc",
-        "--loader",
-        "ETL_LOADER",
+        "copy", "The library that loads.", "copy or adbc", "--loader", "ETL_LOADER"
     )
 
 
@@ -169,10 +153,7 @@ class Dedup(_Part):
         ..., "Columns whose equal values make rows copies.", "a column or a list of columns", "--dedup"
     )
     order_by: Names = _setting(
-        (),
-        "Columns that order the copies, ascending.",
-        "a column or a list of columns",
-        "--order-by",
+        (), "Columns that order the copies, ascending.", "a column or a list of columns", "--order-by"
     )
     keep: Literal["first", "last"] = _setting("last", "Which copy in that order stays.", "first or last")
 
@@ -224,14 +205,10 @@ class Job(_Part):
         le=1024,
     )
     order: Literal["asc", "desc"] = _setting(
-        "asc",
-        "Lowest or highest keys first.",
-        "asc or desc",
-        "--order",
-        "ETL_ORDER",
+        "asc", "Lowest or highest keys first.", "asc or desc", "--order", "ETL_ORDER"
     )
     stop_on_error: bool = _setting(
-        False,  # noqa: FBT003  # the default of a field
+        False,
         "Stop at the first failed chunk.",
         "true or false",
         "--stop-on-error",

@@ -33,7 +33,9 @@ import platformdirs
 import psycopg
 from psycopg import sql
 
+from keyhaul import flights
 from keyhaul.errors import ConfigError, ConnectError
+from keyhaul.home import POLL_SECONDS, START_SECONDS, closed_folder, is_free, lock, prepare_home, read_password
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -43,9 +45,6 @@ SOURCE = "source"
 WAREHOUSE = "warehouse"
 NOBODY = 65534
 """The uid and gid that run the server when we are root, which PostgreSQL refuses to be."""
-START_SECONDS = 90.0
-"""How long a start may take, with crash recovery or with another process's stop before it."""
-POLL_SECONDS = 0.005
 LOG_BYTES = 10_000_000
 """A larger server.log is set aside at the next start; one older log is kept."""
 BUILTIN_LOCALE_MAJOR = 17
@@ -110,7 +109,7 @@ def default_home() -> Path:
 def is_running(home: Path) -> bool:
     """Return whether any process of the server in `home`, or of its keeper, is alive."""
     with suppress(FileNotFoundError):
-        return not _is_free(home / "server.lock")
+        return not is_free(home / "server.lock")
     return False
 
 
@@ -144,10 +143,10 @@ def start(
         bindir=bindir,
     )
     try:
-        _prepare(home, owner)
-        starting = _lock(home / "start.lock", fcntl.LOCK_EX, deadline)
+        prepare_home(home, owner)
+        starting = lock(home / "start.lock", fcntl.LOCK_EX, deadline)
         try:
-            users = _lock(home / "users.lock", fcntl.LOCK_SH, deadline)
+            users = lock(home / "users.lock", fcntl.LOCK_SH, deadline)
             try:
                 return _start_or_join(wanted, users, deadline)
             except BaseException:
@@ -185,29 +184,15 @@ def ensure_flights(server: EmbeddedServer) -> bool:
     """
     ensure_databases(server, [SOURCE, WAREHOUSE])
     with _connect(server.uri(SOURCE)) as connection:
-        if _has_flights(connection):
+        if flights.are_there(connection):
             return False
         connection.execute("select pg_advisory_xact_lock(hashtext('keyhaul'), hashtext('flights'))")
-        if _has_flights(connection):
+        if flights.are_there(connection):
             return False
-        _load_flights(connection)
+        flights.load(connection)
     with _connect(server.uri(SOURCE), autocommit=True) as connection:
         connection.execute("vacuum (analyze) public.flights")
     return True
-
-
-def flights_file() -> Path:
-    """Return the bundled flights.parquet: of the installed package, or of the source checkout.
-
-    Raises:
-        ConfigError: neither is there.
-    """
-    here = Path(__file__).resolve().parent
-    places = [here / "_data" / "flights.parquet", here.parents[1] / "data" / "flights.parquet"]
-    for place in places:
-        if place.is_file():
-            return place
-    raise ConfigError(f"find flights.parquet: not in {places[0].parent}, expected it there. Install keyhaul again.")
 
 
 # --- the server ---------------------------------------------------------------------------------
@@ -236,10 +221,10 @@ def _major_of(bindir: Path) -> int:
 def _start_or_join(wanted: _Wanted, users: int, deadline: float) -> EmbeddedServer:
     home = wanted.home
     fresh = not wanted.data.exists()
-    password = _password(home, fresh=fresh)
+    password = read_password(home, fresh=fresh)
     launched = False
     while time.monotonic() < deadline:
-        if _is_free(home / "server.lock"):
+        if is_free(home / "server.lock"):
             if launched:
                 raise ConnectError(f"start PostgreSQL: it ended, expected it to run. {_log_tail(home)}")
             _launch(wanted)
@@ -321,7 +306,7 @@ def _log_tail(home: Path) -> str:
 
 def _check_major(home: Path, major: int) -> None:
     running = (home / "server.lock").read_text(encoding="ascii")
-    if running not in {"", str(major)} and not _is_free(home / "server.lock"):
+    if running not in {"", str(major)} and not is_free(home / "server.lock"):
         raise ConfigError(
             f"start PostgreSQL {major}: version {running} is running in {home}, expected the same. "
             "Give another --home, or end the process that uses it."
@@ -336,92 +321,6 @@ def _connect(uri: str, *, autocommit: bool = False) -> psycopg.Connection[tuple[
         application_name="keyhaul embedded",
         options="-c search_path=pg_catalog -c statement_timeout=10min -c lock_timeout=2min",
     )
-
-
-# --- the home -----------------------------------------------------------------------------------
-
-
-def _prepare(home: Path, owner: int | None) -> None:
-    """Make the home's folder with its first file, users.lock; refuse a folder of something else."""
-    if not home.exists():
-        home.mkdir(parents=True, exist_ok=True)
-        home.chmod(0o700 if owner is None else 0o711)
-    mark = home / "users.lock"
-    if not mark.exists():
-        if any(home.iterdir()) and not mark.exists():
-            raise ConfigError(
-                f"use home {home}: it holds other files, expected an empty folder or one made by keyhaul. "
-                "Give another --home."
-            )
-        mark.touch(mode=0o600)
-    closed = None if owner is None else _closed_folder(home, owner)
-    if closed is not None:
-        raise ConfigError(
-            f"use home {home}: {closed} is closed to other users, expected that uid {owner} can pass, because "
-            "PostgreSQL does not run as root. Give a --home under /var or /srv, or leave it out for /var/cache/keyhaul."
-        )
-
-
-def _closed_folder(path: Path, uid: int) -> Path | None:
-    """Return the first folder on the way to `path`, or `path` itself, that `uid` cannot pass."""
-    for folder in [*reversed(path.parents), path]:
-        status = folder.stat()
-        if status.st_uid == uid:
-            needed = stat.S_IXUSR
-        elif status.st_gid == uid:
-            needed = stat.S_IXGRP
-        else:
-            needed = stat.S_IXOTH
-        if not status.st_mode & needed:
-            return folder
-    return None
-
-
-def _password(home: Path, *, fresh: bool) -> str:
-    place = home / "password"
-    with suppress(FileNotFoundError):
-        return place.read_text(encoding="ascii")
-    if not fresh:
-        raise ConfigError(
-            f"read {place}: it is missing, expected the password of the cluster beside it. "
-            f"Remove {home} to start anew; what its databases hold is lost then."
-        )
-    new = home / "password.new"
-    new.unlink(missing_ok=True)
-    new.touch(mode=0o600)
-    new.write_text(secrets.token_urlsafe(24), encoding="ascii")
-    new.rename(place)
-    return place.read_text(encoding="ascii")
-
-
-def _lock(path: Path, operation: int, deadline: float) -> int:
-    """Open `path` and lock it; the lock lasts as long as the returned descriptor."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    while True:
-        try:
-            fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                os.close(descriptor)
-                raise ConnectError(
-                    f"start PostgreSQL: {path} is held by another process after {START_SECONDS:.0f} s, expected it "
-                    "to start or stop the server sooner. Look for a process that hangs, or give another --home."
-                ) from None
-            time.sleep(POLL_SECONDS)
-        else:
-            return descriptor
-
-
-def _is_free(path: Path) -> bool:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two that look do not see each other
-    except BlockingIOError:
-        return False
-    else:
-        return True
-    finally:
-        os.close(descriptor)
 
 
 # --- the programs -------------------------------------------------------------------------------
@@ -456,57 +355,4 @@ def _bindir(home: Path, owner: int | None, major: int) -> Path:
 def _is_open(install: Path, uid: int) -> bool:
     """Look at one file and two folders: pip writes all of them with the same umask."""
     readable = all((install / part).stat().st_mode & stat.S_IROTH for part in ("bin/postgres", "lib", "share"))
-    return readable and _closed_folder(install / "share", uid) is None
-
-
-# --- the flights --------------------------------------------------------------------------------
-
-
-def _has_flights(connection: psycopg.Connection[tuple[object, ...]]) -> bool:
-    # Not to_regclass: it can answer from a cache that is older than the lock that was waited for.
-    found = connection.execute("select 1 from pg_tables where schemaname = 'public' and tablename = 'flights'")
-    return found.fetchone() is not None
-
-
-FLIGHTS = """
-create table public.flights (
-    id bigint not null,
-    year integer not null,
-    month integer not null,
-    day integer not null,
-    dep_time integer,
-    sched_dep_time integer not null,
-    dep_delay integer,
-    arr_time integer,
-    sched_arr_time integer not null,
-    arr_delay integer,
-    carrier text not null,
-    flight integer not null,
-    tailnum text,
-    origin text not null,
-    dest text not null,
-    air_time integer,
-    distance integer not null,
-    hour integer not null,
-    minute integer not null,
-    time_hour timestamptz not null
-)
-"""
-
-
-def _load_flights(connection: psycopg.Connection[tuple[object, ...]]) -> None:
-    # Here and not above: a start that finds the table does not need them, and they take 0.2 s.
-    from pgpq import ArrowToPostgresBinaryEncoder  # noqa: PLC0415
-    from pyarrow import parquet  # noqa: PLC0415
-
-    connection.execute(FLIGHTS)
-    with parquet.ParquetFile(flights_file()) as file:
-        encoder = ArrowToPostgresBinaryEncoder(file.schema_arrow)
-        columns = sql.SQL(", ").join(map(sql.Identifier, file.schema_arrow.names))
-        copy = sql.SQL("copy public.flights ({}) from stdin (format binary)").format(columns)
-        with connection.cursor() as cursor, cursor.copy(copy) as sink:
-            sink.write(encoder.write_header())
-            for batch in file.iter_batches(batch_size=50_000):
-                sink.write(encoder.write_batch(batch))
-            sink.write(encoder.finish())
-    connection.execute("alter table public.flights add primary key (id)")
+    return readable and closed_folder(install / "share", uid) is None

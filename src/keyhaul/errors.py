@@ -6,6 +6,8 @@ holds a password or a row's value. The driver's own error is attached with ``rai
 
 from __future__ import annotations
 
+import re
+
 
 class EtlError(Exception):
     """The root of every error that keyhaul raises on purpose; its text is for a person."""
@@ -37,3 +39,14 @@ class CancelledError(ChunkError):
 
 class StopRunError(EtlError):
     """The run must stop now (a rule with ``on_fail: stop``, a lost snapshot); it can be resumed."""
+
+
+def safe_message(error: BaseException) -> str:
+    """Return the first line of a driver's message without the row values that it may quote."""
+    line = str(error).strip().split("\n", 1)[0]
+    if expressions.DIVISION_BY_ZERO in line.lower():
+        return expressions.DIVISION_BY_ZERO
+    if "from `i128` to `i64` failed" in line:
+        return "bigint out of range"
+    line = re.sub(r"\[[^\]]*\]", "[…]", line)
+    return re.sub(r"(\"[^\"]*\"|'[^']*'(?= to value|: ))", "…", line)[:300]

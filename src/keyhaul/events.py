@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-
     from keyhaul.model import Counts, Report, Timings
 
 Step = Literal["read", "transform", "stage", "load"]
@@ -72,7 +71,6 @@ class ChunkDone:
     timings: Timings
     attempts: int
     bytes_read: int
-    already: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,11 +109,16 @@ class RunFinished:
     report: Report
 
 
-def as_json(event: Any) -> dict[str, Any]:
+def as_json(event: object) -> dict[str, Any]:
     """Return the event as a flat JSON-ready dict with its name under ``event``.
 
     Nested dataclasses (counts, timings, report) become nested dicts.
+
+    Raises:
+        TypeError: `event` is none of the above (a mistake of the caller).
     """
+    if not dataclasses.is_dataclass(event) or isinstance(event, type):
+        raise TypeError(f"write event: got {type(event).__name__}, expected a dataclass of keyhaul.events")
     out: dict[str, Any] = {"event": type(event).__name__}
     out.update(dataclasses.asdict(event))
     return out

@@ -43,7 +43,6 @@ class Unfinished:
     run_id: str
     fingerprint: str
     config: Mapping[str, Any]
-    killed: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +58,7 @@ class NewRun:
     key: Sequence[str]
     chunk_rows: int
     workers: int
+    finish: Sequence[Mapping[str, str]] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +101,7 @@ class Ledger:
         with self._mutex:
             try:
                 return self._execute(name, **values)
-            except psycopg.OperationalError:
+            except (psycopg.OperationalError, ConnectError):
                 if not self._connect_again():
                     raise
                 return self._execute(name, **values)
@@ -155,11 +155,11 @@ class Ledger:
         row = self._execute("unfinished", job=self.job).fetchone()
         if row is None:
             return None
-        return Unfinished(run_id=row[0], fingerprint=row[1], config=row[2], killed=row[3] == "running")
+        return Unfinished(run_id=row[0], fingerprint=row[1], config=row[2])
 
     def begin(self, run: NewRun, plan: Plan, *, fresh: bool) -> None:
         """Write a new run and its whole plan in one transaction; `fresh` gives up what was unfinished."""
-        values = {**asdict(run), "config": json.dumps(run.config), "key": list(run.key)}
+        values = {**asdict(run), "config": json.dumps(run.config), "key": list(run.key), "finish": json.dumps(list(run.finish))}
         chunks = json.dumps(
             [
                 {"number": c.number, "kind": c.kind, "lower": c.lower, "upper": c.upper, "estimated_rows": c.estimated_rows}
@@ -182,6 +182,11 @@ class Ledger:
         """Record another sitting of a run; returns its number, from 2."""
         row = self._execute("resume_run", run_id=run_id, workers=workers, **_process()).fetchone()
         return int(row[0]) if row else 1
+
+    def finish_steps(self, run_id: str) -> list[dict[str, str]]:
+        """Return the statements that run when all chunks are loaded."""
+        row = self._execute_again("finish_steps", run_id=run_id).fetchone()
+        return list(row[0]) if row else []
 
     def open_chunks(self, run_id: str) -> tuple[Chunk, ...]:
         """Return the chunks that are not committed, with the bounds of the persisted plan."""

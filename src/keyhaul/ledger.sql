@@ -20,6 +20,7 @@ create table if not exists {schema}.runs (
     pid            integer not null,
     host           text not null,
     version        text not null,
+    finish         jsonb not null default '[]',
     started_at     timestamptz not null default clock_timestamp(),
     ended_at       timestamptz,
     stop_reason    text
@@ -80,7 +81,7 @@ select pid, host, run_id from {schema}.runs where job = {job} and status = 'runn
 
 -- name: unfinished
 -- The run that the same command goes on with.
-select run_id, fingerprint, config, status from {schema}.runs
+select run_id, fingerprint, config from {schema}.runs
  where job = {job} and status in ('running', 'stopped') order by started_at desc limit 1;
 
 -- name: abandon
@@ -91,9 +92,9 @@ update {schema}.runs set status = 'abandoned', ended_at = clock_timestamp()
 -- name: insert_run
 -- A new run, before its chunks and before the first read.
 insert into {schema}.runs (run_id, job, fingerprint, config, status, source, target_table, key, chunk_rows,
-                           chunks_planned, estimated_rows, workers, pid, host, version)
+                           chunks_planned, estimated_rows, workers, pid, host, version, finish)
 values ({run_id}, {job}, {fingerprint}, {config}::jsonb, 'running', {source}, {target_table}, {key}::text[], {chunk_rows},
-        {chunks_planned}, {estimated_rows}, {workers}, {pid}, {host}, {version});
+        {chunks_planned}, {estimated_rows}, {workers}, {pid}, {host}, {version}, {finish}::jsonb);
 
 -- name: insert_chunks
 -- The plan, from one JSON array.
@@ -109,6 +110,10 @@ select {run_id}, (c->>'number')::int, c->>'kind',
 update {schema}.runs set status = 'running', sittings = sittings + 1, workers = {workers}, pid = {pid}, host = {host},
        version = {version}, ended_at = null, stop_reason = null
  where run_id = {run_id} returning sittings;
+
+-- name: finish_steps
+-- What runs when all chunks are loaded: indexes, constraints, sequences.
+select finish from {schema}.runs where run_id = {run_id};
 
 -- name: open_chunks
 -- The chunks of a run that are not committed, with their bounds.

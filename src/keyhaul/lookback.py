@@ -184,7 +184,7 @@ def show_run(conn: Connection, schema: str, run_id: str, *, chunk_limit: int | N
 def fetch(
     conn: Connection, schema: str, name: str, rows: BaseRowFactory[T], values: Mapping[str, object] | None = None
 ) -> list[T]:
-    """Return all rows of the ledger's statement `name`, in the form that `rows` gives them; errors as `ledger_errors`."""
+    """Return all rows of the ledger's statement `name`, as `rows` forms them; errors as `ledger_errors`."""
     with ledger_errors(conn, schema), conn.cursor(row_factory=rows) as cursor:
         return cursor.execute(statement(name, schema), values).fetchall()
 

@@ -27,6 +27,6 @@ def peak_memory_bytes() -> int | None:
 
 def memory_bytes() -> int:
     """Return the resident memory of this process."""
-    import psutil  # type: ignore[import-untyped, unused-ignore]  # its stubs are a package of their own
+    import psutil
 
     return int(psutil.Process().memory_info().rss)

@@ -51,6 +51,11 @@ class Column:
         not_null: the database guarantees that no NULL is there.
         has_default: an INSERT may leave the column out.
         generated: the database computes it; it is never written.
+        precision: digits of a numeric; digits of the seconds of a time or timestamp.
+        scale: of a numeric.
+        length: in characters, of varchar and char.
+        type_category, type_kind: pg_type.typcategory and typtype.
+        cast_type: the type without its modifier: a cast to it never cuts, the assignment after it checks.
     """
 
     name: str
@@ -64,6 +69,8 @@ class Column:
     length: int | None = None
     type_category: str = ""
     type_kind: str = "b"
+    type_oid: int = 0
+    cast_type: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +157,6 @@ class ChunkResult:
     timings: Timings
     attempts: int
     bytes_read: int
-    warned: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

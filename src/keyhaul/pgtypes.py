@@ -77,17 +77,82 @@ DIRECT: Final[dict[str, DirectType]] = {
     "jsonb": DirectType(dtype=pl.String(), select_text=True, encoder="jsonb"),
 }
 
-TEXT: Final[frozenset[str]] = frozenset(
-    {
-        "time", "timetz", "interval", "inet", "cidr", "macaddr", "macaddr8", "bit", "varbit",
-        "tsvector", "tsquery", "point", "line", "lseg", "box", "path", "polygon", "circle",
-        "pg_lsn", "oid", "char", "xml", "citext", "hstore", "ltree",
-    }
-)  # fmt: skip
-"""Types whose text form the server gives and takes back unchanged (with our session settings)."""
+TEXT: Final[dict[str, str]] = {
+    "money": "its digits depend on lc_monetary, which both sessions set to C",
+    "time": "24:00 is later than any Arrow time",
+    "timetz": "no Arrow type has a time with a zone",
+    "interval": "months, days and time are three numbers",
+    "inet": "no Arrow type",
+    "cidr": "no Arrow type",
+    "macaddr": "no Arrow type",
+    "macaddr8": "no Arrow type",
+    "bit": "no Arrow type keeps its length",
+    "varbit": "no Arrow type keeps its length",
+    "tsvector": "no Arrow type",
+    "tsquery": "no Arrow type",
+    "point": "no Arrow type",
+    "line": "no Arrow type",
+    "lseg": "no Arrow type",
+    "box": "no Arrow type",
+    "path": "no Arrow type",
+    "polygon": "no Arrow type",
+    "circle": "no Arrow type",
+    "pg_lsn": "no Arrow type",
+    "oid": "no reader has unsigned 32 bits",
+    "char": "one byte, with a text form of its own",
+    "xml": "checked by the target",
+    "jsonpath": "no Arrow type",
+    "txid_snapshot": "no Arrow type",
+    "pg_snapshot": "no Arrow type",
+    "citext": "extension type",
+    "hstore": "extension type",
+    "ltree": "extension type",
+    "lquery": "extension type",
+    "regclass": "the object is looked up by its qualified name in the target",
+    "regcollation": "the object is looked up by its qualified name in the target",
+    "regconfig": "the object is looked up by its qualified name in the target",
+    "regdictionary": "the object is looked up by its qualified name in the target",
+    "regnamespace": "the object is looked up by its name in the target",
+    "regoper": "the object is looked up by its qualified name in the target",
+    "regoperator": "the object is looked up by its qualified name in the target",
+    "regproc": "the object is looked up by its qualified name in the target",
+    "regprocedure": "the object is looked up by its qualified name in the target",
+    "regrole": "the role is looked up by its name in the target",
+    "regtype": "the object is looked up by its qualified name in the target",
+}
+"""Type → why it takes the text route. The server takes the text form back unchanged, with our session settings."""
 
-TEXT_KINDS: Final[dict[str, str]] = {"e": "enum", "r": "range", "m": "multirange"}
-"""pg_type.typtype of whole families that take the text route."""
+WHOLE_FAMILIES: Final[dict[str, str]] = {
+    "enum": "its label",
+    "range": "no Arrow type",
+    "multirange": "no Arrow type",
+    "composite": "no driver reads it",
+    "array": "NULL elements, several dimensions and other lower bounds have no Arrow type",
+}
+"""Families of types, whatever their names: why they take the text route."""
+
+_KINDS: Final = {"e": "enum", "r": "range", "m": "multirange", "c": "composite"}
+"""pg_type.typtype → family."""
+
+DIRECT_WIRE: Final = "direct"
+"""The wire of a value that binary COPY writes straight into its column."""
+
+TEXT_WIRE: Final = "text"
+"""The wire of a value that goes through a temporary text column; other wires name another type."""
+
+MODIFIED_TIME: Final = frozenset({"timestamp", "timestamptz", "time", "timetz"})
+"""Types whose modifier is the number of digits of the seconds."""
+
+
+def family(column: Column) -> str:
+    """Return ``enum``, ``range``, ``multirange``, ``composite``, ``array``, or an empty string."""
+    return _KINDS.get(column.type_kind, "array" if column.type_category == "A" else "")
+
+
+def names_objects(column: Column) -> bool:
+    """Whether the column's text form names other objects, so that it must be read with an empty search path."""
+    return column.base_type.lstrip("_").startswith("reg")
+
 
 SESSION_SETTINGS: Final[dict[str, str]] = {
     "datestyle": "ISO, YMD",
@@ -97,9 +162,11 @@ SESSION_SETTINGS: Final[dict[str, str]] = {
     "bytea_output": "hex",
     "standard_conforming_strings": "on",
     "client_encoding": "UTF8",
-    "search_path": "pg_catalog",
+    "lc_monetary": "C",
+    "xmloption": "content",
 }
-"""What both sessions set, so that a text form means the same on either side."""
+"""What both sessions set, so that a text form means the same on either side. Not search_path: the user's
+query, and the triggers of the user's tables, may rely on theirs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,25 +198,14 @@ def is_bounded_numeric(column: Column) -> bool:
 
 def route(column: Column) -> Route:
     """Return how a source column travels; the answer depends on its catalog entry alone."""
-    base = column.base_type
-    direct = DIRECT.get(base)
-    if base == "numeric":
-        if is_bounded_numeric(column):
-            return Route(kind="direct", dtype=pl.Decimal(column.precision, column.scale or 0), select_text=True)
-        return Route(
-            kind="text",
-            dtype=pl.String(),
-            select_text=True,
-            reason="numeric without a precision of at most 38 digits",
-        )
+    direct = DIRECT.get(column.base_type)
     if direct is not None and direct.dtype is not None:
         return Route(kind="direct", dtype=direct.dtype, select_text=direct.select_text)
-    if base in TEXT:
-        return Route(kind="text", dtype=pl.String(), select_text=True, reason="no Arrow type holds every value")
-    if column.type_kind in TEXT_KINDS:
-        return Route(kind="text", dtype=pl.String(), select_text=True, reason=TEXT_KINDS[column.type_kind])
-    if column.type_category == "A":
-        return Route(kind="text", dtype=pl.String(), select_text=True, reason="array")
+    if column.base_type == "numeric" and is_bounded_numeric(column):
+        return Route(kind="direct", dtype=pl.Decimal(column.precision, column.scale or 0), select_text=True)
+    reason = _why_text(column)
+    if reason:
+        return Route(kind="text", dtype=pl.String(), select_text=True, reason=reason)
     return Route(
         kind="refused",
         dtype=pl.String(),
@@ -159,6 +215,13 @@ def route(column: Column) -> Route:
             f"or select it as a known type in a query, for example {column.name}::text"
         ),
     )
+
+
+def _why_text(column: Column) -> str:
+    """Return why a column takes the text route, or an empty string."""
+    if column.base_type == "numeric":
+        return f"numeric without a precision of at most {MAX_DECIMAL_PRECISION} digits"
+    return TEXT.get(column.base_type) or WHOLE_FAMILIES.get(family(column), "")
 
 
 def out_of_range(column: str, dtype: pl.DataType) -> pl.Expr | None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from keyhaul.errors import RefusedError
-from keyhaul.model import Chunk, Plan
+from keyhaul.model import Chunk
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,26 +33,10 @@ def chunks_between(
     edges: list[Key | None] = [None, *boundaries, None]
     chunks = []
     left = total_rows
-    for number, (lower, upper) in enumerate(zip(edges, edges[1:], strict=False), start=1):
+    for number, (lower, upper) in enumerate(pairwise(edges), start=1):
         rows = min(chunk_rows, left) if upper is not None else left
         left = max(0, left - rows)
         chunks.append(Chunk(number=number, lower=lower, upper=upper, estimated_rows=rows))
     if null_rows is not None:
         chunks.append(Chunk(number=len(chunks) + 1, kind="nulls", estimated_rows=null_rows))
     return tuple(chunks)
-
-
-def check_same(persisted: Plan, fresh_fingerprint: str, stored_fingerprint: str, differences: Sequence[str]) -> Plan:
-    """Return the persisted plan when the job is still the one that made it.
-
-    Raises:
-        RefusedError: the job has changed; the message lists what.
-    """
-    if fresh_fingerprint == stored_fingerprint:
-        return persisted
-    changed = "; ".join(differences) or "the plan's fingerprint"
-    msg = (
-        f"resume run: the job has changed since the run was planned: {changed}. "
-        "Undo the change to go on, or give --fresh to start a new run"
-    )
-    raise RefusedError(msg)

@@ -5,10 +5,11 @@ Nothing is written here, in the source or in the target.
 
 from __future__ import annotations
 
+import difflib
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import psycopg
 from psycopg import errors
@@ -25,7 +26,7 @@ from keyhaul.targets.postgres import TargetTable, inspect_target
 from keyhaul.transform import Transform, compile_transform
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from types import TracebackType
 
     from keyhaul.config import Job
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from keyhaul.model import Column
     from keyhaul.pgtypes import Route
     from keyhaul.stage import Check
+
+MAX_NAME_BYTES = 63
+"""NAMEDATALEN - 1: PostgreSQL cuts a longer name with no more than a notice."""
 
 CONNECT_TIMEOUT_SECONDS = 2
 """How long a first connection may take (the URI's own connect_timeout wins); a wrong address is told at once."""
@@ -44,13 +48,12 @@ class Ends:
 
     Attributes:
         source, target: their connection strings.
-        embedded_source, embedded_target: whether each is the embedded server's.
+        embedded_target: whether the target is the embedded server's.
         filled: the flights were loaded into the embedded source just now.
     """
 
     source: Dsn
     target: Dsn
-    embedded_source: bool
     embedded_target: bool
     filled: bool = False
 
@@ -71,14 +74,13 @@ def find_ends(job: Job) -> Ends:
     return Ends(
         source=here if source_embedded else Dsn.parse(job.source.uri, "source.uri (flag --source)"),
         target=there if target_embedded else Dsn.parse(job.target.uri, "target.uri (flag --target)"),
-        embedded_source=source_embedded,
         embedded_target=target_embedded,
         filled=filled,
     )
 
 
 def find_target(uri: str, home: str | None) -> Dsn:
-    """Return the target's connection string for a command that looks back; starts the embedded server if it is meant."""
+    """Return the connection string of the target to look back at; starts the embedded server if that is meant."""
     if uri != EMBEDDED:
         return Dsn.parse(uri, "target.uri (flag --target)")
     server = embedded.start(Path(home) if home else None)
@@ -111,22 +113,36 @@ def connect(dsn: Dsn, end: str, *, application_name: str, settings: Mapping[str,
 def _reason(error: psycopg.Error, text: str, end: str) -> str:
     flag = f"--{end} (or ETL_{end.upper()}_URL, or {end}.uri)"
     lowered = text.lower()
-    if isinstance(error, errors.InvalidPassword) or "password authentication failed" in lowered:
-        return f"the server refuses the user or password. Change them in {flag}"
-    if "no password supplied" in lowered:
-        return f"the server wants a password and none was given. Put it into {flag}"
-    if "does not exist" in lowered and "database" in lowered:
-        return f"there is no such database. Change {flag}"
-    if "could not translate host name" in lowered or "name or service not known" in lowered:
-        return f"there is no such host. Change {flag}"
-    if "refused" in lowered:
-        return f"nothing listens there (connection refused). Is the server running? Else change {flag}"
-    if "timeout" in lowered or "timed out" in lowered:
-        return (
-            f"no answer within {CONNECT_TIMEOUT_SECONDS} s. Check host and port in {flag}; "
-            "a slow link wants ?connect_timeout=SECONDS there"
-        )
-    return f"{text}. Check {flag}"
+    causes = (
+        (
+            isinstance(error, errors.InvalidPassword) or "password authentication failed" in lowered,
+            f"the server refuses the user or password. Change them in {flag}",
+        ),
+        (
+            "no password supplied" in lowered,
+            f"the server wants a password and none was given. Put it into {flag}",
+        ),
+        (
+            "does not exist" in lowered and "database" in lowered,
+            f"there is no such database. Change {flag}",
+        ),
+        (
+            "could not translate host name" in lowered or "name or service not known" in lowered,
+            f"there is no such host. Change {flag}",
+        ),
+        (
+            "refused" in lowered,
+            f"nothing listens there (connection refused). Is the server running? Else change {flag}",
+        ),
+        (
+            "timeout" in lowered or "timed out" in lowered,
+            (
+                f"no answer within {CONNECT_TIMEOUT_SECONDS} s. Check host and port in {flag}; "
+                "a slow link wants ?connect_timeout=SECONDS there"
+            ),
+        ),
+    )
+    return next((told for holds, told in causes if holds), f"{text}. Check {flag}")
 
 
 def session_settings(job: Job, **more: str) -> dict[str, str]:
@@ -159,7 +175,7 @@ class Prepared:
     columns: tuple[WriteColumn, ...]
     read_columns: tuple[str, ...]
 
-    def __enter__(self) -> Prepared:
+    def __enter__(self) -> Self:
         """Return itself."""
         return self
 
@@ -242,8 +258,13 @@ def _compile(
         output=transform.output,
         sources=sources,
         primary_key=source.relation.primary_key,
+        definition=source.definition(_types_of(transform, sources)),
+        create=not job.target.no_create,
+        foreign_keys=job.target.with_foreign_keys,
     )
-    columns = build_mapping(transform.output, sources, target.columns, target.label)
+    _check_names([job.target.table, target.schema, target.table, *transform.output])
+    zone = _check_zone(job)
+    columns = build_mapping(transform.output, sources, target.columns, target.label, time_zone=zone)
     if not columns:
         msg = f"load {target.label}: no column is left after the transform. Drop fewer"
         raise RefusedError(msg)
@@ -263,6 +284,32 @@ def _compile(
     )
 
 
+def _types_of(transform: Transform, sources: Mapping[str, Column]) -> list[int]:
+    copied = {column.source for column in transform.output.values() if column.source}
+    return sorted({sources[name].type_oid for name in copied})
+
+
+def _check_names(names: Iterable[str]) -> None:
+    """Refuse names that PostgreSQL would cut, or that break its own tools' scripts."""
+    problems = []
+    for name in dict.fromkeys(names):
+        if len(name.encode()) > MAX_NAME_BYTES and "." not in name:
+            problems.append(f"use name {name!r}: it has {len(name.encode())} bytes, expected at most {MAX_NAME_BYTES}. Rename it")
+        if any(character in name for character in "\r\n\0"):
+            problems.append(f"use name {name!r}: it has a line break, which keyhaul does not carry. Rename it in a query")
+    if problems:
+        raise RefusedError("\n".join(problems))
+
+
+def _check_zone(job: Job) -> str | None:
+    zone = job.source.time_zone
+    if zone is not None and zone not in available_timezones():
+        near = difflib.get_close_matches(zone, available_timezones(), n=3)
+        msg = f"read source.time_zone: {zone} is no zone, expected one such as {', '.join(near) or 'Europe/Berlin'}"
+        raise ConfigError(msg)
+    return zone
+
+
 def _refuse_routes(routes: Mapping[str, Route], read: Sequence[str]) -> None:
     refused = [f"read column {name}: {routes[name].reason}" for name in read if routes[name].kind == "refused"]
     if refused:
@@ -276,26 +323,30 @@ def _check_dedup(job: Job, transform: Transform, sources: Mapping[str, Column]) 
     names = [*dedup.on, *dedup.order_by]
     unknown = [name for name in names if name not in transform.output]
     if unknown:
-        known = ", ".join(transform.output)
-        msg = f"dedup: no column {', '.join(unknown)} after the transform, expected one of {known}. Change --dedup or --order-by"
+        msg = (
+            f"dedup: no column {', '.join(unknown)} after the transform, expected one of "
+            f"{', '.join(transform.output)}. Change --dedup or --order-by"
+        )
         raise ConfigError(msg)
     copied = {column.source for name, column in transform.output.items() if name in dedup.on}
     missing = [key for key in job.key if key not in copied]
     if missing:
         msg = (
-            f"dedup on {', '.join(dedup.on)}: the key's column {', '.join(missing)} is not among them, so copies could lie "
-            "in different chunks. Cut the chunks by columns of the dedup (--key), or add the key to it"
+            f"dedup on {', '.join(dedup.on)}: the key's column {', '.join(missing)} is not among them, so copies could "
+            "lie in different chunks. Cut the chunks by columns of the dedup (--key), or add the key to it"
         )
         raise RefusedError(msg)
     blind = [
         name
         for name in dedup.order_by
-        if (origin := transform.output[name].source) and pgtypes.route(sources[origin]).kind == "text"
-        and sources[origin].base_type not in {"citext"}
-    ]  # fmt: skip
+        if (origin := transform.output[name].source)
+        and pgtypes.route(sources[origin]).kind == "text"
+        and sources[origin].base_type != "citext"
+    ]
     if blind:
+        types = ", ".join(sources[name].pg_type for name in blind if name in sources)
         msg = (
-            f"dedup order_by {', '.join(blind)}: {', '.join(sources[n].pg_type for n in blind if n in sources)} travels as "
-            "text, whose order is not the type's. Order by another column, or cast it: transform: - set: {…: \"cast(… as …)\"}"
+            f"dedup order_by {', '.join(blind)}: {types} travels as text, whose order is not the type's. "
+            'Order by another column, or cast it: transform: - set: {…: "cast(… as …)"}'
         )
         raise RefusedError(msg)

@@ -5,12 +5,8 @@ from __future__ import annotations
 import re
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, cast
 
 from psycopg import sql
-
-if TYPE_CHECKING:
-    from typing import LiteralString
 
 
 @cache
@@ -35,5 +31,4 @@ def statement(name: str, schema: str, **values: object) -> sql.Composed:
         KeyError: there is no such statement, or a placeholder has no value.
     """
     literals = {key: sql.Literal(value) for key, value in values.items()}
-    text = cast("LiteralString", _statements()[name])
-    return sql.SQL(text).format(schema=sql.Identifier(schema), **literals)
+    return sql.SQL(_statements()[name]).format(schema=sql.Identifier(schema), **literals)

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 import duckdb
 import polars as pl
 
-from keyhaul.errors import ChunkError, ConfigError, StopRunError
+from keyhaul.errors import ChunkError, ConfigError, StopRunError, safe_message
 from keyhaul.mapping import split
 from keyhaul.model import RECORD, Counts, Staged
-from keyhaul.transform import MAX_ISOLATED_RECORDS, safe_message
+from keyhaul.transform import MAX_ISOLATED_RECORDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -35,13 +35,13 @@ _SETTINGS: Final = {
     "allow_community_extensions": "false",
 }
 
-REJECTED: Final = {
-    RECORD: pl.Int64,
-    "stage": pl.String,
+REJECTED: Final[Mapping[str, pl.DataType]] = {
+    RECORD: pl.Int64(),
+    "stage": pl.String(),
     "rules": pl.List(pl.String),
-    "message": pl.String,
-    "key": pl.String,
-    "data": pl.String,
+    "message": pl.String(),
+    "key": pl.String(),
+    "data": pl.String(),
 }
 
 
@@ -134,10 +134,13 @@ def _bind(check: Check, schema: Mapping[str, pl.DataType]) -> str:
                 "Compare with another table after the load"
             )
         try:
-            con.execute(f"select 1 from {CHUNK} where {check.sql}")  # noqa: S608 - the user's own rule, in a locked database
-            described = con.execute(f"describe select {check.sql} as x from {CHUNK}").fetchone()  # noqa: S608
+            con.execute(f"select 1 from {CHUNK} where {check.sql}")
+            condition = check.sql.removeprefix("not ")  # `not` would make a number true or false
+            described = con.execute(f"describe select {condition} as x from {CHUNK}").fetchone()
         except duckdb.Error as error:
-            return f"{check.at}: read rule {check.name}: {str(error).strip().split(chr(10), 1)[0]}"
+            text = str(error).strip().split("\n", 1)[0].rstrip("!")
+            known = f", expected one of {', '.join(schema)}" if "not found in FROM clause" in text else ""
+            return f"{check.at}: read rule {check.name}: {text}{known}"
         if described and described[1] != "BOOLEAN":
             return f"{check.at}: read rule {check.name}: its type is {described[1]}, expected true or false"
     return ""
@@ -253,9 +256,9 @@ class Stager:
     def _failing(self, frame: pl.DataFrame) -> Iterator[pl.DataFrame]:
         """Yield, for each record that fails a rule, which ones; halves the chunk where a rule raises."""
         flags = ", ".join(f"coalesce({c.sql}, false) as {quoted(c.name)}" for c in self._checks)
-        query = f"select {RECORD}, {flags} from {CHUNK}"  # noqa: S608 - the user's own rules, in a locked database
+        query = f"select {RECORD}, {flags} from {CHUNK}"
         if len(self._checks) >= 1:
-            query = f"select * from ({query}) where {' or '.join(quoted(c.name) for c in self._checks)}"  # noqa: S608
+            query = f"select * from ({query}) where {' or '.join(quoted(c.name) for c in self._checks)}"
         pending = [frame]
         failures = 0
         while pending:
@@ -270,7 +273,10 @@ class Stager:
                     continue
                 failures += 1
                 if failures > MAX_ISOLATED_RECORDS:
-                    msg = f"check rules: they cannot be evaluated for more than {MAX_ISOLATED_RECORDS} records: {safe_message(error)}"
+                    msg = (
+                        f"check rules: they cannot be evaluated for more than {MAX_ISOLATED_RECORDS} records: "
+                        f"{safe_message(error)}"
+                    )
                     raise ChunkError(msg) from error
                 flags_false = [pl.lit(value=False).alias(c.name) for c in self._checks]
                 yield part.select(pl.col(RECORD), *flags_false, pl.lit(safe_message(error)).alias("_error"))
@@ -307,7 +313,7 @@ class Stager:
         order = ", ".join([*wanted, *ties, RECORD])
         present = " and ".join(f"{quoted(column)} is not null" for column in on)
         query = (
-            f"select {RECORD} from {CHUNK} where {present} qualify row_number() over "  # noqa: S608 - quoted names
+            f"select {RECORD} from {CHUNK} where {present} qualify row_number() over "
             f"(partition by {', '.join(map(quoted, on))} order by {order}) > 1"
         )
         losers = self._query(query, frame)
@@ -327,7 +333,7 @@ class Stager:
         any_null = " or ".join(f"{quoted(name)} is null" for name in self._key)
         key = keys[0] if len(keys) == 1 else f"to_json([{', '.join(keys)}])::varchar"
         query = (
-            f"select {RECORD}, case when {any_null} then null else {key} end as key, "  # noqa: S608 - quoted names
+            f"select {RECORD}, case when {any_null} then null else {key} end as key, "
             f"to_json({{{fields}}})::varchar as data from {CHUNK}"
         )
         described = self._query(query, rows)

@@ -1,7 +1,7 @@
 """The transform: a list of frame → frame steps, compiled once per run from Polars SQL expressions.
 
-Every step works on whole columns. Integer arithmetic is done in 128 bits, because Polars' own
-wraps round silently; a row whose result does not fit costs itself (it is isolated by halving).
+Every step works on whole columns; a row for which an expression raises (a result that does not fit,
+a zero divisor, a bad cast) costs itself: it is isolated by halving.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Final
 
 import polars as pl
 
-from keyhaul.errors import ChunkError, ConfigError
+from keyhaul import expressions
+from keyhaul.errors import ChunkError, ConfigError, safe_message
 from keyhaul.model import RECORD
 
 if TYPE_CHECKING:
@@ -26,11 +27,6 @@ if TYPE_CHECKING:
 MAX_ISOLATED_RECORDS: Final = 1000
 """Records of one chunk that the transform may fail for before the whole chunk is given up; each costs
 about 2·log2(rows) small evaluations (0.3 ms each)."""
-
-_NOT_ROW_WISE: Final = re.compile(
-    r"(?<!\.list)(?<!\.arr)\.(sum|mean|min|max|count|first|last|median|std|var|quantile|rank|shift|over|cum_\w+"
-    r"|implode|n_unique|len|diff|corr|cov|arg_\w+|sort\w*|reverse|unique|mode)\(|\blen\(\)|\bint_range\("
-)
 
 REJECTED_SCHEMA: Final = {RECORD: pl.Int64, "message": pl.String}
 
@@ -133,12 +129,6 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n", 1)[0]
 
 
-def safe_message(error: BaseException) -> str:
-    """Return the first line of a driver's message without the row values that it may quote."""
-    line = re.sub(r"\[[^\]]*\]", "[…]", _first_line(error))
-    return re.sub(r"(\"[^\"]*\"|'[^']*'(?= to value|: ))", "…", line)[:300]
-
-
 # --- compiling -----------------------------------------------------------------------------------
 
 
@@ -202,85 +192,22 @@ def compile_transform(steps: Sequence[Step], source: Mapping[str, pl.DataType]) 
     )
 
 
-def parse_expression(text: str, at: str, columns: Iterable[str]) -> pl.Expr:
-    """Parse one Polars SQL expression over the named columns; it may look at one row only.
-
-    Raises:
-        ConfigError: it does not parse, names an unknown column, or aggregates.
-    """
-    try:
-        expression = pl.sql_expr(text)
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        msg = f"{at}: read expression {text!r}: {_first_line(error)}, expected one Polars SQL expression"
-        raise ConfigError(msg) from error
-    known = list(columns)
-    unknown = sorted({name for name in expression.meta.root_names() if name not in known})
-    if unknown:
-        msg = f"{at}: read expression {text!r}: no column {', '.join(unknown)}, expected one of {', '.join(known)}"
-        raise ConfigError(msg)
-    shape = re.sub(r"\"(?:[^\"\\]|\\.)*\"", "", str(expression))
-    if _NOT_ROW_WISE.search(shape):
-        msg = (
-            f"{at}: read expression {text!r}: it looks at more than one row, expected an expression over one row, "
-            "because chunks are cut by key. Aggregate in the source's query"
-        )
-        raise ConfigError(msg)
-    return expression
-
-
-def _integers(expression: pl.Expr, schema: Mapping[str, pl.DataType]) -> list[str]:
-    return sorted({name for name in expression.meta.root_names() if schema[name].is_integer()})
-
-
-def _probe(expression: pl.Expr, schema: Mapping[str, pl.DataType], wide: Sequence[str]) -> pl.DataType:
-    """Return the type of an expression over `schema` with the columns in `wide` held in 128 bits."""
-    types = {name: (pl.Int128() if name in wide else dtype) for name, dtype in schema.items()}
-    return pl.DataFrame(schema=types).lazy().select(expression.alias("x")).collect().schema["x"]
-
-
-def _typed(text: str, at: str, state: _State) -> tuple[pl.Expr, list[str], pl.DataType]:
-    """Return the parsed expression, the integer columns to widen for it, and the type of its result."""
-    expression = parse_expression(text, at, state.schema)
+def _typed(text: str, at: str, state: _State) -> tuple[pl.Expr, pl.DataType]:
+    """Return the parsed expression, made exact, and the type of its result."""
+    expression = expressions.parse(text, at, state.schema)
     if expression.meta.is_column():
-        name = expression.meta.root_names()[0]
-        return expression, [], state.schema[name]
-    wide = _integers(expression, state.schema)
+        return expression, state.schema[expression.meta.root_names()[0]]
     try:
-        dtype = _probe(expression, state.schema, ())
-        if wide:
-            try:
-                dtype = _probe(expression, state.schema, wide)
-            except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
-                wide = []
+        expression = expressions.exact(expression, state.schema)
+        return expression, expressions.type_of(expression, state.schema)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        msg = f"{at}: check expression {text!r}: {_first_line(error)}"
+        msg = f"{at}: check expression {text!r}: {safe_message(error)}"
         raise ConfigError(msg) from error
-    if dtype.is_integer():
-        expression, dtype = expression.cast(pl.Int64, strict=True), pl.Int64()
-    return expression, wide, dtype
-
-
-def _evaluate(lazy: pl.LazyFrame, named: Mapping[str, tuple[pl.Expr, Sequence[str]]]) -> pl.LazyFrame:
-    """Add each expression under its (temporary) name, its integer inputs held in 128 bits meanwhile."""
-    wide = sorted({column for _, columns in named.values() for column in columns})
-    kept = {column: f"_keyhaul_kept_{number}" for number, column in enumerate(wide)}
-    narrow = {name: expression for name, (expression, columns) in named.items() if not columns}
-    widened = {name: expression for name, (expression, columns) in named.items() if columns}
-    lazy = lazy.with_columns(expression.alias(name) for name, expression in narrow.items())
-    if not wide:
-        return lazy
-    return (
-        lazy.with_columns(pl.col(column).alias(keep) for column, keep in kept.items())
-        .with_columns(pl.col(column).cast(pl.Int128) for column in wide)
-        .with_columns(expression.alias(name) for name, expression in widened.items())
-        .with_columns(pl.col(keep).alias(column) for column, keep in kept.items())
-        .drop(kept.values())
-    )
 
 
 def _compile_set(step: Step, state: _State) -> Callable[[pl.LazyFrame], pl.LazyFrame]:
     problems: list[str] = []
-    named: dict[str, tuple[pl.Expr, Sequence[str]]] = {}
+    named: dict[str, pl.Expr] = {}
     results: dict[str, tuple[pl.DataType, frozenset[str], str | None]] = {}
     for column, text in step.set.items():
         at = step.places.get(column, step.at)
@@ -288,7 +215,7 @@ def _compile_set(step: Step, state: _State) -> Callable[[pl.LazyFrame], pl.LazyF
             problems.append(f"{at}: set {RECORD}: this name is keyhaul's own. Choose another")
             continue
         try:
-            expression, wide, dtype = _typed(text, at, state)
+            expression, dtype = _typed(text, at, state)
         except ConfigError as error:
             problems.append(str(error))
             continue
@@ -297,7 +224,7 @@ def _compile_set(step: Step, state: _State) -> Callable[[pl.LazyFrame], pl.LazyF
         depends = frozenset().union(*(state.depends[name] for name in roots))
         if copied is None:
             state.used |= depends
-        named[f"_keyhaul_set_{len(named)}"] = (expression, wide)
+        named[f"_keyhaul_set_{len(named)}"] = expression
         results[column] = (dtype, depends, state.lineage[copied] if copied else None)
     if problems:
         raise ConfigError("\n".join(problems))
@@ -306,7 +233,7 @@ def _compile_set(step: Step, state: _State) -> Callable[[pl.LazyFrame], pl.LazyF
         state.schema[column], state.depends[column], state.lineage[column] = dtype, depends, origin
 
     def apply(lazy: pl.LazyFrame) -> pl.LazyFrame:
-        evaluated = _evaluate(lazy, named)
+        evaluated = lazy.with_columns(expression.alias(name) for name, expression in named.items())
         assigned = evaluated.with_columns(pl.col(name).alias(column) for column, name in temporary.items())
         return assigned.drop(temporary.values())
 
@@ -314,7 +241,7 @@ def _compile_set(step: Step, state: _State) -> Callable[[pl.LazyFrame], pl.LazyF
 
 
 def _compile_where(text: str, at: str, state: _State) -> Callable[[pl.LazyFrame], pl.LazyFrame]:
-    expression, wide, dtype = _typed(text, at, state)
+    expression, dtype = _typed(text, at, state)
     if not isinstance(dtype, pl.Boolean):
         msg = f"{at}: check expression {text!r}: its type is {dtype}, expected true or false"
         raise ConfigError(msg)
@@ -323,7 +250,7 @@ def _compile_where(text: str, at: str, state: _State) -> Callable[[pl.LazyFrame]
     state.used |= depends
 
     def apply(lazy: pl.LazyFrame) -> pl.LazyFrame:
-        evaluated = _evaluate(lazy, {"_keyhaul_where": (expression, wide)})
+        evaluated = lazy.with_columns(expression.alias("_keyhaul_where"))
         return evaluated.filter(pl.col("_keyhaul_where")).drop("_keyhaul_where")
 
     return apply

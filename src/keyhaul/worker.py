@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
 
 import duckdb
 import polars as pl
 import pyarrow as pa
 
 from keyhaul import events, pgtypes
-from keyhaul.errors import ChunkError
+from keyhaul.errors import ChunkError, safe_message
 from keyhaul.mapping import as_text
 from keyhaul.model import RECORD, Timings
 from keyhaul.sources.readers import READERS, UnreadableValueError
 from keyhaul.stage import Stager
 from keyhaul.targets import postgres
 from keyhaul.targets.session import SESSIONS
-from keyhaul.transform import safe_message
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from keyhaul.transform import Transform
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: two properties are computed once
 class Task:
     """Everything that the chunks of one run have in common.
 
@@ -62,9 +62,23 @@ class Task:
     dedup: Dedup | None
     columns: tuple[WriteColumn, ...]
 
+    @cached_property
+    def looked_at(self) -> frozenset[str]:
+        """The source columns whose values an expression, a rule or the dedup looks at."""
+        copies = {name: column.source for name, column in self.transform.output.items() if column.source}
+        staged = {name for check in self.checks for name in check.columns}
+        if self.dedup is not None:
+            staged |= {*self.dedup.on, *self.dedup.order_by}
+        return self.transform.used | {source for name, source in copies.items() if name in staged}
 
-def source_application(run_id: str, chunk: int) -> str:
-    """Return the application_name under which a chunk is read; the watchdog finds its backend by it."""
+    @cached_property
+    def names_objects(self) -> bool:
+        """Whether a text form names other objects: then it is read with an empty search path."""
+        return any(pgtypes.names_objects(self.sources[name]) for name in self.read_columns)
+
+
+def source_application(run_id: str, chunk: int | Literal["%"]) -> str:
+    """Return the application_name under which a chunk is read; with ``%`` a LIKE pattern for those of all chunks."""
     return f"keyhaul {run_id} chunk {chunk}"
 
 
@@ -104,7 +118,10 @@ class Worker:
         source, text_columns = self._decode(table, text_columns)
         size = table.nbytes
         del table
-        frame, failed = task.transform.apply(source)
+        visible, unseen = self._visible(source, text_columns) if text_columns & task.looked_at else (source, None)
+        frame, failed = task.transform.apply(visible)
+        if unseen is not None:
+            failed = pl.concat([failed, unseen])
         transformed_at = time.perf_counter()
         self._step(chunk, "stage", frame.height)
         columns = self._columns(text_columns)
@@ -188,6 +205,7 @@ class Worker:
         query = task.source.query(chunk, task.read_columns, frozenset(text))
         settings = {
             **pgtypes.SESSION_SETTINGS,
+            **({"search_path": ""} if task.names_objects else {}),
             "default_transaction_read_only": "on",
             "statement_timeout": f"{task.job.statement_timeout_seconds}s",
             "lock_timeout": "30s",
@@ -218,22 +236,32 @@ class Worker:
         numbered = decoded.with_row_index(RECORD).with_columns(pl.col(RECORD).cast(pl.Int64))
         return numbered, text_columns | odd
 
+    def _visible(
+        self, source: pl.DataFrame, text_columns: frozenset[str]
+    ) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """Give the columns that the job looks at their type again, and set apart the records where that cannot be.
+
+        Those hold infinity, NaN, or a date that no Arrow type has; an expression would see NULL there.
+        """
+        odd = sorted(text_columns & self._task.looked_at)
+        parsed = source.with_columns(_parsed(name, self._task.routes[name].dtype) for name in odd)
+        lost = [parsed[name].is_null() & source[name].is_not_null() for name in odd]
+        unseen = pl.Series([False] * source.height, dtype=pl.Boolean) if not lost else lost[0]
+        for mask in lost[1:]:
+            unseen |= mask
+        message = f"{', '.join(odd)}: no expression can see this value (infinity, NaN or a date far away)"
+        rejected = source.filter(unseen).select(RECORD, message=pl.lit(message))
+        return parsed.filter(~unseen), rejected
+
     def _columns(self, text_columns: frozenset[str]) -> Sequence[WriteColumn]:
         """Return the mapping for a chunk in which some columns travel as text."""
         task = self._task
-        if not text_columns:
+        text = text_columns - task.looked_at
+        if not text:
             return task.columns
-        outputs = {name: column.source for name, column in task.transform.output.items() if column.source in text_columns}
-        staged = {name for check in task.checks for name in outputs if name in check.columns}
-        staged |= outputs.keys() & {*task.dedup.on, *task.dedup.order_by} if task.dedup else set()
-        looked_at = sorted((text_columns & task.transform.used) | {str(outputs[name]) for name in staged})
-        if looked_at:
-            msg = (
-                f"decode chunk: {', '.join(looked_at)} holds a value that no expression can see here (infinity, NaN, or "
-                "a date beyond the year 255,000), and the job looks at it. Select such rows apart in a query"
-            )
-            raise ChunkError(msg)
-        return as_text(task.columns, task.sources, {n: str(s) for n, s in outputs.items()})
+        outputs = {name: column.source for name, column in task.transform.output.items() if column.source in text}
+        copied = {name: str(source) for name, source in outputs.items()}
+        return as_text(task.columns, task.sources, copied, task.job.source.time_zone)
 
     def _entry(self, chunk: Chunk, attempt: int, timings: Timings, size: int) -> postgres.LedgerEntry:
         task = self._task
@@ -279,6 +307,17 @@ def target_uri(task: Task, worker: int) -> str:
 def _any_out_of_range(column: pl.Series, dtype: pl.DataType) -> bool:
     check = pgtypes.out_of_range(column.name, dtype)
     return check is not None and bool(column.to_frame().select(check).item())
+
+
+def _parsed(name: str, want: pl.DataType) -> pl.Expr:
+    """Parse PostgreSQL's text form; what has no place in the type becomes NULL."""
+    column = pl.col(name)
+    if isinstance(want, pl.Datetime):
+        form = "%Y-%m-%d %H:%M:%S%.f" + ("%#z" if want.time_zone else "")
+        return column.str.to_datetime(form, time_unit="us", strict=False).cast(want)
+    if isinstance(want, pl.Date):
+        return column.str.to_date("%Y-%m-%d", strict=False)
+    return column.cast(want, strict=False)
 
 
 def _decoded(name: str, have: pl.DataType, want: pl.DataType) -> pl.Expr:

@@ -172,7 +172,7 @@ def _scalar(node: yaml.Node, place: Place, draft: Draft, environ: Mapping[str, s
         text = _interpolate(text, place, draft, environ)
         if isinstance(node, yaml.ScalarNode) and node.style is None and text:
             # Written without quotes, `chunk: ${ROWS}` is the number that the variable holds.
-            tag = str(_Loader("").resolve(yaml.ScalarNode, text, (True, False)))  # type: ignore[no-untyped-call]
+            tag = str(_Loader("").resolve(yaml.ScalarNode, text, (True, False)))  # type: ignore[no-untyped-call]  # not in its stubs
     if tag == _NULL:
         return None
     if tag == _BOOL:

@@ -403,7 +403,7 @@ def test_the_flights_are_loaded_once_even_by_two_processes(home):
 
 
 def test_databases_are_made_once_by_many_threads(server):
-    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
+    from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: embedded.ensure_databases(server, ["one", 'the "other"']), range(4)))

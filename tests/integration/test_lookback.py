@@ -1,4 +1,4 @@
-# ruff: noqa: PLR0913, RUF001 - builders of test data have many parameters; the wide signs are formulas too
+# ruff: noqa: RUF001 - the wide signs are formulas too
 from __future__ import annotations
 
 import csv

@@ -1,4 +1,3 @@
-# ruff: noqa: PLR0913, PLR0917 - a builder of test data has a parameter for each thing that a test varies
 from __future__ import annotations
 
 import io

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from keyhaul.errors import ChunkError, StopRunError, TransientError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     import pyarrow as pa
 
@@ -52,7 +52,7 @@ class ConnectorxReader:
             StopRunError: the run's snapshot is gone.
             ChunkError: anything else, a panic of the driver included.
         """
-        import connectorx  # noqa: PLC0415 - 70 ms, and only for this reader
+        import connectorx  # 70 ms, and only for this reader
 
         try:
             return connectorx.read_sql(
@@ -78,7 +78,7 @@ class AdbcReader:
 
     def read(self, query: str, uri: str) -> pa.Table:
         """Run `query` in the worker's transaction; the same errors as `ConnectorxReader.read`."""
-        import adbc_driver_postgresql.dbapi as adbc  # noqa: PLC0415 - 300 ms, and only for this reader
+        import adbc_driver_postgresql.dbapi as adbc  # 300 ms, and only for this reader
 
         try:
             if self._connection is None:
@@ -108,7 +108,7 @@ class AdbcReader:
 READERS: dict[str, Callable[[str], Reader]] = {"connectorx": ConnectorxReader, "adbc": AdbcReader}
 
 
-def _begin_statements(snapshot: str) -> Sequence[str]:
+def _begin_statements(snapshot: str) -> list[str]:
     quoted = snapshot.replace("'", "''")
     return [
         "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
@@ -119,7 +119,7 @@ def _begin_statements(snapshot: str) -> Sequence[str]:
 def translate(error: BaseException, driver: str) -> Exception:
     """Turn a driver's error or panic into one of ours."""
     text = str(error).strip().split("\n", 1)[0][:400]
-    if "invalid snapshot identifier" in text or "snapshot" in text and "does not exist" in text:
+    if "invalid snapshot identifier" in text or ("snapshot" in text and "does not exist" in text):
         return StopRunError(
             "read chunk: the run's snapshot is gone, because the connection that holds it was lost. "
             "Run the same command again: it goes on with the chunks that are left, from a newer snapshot"

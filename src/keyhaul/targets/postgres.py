@@ -7,20 +7,21 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
-from psycopg import sql
+import psycopg
+from psycopg import errors, sql
 
 from keyhaul import catalog
 from keyhaul.errors import ChunkError, ConfigError, RefusedError
-from keyhaul.mapping import WriteColumn, creatable
 from keyhaul.model import RECORD, ChunkResult, Column, Counts, Timings
-from keyhaul.pgtypes import ddl_type
+from keyhaul.pgtypes import DIRECT_WIRE, ddl_type
 from keyhaul.sql import statement
+from keyhaul.targets.ddl import Ddl, compose_ddl
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import psycopg
-
+    from keyhaul.definition import TableDefinition
+    from keyhaul.mapping import WriteColumn
     from keyhaul.model import Staged
     from keyhaul.targets.session import Session
     from keyhaul.transform import OutputColumn
@@ -33,14 +34,14 @@ class TargetTable:
     Attributes:
         schema, table: as stored, not quoted.
         columns: what it has, or what `ddl` will give it.
-        ddl: the statements that create it, in order; empty when it is there.
+        ddl: the statements that create it and finish it; empty when it is there.
         holds_rows: at least one row is there now.
     """
 
     schema: str
     table: str
     columns: tuple[Column, ...]
-    ddl: tuple[str, ...] = ()
+    ddl: Ddl = Ddl()
     holds_rows: bool = False
 
     @property
@@ -61,6 +62,9 @@ def inspect_target(
     output: Mapping[str, OutputColumn],
     sources: Mapping[str, Column],
     primary_key: Sequence[str],
+    definition: TableDefinition | None,
+    create: bool,
+    foreign_keys: bool,
 ) -> TargetTable:
     """Describe the target table, or what would be created for it. Changes nothing.
 
@@ -70,6 +74,9 @@ def inspect_target(
         output: the columns after the transform.
         sources: the source's columns by name.
         primary_key: the source's primary key, for a table that is to be created.
+        definition: of the source table; None for a view or query.
+        create: whether a missing table may be created.
+        foreign_keys: whether it gets the source's foreign keys.
 
     Raises:
         RefusedError: the name is not a table's, or a column has no type that can be created.
@@ -85,10 +92,14 @@ def inspect_target(
         held = conn.execute(sql.SQL("select exists (select from {})").format(relation.from_item)).fetchone()
         return TargetTable(schema=schema, table=table, columns=relation.columns, holds_rows=bool(held and held[0]))
     schema, table = _new_name(conn, name)
-    columns = _new_columns(output, sources)
-    copies = {column.source: name for name, column in output.items() if column.source}
-    key = [copies[k] for k in primary_key if k in copies] if all(k in copies for k in primary_key) else []
-    ddl = _create_table(schema, table, columns, key, conn)
+    if not create:
+        msg = f"load {schema}.{table}: it is not there, and --no-create is given. Create it, or change --into"
+        raise RefusedError(msg)
+    columns = _new_columns(output, sources, definition)
+    copies = {name: column.source for name, column in output.items() if column.source}
+    by_source = {source: name for name, source in copies.items()}
+    key = [by_source[k] for k in primary_key] if all(k in by_source for k in primary_key) else []
+    ddl = compose_ddl(conn, definition, schema, table, columns, copies, key, foreign_keys=foreign_keys)
     return TargetTable(schema=schema, table=table, columns=columns, ddl=ddl)
 
 
@@ -105,28 +116,27 @@ def _new_name(conn: psycopg.Connection[Any], name: str) -> tuple[str, str]:
     try:
         parsed = conn.execute("select parse_ident(%s)", [name]).fetchone()
         parts = parsed[0] if parsed else [name]
-    except Exception:  # noqa: BLE001 - not SQL syntax: the name is taken literally
+    except errors.InvalidParameterValue:  # not SQL syntax: the name is taken literally
         conn.rollback()
         schema, _, table = name.rpartition(".")
         parts = [schema, table] if schema else [table]
-    if len(parts) > 2:  # noqa: PLR2004 - schema and table
+    *schemas, table = parts
+    if len(schemas) > 1:
         msg = f"load {name}: expected schema.table. Change --into or target.table"
         raise RefusedError(msg)
-    return (parts[0], parts[1]) if len(parts) == 2 else (current, parts[0])  # noqa: PLR2004
+    return (schemas[0], table) if schemas else (current, table)
 
 
-def _new_columns(output: Mapping[str, OutputColumn], sources: Mapping[str, Column]) -> tuple[Column, ...]:
+def _new_columns(
+    output: Mapping[str, OutputColumn], sources: Mapping[str, Column], definition: TableDefinition | None
+) -> tuple[Column, ...]:
     columns: list[Column] = []
     problems = []
+    untouched = definition is not None and all(n in output and output[n].source == n for n in sources)
     for name, column in output.items():
         origin = sources.get(column.source) if column.source else None
         if origin is not None:
-            if not creatable(origin):
-                problems.append(
-                    f"create column {name}: type {origin.pg_type} is not built in, and keyhaul creates no types. "
-                    "Create the target table yourself, or cast the column to text in a query"
-                )
-            columns.append(replace(origin, name=name, has_default=False, generated=False))
+            columns.append(replace(origin, name=name, generated=origin.generated and untouched))
             continue
         pg_type = ddl_type(column.dtype)
         if pg_type is None:
@@ -150,31 +160,6 @@ def _computed_column(name: str, pg_type: str, dtype: pl.DataType) -> Column:
     return Column(name=name, pg_type=pg_type, base_type=_BASE_TYPES.get(pg_type, pg_type))
 
 
-def _create_table(
-    schema: str, table: str, columns: Sequence[Column], key: Sequence[str], conn: psycopg.Connection[Any]
-) -> tuple[str, ...]:
-    lines = [
-        sql.SQL("    {} {}{}").format(
-            sql.Identifier(column.name),
-            sql.SQL(column.pg_type),  # type: ignore[arg-type]  # format_type's own spelling
-            sql.SQL(" not null" if column.not_null else ""),
-        )
-        for column in columns
-    ]
-    if key:
-        names = sql.SQL(", ").join(map(sql.Identifier, key))
-        lines.append(sql.SQL("    primary key ({})").format(names))
-    body = sql.SQL(",\n").join(lines)
-    statements = []
-    there = conn.execute("select to_regnamespace(quote_ident(%s)) is not null", [schema]).fetchone()
-    if not (there and there[0]):
-        statements.append(sql.SQL("create schema {}").format(sql.Identifier(schema)).as_string(conn))
-    statements.append(
-        sql.SQL("create table {} (\n{}\n)").format(sql.Identifier(schema, table), body).as_string(conn)
-    )
-    return tuple(statements)
-
-
 def prepare(conn: psycopg.Connection[Any], target: TargetTable) -> None:
     """Create the target table when it is missing, in one transaction.
 
@@ -183,9 +168,9 @@ def prepare(conn: psycopg.Connection[Any], target: TargetTable) -> None:
     """
     try:
         with conn.transaction():
-            for ddl in target.ddl:
-                conn.execute(ddl)  # type: ignore[call-overload]  # composed from quoted parts above
-    except Exception as error:
+            for ddl in target.ddl.before:
+                conn.execute(ddl)
+    except psycopg.Error as error:
         msg = f"create {target.label}: {str(error).strip().splitlines()[0]}"
         raise RefusedError(msg) from error
 
@@ -279,14 +264,14 @@ def _write(session: Session, target: TargetTable, columns: Sequence[WriteColumn]
     values = frame.select(_wire_value(column).alias(column.name) for column in columns)
     data = values.to_arrow(compat_level=pl.CompatLevel.newest())
     data = _exact(data, columns)
-    if all(column.wire == "direct" for column in columns):
+    if all(column.wire == DIRECT_WIRE for column in columns):
         session.copy(target.identifier, data, {c.name: c.encoder for c in columns})
         return
     table = sql.Identifier("pg_temp", "_keyhaul_chunk")
     definitions = sql.SQL(", ").join(
         sql.SQL("{} {}").format(
             sql.Identifier(c.name),
-            sql.SQL("text" if c.wire == "text" else c.target.pg_type),  # type: ignore[arg-type]
+            sql.SQL(c.target.pg_type if c.wire == DIRECT_WIRE else c.wire),
         )
         for c in columns
     )
@@ -296,12 +281,7 @@ def _write(session: Session, target: TargetTable, columns: Sequence[WriteColumn]
     )
     session.copy(table, data, {c.name: c.encoder for c in columns})
     names = sql.SQL(", ").join(sql.Identifier(c.name) for c in columns)
-    casts = sql.SQL(", ").join(
-        sql.SQL("{}::{}").format(sql.Identifier(c.name), sql.SQL(c.target.pg_type))  # type: ignore[arg-type]
-        if c.wire == "text"
-        else sql.Identifier(c.name)
-        for c in columns
-    )
+    casts = sql.SQL(", ").join(_cast(column) for column in columns)
     session.execute(
         sql.SQL("insert into {} ({}) overriding system value select {} from {}").format(
             target.identifier, names, casts, table
@@ -309,20 +289,33 @@ def _write(session: Session, target: TargetTable, columns: Sequence[WriteColumn]
     )
 
 
+def _cast(column: WriteColumn) -> sql.Composable:
+    """Return what is selected from the temporary table; the assignment that follows checks the modifier."""
+    name = sql.Identifier(column.name)
+    if column.wire == DIRECT_WIRE:
+        return name
+    if column.target.base_type == "regclass":
+        # The cast from text, unlike the type's input, does not know that - is no relation.
+        return sql.SQL("case when {0} = '-' then 0::oid::regclass else {0}::regclass end").format(name)
+    return sql.SQL("{}::{}").format(name, sql.SQL(column.target.cast_type))
+
+
 def _wire_value(column: WriteColumn) -> pl.Expr:
-    if column.encoder == "uuid" and column.wire == "direct":
+    if column.encoder == "uuid" and column.wire == DIRECT_WIRE:
         return column.value.str.replace_all("-", "", literal=True).str.decode("hex")
     return column.value
 
 
 def _exact(data: Any, columns: Sequence[WriteColumn]) -> Any:  # noqa: ANN401 - a pyarrow Table in and out
-    """Give uuids the fixed width of 16 bytes; every other column has its exact type already."""
-    import pyarrow as pa  # noqa: PLC0415
+    """Give uuids the fixed width of 16 bytes, and bytes the layout that both loaders know."""
+    import pyarrow as pa
 
     for index, column in enumerate(columns):
-        if column.encoder == "uuid" and column.wire == "direct":
-            fixed = data.column(index).cast(pa.binary()).cast(pa.binary(16))
-            data = data.set_column(index, column.name, fixed)
+        values = data.column(index)
+        if column.encoder == "uuid" and column.wire == DIRECT_WIRE:
+            data = data.set_column(index, column.name, values.cast(pa.binary()).cast(pa.binary(16)))
+        elif values.type == pa.binary_view():
+            data = data.set_column(index, column.name, values.cast(pa.large_binary()))
     return data
 
 
@@ -382,5 +375,4 @@ def _record(session: Session, counts: Counts, staged: Staged, entry: LedgerEntry
         timings=replace(timings, load_seconds=float(rows[0][0])),
         attempts=entry.attempts,
         bytes_read=entry.bytes_read,
-        warned=staged.warned,
     )

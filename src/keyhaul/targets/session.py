@@ -9,10 +9,10 @@ import psycopg
 import pyarrow as pa
 from psycopg import sql
 
-from keyhaul.errors import ChunkError, TransientError
+from keyhaul.errors import ChunkError, TransientError, safe_message
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from keyhaul.pgtypes import Encoder
 
@@ -24,10 +24,14 @@ TRANSIENT_SQLSTATES: Final = ("08", "57P01", "57P02", "57P03", "40001", "40P01",
 connections, lock timeout, a server that is in recovery."""
 
 
+Statement = sql.SQL | sql.Composed
+"""SQL put together from quoted parts."""
+
+
 class Session(Protocol):
     """One transaction at a time in the target; a session belongs to one worker thread."""
 
-    def execute(self, query: sql.Composable) -> list[tuple[Any, ...]]:
+    def execute(self, query: Statement) -> list[tuple[Any, ...]]:
         """Run one statement and return its rows, if it gives any."""
 
     def copy(self, table: sql.Identifier, data: pa.Table, encoders: Mapping[str, Encoder]) -> None:
@@ -53,7 +57,7 @@ class CopySession:
         except psycopg.Error as error:
             raise translate(error) from error
 
-    def execute(self, query: sql.Composable) -> list[tuple[Any, ...]]:
+    def execute(self, query: Statement) -> list[tuple[Any, ...]]:
         """Run one statement; raises TransientError or ChunkError with the server's words."""
         try:
             cursor = self._conn.execute(query)
@@ -63,7 +67,11 @@ class CopySession:
 
     def copy(self, table: sql.Identifier, data: pa.Table, encoders: Mapping[str, Encoder]) -> None:
         """Stream `data` as one binary COPY, encoding `BATCH_ROWS` rows at a time."""
-        encoder = _encoder(data.schema, encoders)
+        try:
+            encoder = _encoder(data.schema, encoders)
+        except (RuntimeError, TypeError, ValueError) as error:
+            msg = f"encode chunk: {safe_message(error)}"
+            raise ChunkError(msg) from error
         columns = sql.SQL(", ").join(map(sql.Identifier, data.schema.names))
         query = sql.SQL("copy {} ({}) from stdin (format binary)").format(table, columns)
         try:
@@ -98,14 +106,14 @@ class AdbcSession:
 
     def __init__(self, uri: str) -> None:
         """Connect; autocommit is off."""
-        import adbc_driver_postgresql.dbapi as adbc  # noqa: PLC0415 - 300 ms, and only for this loader
+        import adbc_driver_postgresql.dbapi as adbc  # 300 ms, and only for this loader
 
         try:
             self._conn = adbc.connect(uri)
         except Exception as error:
             raise translate(error) from error
 
-    def execute(self, query: sql.Composable) -> list[tuple[Any, ...]]:
+    def execute(self, query: Statement) -> list[tuple[Any, ...]]:
         """Run one statement; raises TransientError or ChunkError with the server's words."""
         try:
             with self._conn.cursor() as cursor:
@@ -149,31 +157,30 @@ SESSIONS: dict[str, Callable[[str], Session]] = {"copy": CopySession, "adbc": Ad
 
 
 def _encoder(schema: pa.Schema, encoders: Mapping[str, Encoder]) -> Any:  # noqa: ANN401 - pgpq has no public type
-    import pgpq  # noqa: PLC0415 - only for this loader
-    from pgpq import encoders as builders  # noqa: PLC0415
-    from pgpq import schema as output  # noqa: PLC0415
+    import pgpq  # only for this loader
+    from pgpq import schema as output
 
     chosen = {}
     for field in schema:
-        builder = pgpq.ArrowToPostgresBinaryEncoder.infer_encoder(field)
+        builder: Any = pgpq.ArrowToPostgresBinaryEncoder.infer_encoder(field)
         if encoders.get(field.name) == "jsonb":
             builder = type(builder).new_with_output(field, output.Jsonb())
         chosen[field.name] = builder
-    del builders
     return pgpq.ArrowToPostgresBinaryEncoder.new_with_encoders(schema, chosen)
 
 
 def _with_version_byte(data: pa.Table, name: str) -> pa.Table:
-    import pyarrow.compute as pc  # noqa: PLC0415
+    import pyarrow.compute as pc
 
     index = data.schema.get_field_index(name)
     texts = data.column(index).cast(pa.large_string())
-    return data.set_column(index, name, pc.binary_join_element_wise(pa.scalar("\x01", pa.large_string()), texts, ""))
+    version, separator = pa.scalar("\x01", pa.large_string()), pa.scalar("", pa.large_string())
+    return data.set_column(index, name, pc.binary_join_element_wise(version, texts, separator))
 
 
 def _message(error: BaseException) -> str:
     """Return the server's primary message without row values (those stand in DETAIL and CONTEXT)."""
-    diagnostic = getattr(error, "diag", None)
+    diagnostic: Any = getattr(error, "diag", None)
     primary = diagnostic.message_primary if diagnostic is not None else None
     if primary:
         where = [
@@ -199,6 +206,6 @@ def translate(error: BaseException) -> ChunkError:
     state = sqlstate(error)
     message = f"load chunk: {_message(error)}"
     lost = isinstance(error, psycopg.OperationalError) and not state
-    if lost or state.startswith(TRANSIENT_SQLSTATES) or "onnection" in message and not state:
+    if lost or state.startswith(TRANSIENT_SQLSTATES) or ("onnection" in message and not state):
         return TransientError(message)
     return ChunkError(message)

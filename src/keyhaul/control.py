@@ -1,0 +1,29 @@
+"""How a run is told to stop, from a signal handler, another thread or the run itself."""
+
+from __future__ import annotations
+
+import threading
+
+
+class Control:
+    """How a person stops a run: once lets running chunks finish, twice cancels them."""
+
+    def __init__(self) -> None:
+        """Start with nothing asked."""
+        self.stopping = threading.Event()
+        self.cancelled = threading.Event()
+        self.reason = ""
+        self.signal = 0
+
+    def stop(self, reason: str) -> None:
+        """Take no further chunk."""
+        if not self.stopping.is_set():
+            self.reason = reason
+            self.stopping.set()
+
+    def interrupt(self, number: int) -> None:
+        """Take a signal: the first stops, the second cancels what is under way. Only sets flags."""
+        if self.signal:
+            self.cancelled.set()
+        self.signal = self.signal or number
+        self.stop(f"interrupted by signal {number}")

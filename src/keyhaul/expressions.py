@@ -1,0 +1,193 @@
+"""Polars SQL expressions over one row, whose arithmetic is exact or fails.
+
+Polars' own integer arithmetic wraps round silently, in the type of its operands (``length(s) - 10``
+gives 4294967287), and its division by zero gives infinity or NULL. Here each integer operation is
+done in 128 bits and must fit bigint, and a zero divisor raises, as in PostgreSQL.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+import polars as pl
+
+from keyhaul.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+_ROW_WISE_NODES: Final = frozenset({"Column", "Literal", "Cast", "BinaryExpr", "Ternary", "Function", "Alias"})
+_ROW_WISE_FUNCTIONS: Final = frozenset(
+    {
+        "Abs", "Atan2", "Bitwise", "Boolean", "Ceil", "Coalesce", "Exp", "FillNull", "Floor", "ListExpr", "Log",
+        "Log1p", "MaxHorizontal", "MinHorizontal", "Negate", "Pow", "Round", "Sign", "Sql", "StringExpr",
+        "TemporalExpr", "Trigonometry",
+    }
+)  # fmt: skip
+"""Families of functions whose result depends on one row, as Polars 2.1 calls them when it serialises."""
+_NOT_ROW_WISE: Final = {"Boolean": {"Any", "All"}, "Bitwise": {"And", "Or", "Xor"}, "StringExpr": {"ConcatVertical"}}
+"""Members of those families that look at the whole column."""
+
+_OPERATORS: Final = {
+    "Plus": "+", "Minus": "-", "Multiply": "*", "Mul": "*", "TrueDivide": "/", "Div": "/", "FloorDivide": "//",
+    "IntDiv": "//", "Modulus": "%", "Rem": "%",
+}  # fmt: skip
+_DIVISIONS: Final = frozenset({"/", "//", "%"})
+
+Schema = "Mapping[str, pl.DataType]"
+Tree = Any
+
+
+def parse(text: str, at: str, columns: Iterable[str]) -> pl.Expr:
+    """Parse one Polars SQL expression over the named columns; it may look at one row only.
+
+    Raises:
+        ConfigError: it does not parse, names an unknown column, or looks at other rows.
+    """
+    try:
+        expression = pl.sql_expr(text)
+        tree = _tree(expression)
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        line = str(error).strip().split("\n", 1)[0]
+        msg = f"{at}: read expression {text!r}: {line}, expected one Polars SQL expression"
+        raise ConfigError(msg) from error
+    if not all(_row_wise(kind, value) for kind, value in _nodes(tree)):
+        msg = (
+            f"{at}: read expression {text!r}: it looks at more than one row, expected an expression over one row, "
+            "because chunks are cut by key. Aggregate in the source's query"
+        )
+        raise ConfigError(msg)
+    known = list(columns)
+    unknown = sorted({name for name in expression.meta.root_names() if name not in known})
+    if unknown:
+        msg = f"{at}: read expression {text!r}: no column {', '.join(unknown)}, expected one of {', '.join(known)}"
+        raise ConfigError(msg)
+    return expression
+
+
+def exact(expression: pl.Expr, schema: Mapping[str, pl.DataType]) -> pl.Expr:
+    """Return the same expression with arithmetic that is exact or raises.
+
+    Integer results are bigint. A branch of CASE is evaluated only for the rows that choose it, so
+    ``case when b <> 0 then a / b end`` and ``a / nullif(b, 0)`` do not raise.
+
+    Raises:
+        polars.exceptions.PolarsError: the operands' types do not fit.
+    """
+    rewritten = _load(_rewrite(_tree(expression), schema))
+    return rewritten.cast(pl.Int64, strict=True) if type_of(rewritten, schema).is_integer() else rewritten
+
+
+def type_of(expression: pl.Expr, schema: Mapping[str, pl.DataType]) -> pl.DataType:
+    """Return the type of an expression's result; raises what Polars raises when types do not fit."""
+    return pl.DataFrame(schema=dict(schema)).lazy().select(expression.alias("x")).collect().schema["x"]
+
+
+def _tree(expression: pl.Expr) -> Tree:
+    return json.loads(expression.meta.serialize(format="json"))
+
+
+def _load(tree: Tree) -> pl.Expr:
+    return pl.Expr.deserialize(io.BytesIO(json.dumps(tree).encode()), format="json")
+
+
+def _nodes(tree: Tree) -> Iterator[tuple[str, Tree]]:
+    """Yield each node as (kind, what it holds); a node without content, as ``"Len"``, holds None."""
+    if isinstance(tree, str):
+        yield tree, None
+        return
+    kind, value = next(iter(tree.items()))
+    yield kind, value
+    for _, child in _children(kind, value):
+        yield from _nodes(child)
+
+
+def _children(kind: str, value: Tree) -> list[tuple[str | int, Tree]]:
+    names = {"BinaryExpr": ("left", "right"), "Cast": ("expr",), "Ternary": ("predicate", "truthy", "falsy")}
+    if kind == "Function":
+        return list(enumerate(value["input"]))
+    if kind == "Alias":
+        return [(0, value[0])]
+    return [(name, value[name]) for name in names.get(kind, ())]
+
+
+def _row_wise(kind: str, value: Tree) -> bool:
+    if kind != "Function":
+        return kind in _ROW_WISE_NODES
+    family, member = _called(value)
+    return family in _ROW_WISE_FUNCTIONS and member not in _NOT_ROW_WISE.get(family, ())
+
+
+def _called(value: Tree) -> tuple[str, str]:
+    """Return a function's family and member: ``("Sql", "Binary")``, ``("Abs", "")``."""
+    name = value["function"]
+    if isinstance(name, str):
+        return name, ""
+    family, member = next(iter(name.items()))
+    return family, member if isinstance(member, str) else next(iter(member), "") if isinstance(member, dict) else ""
+
+
+def _rewrite(tree: Tree, schema: Mapping[str, pl.DataType]) -> Tree:
+    if isinstance(tree, str):
+        return tree
+    kind, value = next(iter(tree.items()))
+    children = {place: _rewrite(child, schema) for place, child in _children(kind, value)}
+    if kind == "Function":
+        value = {**value, "input": list(children.values())}
+    elif kind == "Alias":
+        value = [children[0], *value[1:]]
+    elif isinstance(value, dict):
+        value = {**value, **children}
+    replaced = _exact_node(kind, value, schema)
+    return {kind: value} if replaced is None else _tree(replaced)
+
+
+def _exact_node(kind: str, value: Tree, schema: Mapping[str, pl.DataType]) -> pl.Expr | None:
+    """Return what stands for an arithmetic node, or None for any other."""
+    if kind == "BinaryExpr" and value["op"] in _OPERATORS:
+        return _exact_binary(_OPERATORS[value["op"]], _load(value["left"]), _load(value["right"]), kind, value, schema)
+    if kind != "Function":
+        return None
+    if _called(value) == ("Sql", "Binary"):
+        left, right = map(_load, value["input"])
+        return _exact_binary(_OPERATORS[value["function"]["Sql"]["Binary"]], left, right, kind, value, schema)
+    if _called(value) == ("Pow", "Generic"):
+        powers = [load.cast(pl.Float64) if type_of(load, schema).is_integer() else load for load in map(_load, value["input"])]
+        return _load({kind: {**value, "input": [_tree(power) for power in powers]}})
+    if _called(value) == ("Abs", ""):
+        inner = _load(value["input"][0])
+        if type_of(inner, schema).is_integer():
+            return inner.cast(pl.Int128).abs().cast(pl.Int64, strict=True)
+    return None
+
+
+def _exact_binary(  # noqa: PLR0913, PLR0917 - a node taken apart
+    operator: str, left: pl.Expr, right: pl.Expr, kind: str, value: Tree, schema: Mapping[str, pl.DataType]
+) -> pl.Expr | None:
+    types = type_of(left, schema), type_of(right, schema)
+    integers = types[0].is_integer() and types[1].is_integer()
+    if operator in _DIVISIONS and types[1].is_numeric():
+        right = _not_zero(right)
+    if integers and operator != "/":
+        left, right = left.cast(pl.Int128), right.cast(pl.Int128)
+        return _apply(kind, value, left, right).cast(pl.Int64, strict=True)
+    return _apply(kind, value, left, right) if operator in _DIVISIONS else None
+
+
+def _apply(kind: str, value: Tree, left: pl.Expr, right: pl.Expr) -> pl.Expr:
+    """Return the same operation on other operands."""
+    if kind == "Function":
+        return _load({kind: {**value, "input": [_tree(left), _tree(right)]}})
+    return _load({kind: {**value, "left": _tree(left), "right": _tree(right)}})
+
+
+def _not_zero(divisor: pl.Expr) -> pl.Expr:
+    """Return the divisor; evaluating it raises where it is zero (a cast of this text to a number does)."""
+    text = pl.when(divisor == 0).then(pl.lit(DIVISION_BY_ZERO)).otherwise(pl.lit(None, pl.String))
+    return pl.when(text.cast(pl.Int64, strict=True).is_null()).then(divisor)
+
+
+DIVISION_BY_ZERO: Final = "division by zero"
+"""What the message of such an error contains."""

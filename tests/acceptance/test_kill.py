@@ -1,0 +1,144 @@
+"""SIGKILL, again and again, and the same command after each: the target is as if nothing had happened.
+
+``KEYHAUL_KILL_ROWS``, ``KEYHAUL_KILL_ROUNDS`` and ``KEYHAUL_KILL_SEED`` make it larger, longer or the same again.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections import Counter
+
+import psycopg
+import pytest
+import support
+from aftermath import check_ledger, checksum, fetch, files_in, value, wait_until_nothing_is_left
+
+ROWS = int(os.environ.get("KEYHAUL_KILL_ROWS", "200000"))
+ROUNDS = int(os.environ.get("KEYHAUL_KILL_ROUNDS", "6"))
+SEED = int(os.environ.get("KEYHAUL_KILL_SEED", str(random.randrange(10**9))))  # noqa: S311 - printed, to be repeated
+CHUNKS = 100
+
+# No primary key, so that the table which keyhaul makes has none: a row loaded twice would stay and be seen.
+TABLE = """
+create table public.items (
+    id bigint not null, version int not null, name text, amount numeric(12,2), made timestamptz, large bigint, doc jsonb
+);
+insert into public.items
+select (g - (g % 10 = 0)::int) * 7, (g % 10 = 0)::int, 'name ' || g, (g % 1000 - 5) / 4.0,
+       timestamptz '2020-01-01 00:00Z' + g * interval '1 minute',
+       case when g % 9973 = 0 then 9223372036854775807 else g end, jsonb_build_object('g', g)
+  from generate_series(1, {rows}) g;
+create unique index on public.items (id, version);
+analyze public.items;
+"""
+
+RULES = [
+    *("--key", "id"),
+    *("--set", "larger = large + 1", "--set", "name = upper(name)", "--where", "id % 11 <> 0"),
+    *("--rule", "amount_positive: amount >= 0", "--dedup", "id", "--order-by", "version"),
+]
+DRIVERS = {
+    "connectorx and copy": ["--key", "id,version", "--reader", "connectorx", "--loader", "copy"],
+    "adbc and adbc": ["--key", "id,version", "--reader", "adbc", "--loader", "adbc"],
+}
+
+
+@pytest.fixture(scope="module")
+def source(server):
+    uri = support.make_database(server, "kill")
+    with psycopg.connect(uri, autocommit=True) as connection:
+        connection.execute(TABLE.format(rows=ROWS))
+    yield uri
+    support.drop_database(server, uri)
+
+
+def command(source, target, *more):
+    chunk = str(max(1, ROWS // CHUNKS))
+    where = ("--source", source, "--target", target, "--table", "public.items")
+    return ["chunked", *where, "--chunk", chunk, "--workers", "2", "--progress", "json", *more]
+
+
+def run_uninterrupted(start_etl, args, code):
+    """Return the seconds from the first read to the end, and those before it."""
+    run = start_etl(*args)
+    assert run.end() == code, run.stderr
+    begun, ended = run.wait_for("RunStarted")["received_at"], run.wait_for("RunFinished")["received_at"]
+    return ended - begun, begun - run.started_at
+
+
+def run_killed(start_etl, args, code, seconds, startup_seconds):
+    """Kill the command once before its first read and `ROUNDS` times after it; then let it end.
+
+    Returns:
+        The steps that the workers were in when the kills came.
+    """
+    print(f"seed {SEED}")
+    chance = random.Random(SEED)  # noqa: S311 - moments, no secrets
+    early = start_etl(*args)
+    time.sleep(chance.uniform(0.5, 1.0) * startup_seconds)
+    early.send(signal.SIGKILL)
+    early.end()
+    hit = Counter()
+    for _ in range(ROUNDS):
+        run = start_etl(*args)
+        run.wait_for("RunStarted")
+        time.sleep(chance.uniform(0, 1.3 * seconds / ROUNDS))
+        run.send(signal.SIGKILL)
+        if run.end() != -signal.SIGKILL:
+            break
+        hit.update(steps_under_way(run))
+    else:
+        run = start_etl(*args)
+    assert run.end() == code, run.stderr
+    report = run.wait_for("RunFinished")["report"]
+    assert (report["outcome"], report["resumed"], report["chunks_done"]) == ("done", True, report["chunks_planned"])
+    print(f"killed in {dict(hit)}")
+    return hit
+
+
+def steps_under_way(run):
+    """Return the last step of each chunk that had begun and not ended when the process was killed."""
+    done = {event["chunk"] for event in run.named("ChunkDone")}
+    last = {event["chunk"]: event["step"] for event in run.named("StepStarted")}
+    return [step for chunk, step in last.items() if chunk not in done]
+
+
+@pytest.mark.parametrize("drivers", DRIVERS.values(), ids=DRIVERS)
+def test_killed_runs_that_are_resumed_give_the_same_table_as_one_run(
+    start_etl, source, server, database, tmp_path, drivers
+):
+    whole, killed = database(server, "whole"), database(server, "killed")
+    seconds, startup = run_uninterrupted(start_etl, command(source, whole, *drivers), 0)
+    hit = run_killed(start_etl, command(source, killed, *drivers), 0, seconds, startup)
+    assert sum(hit.values()) >= min(ROUNDS, 3)
+    assert checksum(killed, "public.items") == checksum(whole, "public.items") == checksum(source, "public.items")
+    assert value(killed, "select count(distinct (id, version)) from public.items") == ROWS
+    assert check_ledger(killed, "public.items") == check_ledger(whole, "public.items")
+    wait_until_nothing_is_left(source, killed)
+    assert files_in(tmp_path) == []
+
+
+def test_rows_duplicates_and_quarantine_are_exactly_once_over_kills(start_etl, source, server, database, tmp_path):
+    whole, killed = database(server, "whole"), database(server, "killed")
+    seconds, startup = run_uninterrupted(start_etl, command(source, whole, *RULES), 1)
+    run_killed(start_etl, command(source, killed, *RULES), 1, seconds, startup)
+    assert checksum(killed, "public.items") == checksum(whole, "public.items")
+    records = "(select chunk, record, stage, rules, message, key, data from keyhaul.quarantine)"
+    assert checksum(killed, records) == checksum(whole, records)
+    counts = check_ledger(killed, "public.items")
+    assert counts == check_ledger(whole, "public.items")
+    # What should have become of the rows, from the source's own SQL: one of each id stays, of those that are good.
+    (wanted,) = fetch(
+        source,
+        "select count(*), count(*) filter (where filtered), count(*) filter (where bad and not filtered),"
+        " count(distinct id) filter (where not bad and not filtered)"
+        " from (select id, large = 9223372036854775807 or amount < 0 as bad,"
+        " id % 11 = 0 and large < 9223372036854775807 as filtered from public.items) s",
+    )
+    assert (counts["read"], counts["filtered"], counts["quarantined"], counts["loaded"]) == wanted
+    assert counts["duplicate"] > 0
+    wait_until_nothing_is_left(source, killed)
+    assert files_in(tmp_path) == []

@@ -1,0 +1,89 @@
+"""A TCP proxy before PostgreSQL that loses a worker's COMMIT, or the answer to it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+COMMIT = b"COMMIT\x00"
+"""The end of the message in which psycopg and ADBC both send it (a simple query)."""
+
+
+class Proxy:
+    """Forwards every connection; of a worker's, the first `times` that say COMMIT are cut.
+
+    Attributes:
+        port: on 127.0.0.1.
+        cut: how many connections were cut.
+    """
+
+    def __init__(self, server_port: int, times: int, lose: Literal["commit", "answer"]) -> None:
+        """Lose the ``commit`` itself, before the server has it, or only the server's ``answer``."""
+        self._server_port = server_port
+        self._times = times
+        self._lose = lose
+        self.port = 0
+        self.cut = 0
+
+    async def serve(self, ready: threading.Event, done: asyncio.Event) -> None:
+        async with await asyncio.start_server(self._connection, "127.0.0.1", 0) as server:
+            self.port = server.sockets[0].getsockname()[1]
+            ready.set()
+            await done.wait()
+
+    async def _connection(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        server, to_server = await asyncio.open_connection("127.0.0.1", self._server_port)
+        answers = asyncio.create_task(self._forward(server, to_client))
+        is_worker = False
+        with suppress(ConnectionError):
+            while data := await client.read(65536):
+                is_worker = is_worker or b" worker " in data  # the application_name, in the start-up message
+                if is_worker and data.endswith(COMMIT) and self.cut < self._times:
+                    self.cut += 1
+                    answers.cancel()
+                    if self._lose == "answer":
+                        to_server.write(data)
+                        await server.read(65536)  # the server has committed: this was its answer
+                    break
+                to_server.write(data)
+                await to_server.drain()
+        answers.cancel()
+        for writer in (to_server, to_client):
+            writer.transport.abort()
+
+    async def _forward(self, source: asyncio.StreamReader, to: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while data := await source.read(65536):
+                to.write(data)
+                await to.drain()
+        to.close()
+
+
+@contextmanager
+def losing(server_port: int, *, times: int, lose: Literal["commit", "answer"]) -> Iterator[Proxy]:
+    """Run a proxy in a thread of its own."""
+    proxy = Proxy(server_port, times, lose)
+    ready, loop = threading.Event(), asyncio.new_event_loop()
+    done = asyncio.Event()
+
+    def work() -> None:
+        loop.run_until_complete(proxy.serve(ready, done))
+        left = asyncio.all_tasks(loop)
+        for task in left:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        loop.close()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    assert ready.wait(10)
+    try:
+        yield proxy
+    finally:
+        loop.call_soon_threadsafe(done.set)
+        thread.join(10)
