@@ -19,7 +19,7 @@ def fetch(uri: str, query: str, *values: object) -> list[tuple[Any, ...]]:
         return cursor.fetchall() if cursor.description else []
 
 
-def value(uri: str, query: str, *values: object) -> Any:  # noqa: ANN401 - whatever the statement gives
+def value(uri: str, query: str, *values: object) -> Any:
     """Return the first column of the first row."""
     return fetch(uri, query, *values)[0][0]
 
@@ -45,7 +45,9 @@ def check_ledger(uri: str, table: str) -> dict[str, int]:
     assert [chunk for chunk, _, counted, held, _ in chunks if counted != held] == []
     names = ("read", "loaded", "unchanged", "duplicate", "filtered", "quarantined")
     sums = ", ".join(f"sum(rows_{name})::bigint" for name in names)
-    (row,) = fetch(uri, f"select {sums} from keyhaul.chunks join keyhaul.runs using (run_id) where runs.status = 'done'")
+    (row,) = fetch(
+        uri, f"select {sums} from keyhaul.chunks join keyhaul.runs using (run_id) where runs.status = 'done'"
+    )
     counts = dict(zip(names, row, strict=True))
     assert counts["read"] == sum(row[1:])
     assert counts["loaded"] == value(uri, f"select count(*) from {table}")
@@ -57,7 +59,10 @@ def wait_until_nothing_is_left(*uris: str) -> None:
     """Wait until no session, lock or temporary table of keyhaul is in these databases; fail if one stays."""
     for uri in uris:
         support.wait_until(lambda uri=uri: sessions(uri) == [], "keyhaul's sessions to end")
-        locks = "select count(*) from pg_locks where locktype = 'advisory' and database = (select oid from pg_database where datname = current_database())"
+        locks = (
+            "select count(*) from pg_locks where locktype = 'advisory'"
+            " and database = (select oid from pg_database where datname = current_database())"
+        )
         assert value(uri, locks) == 0
         assert value(uri, "select count(*) from pg_class where relpersistence = 't'") == 0
 

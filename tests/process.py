@@ -73,7 +73,9 @@ class Process:
         """Return the events of one kind so far."""
         return [event for event in list(self.events) if event["event"] == name]
 
-    def wait_for(self, name: str, count: int = 1, *, matching: Callable[[dict[str, Any]], bool] = bool) -> dict[str, Any]:
+    def wait_for(
+        self, name: str, count: int = 1, *, matching: Callable[[dict[str, Any]], bool] = bool
+    ) -> dict[str, Any]:
         """Return the `count`-th event of this name (that matches), as soon as it is there."""
         deadline = time.monotonic() + WAIT_SECONDS
         with self._news:

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+STARTING = b"application_name\x00keyhaul "
+"""In the message that opens a session."""
+
 COMMIT = b"COMMIT\x00"
 """The end of the message in which psycopg and ADBC both send it (a simple query)."""
 
@@ -30,31 +33,39 @@ class Proxy:
         self.port = 0
         self.cut = 0
 
-    async def serve(self, ready: threading.Event, done: asyncio.Event) -> None:
+    async def serve(self, ready: threading.Event) -> None:
+        self._loop, self._done = asyncio.get_running_loop(), asyncio.Event()
         async with await asyncio.start_server(self._connection, "127.0.0.1", 0) as server:
             self.port = server.sockets[0].getsockname()[1]
             ready.set()
-            await done.wait()
+            await self._done.wait()
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._done.set)
 
     async def _connection(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         server, to_server = await asyncio.open_connection("127.0.0.1", self._server_port)
         answers = asyncio.create_task(self._forward(server, to_client))
         is_worker = False
-        with suppress(ConnectionError):
+        try:
             while data := await client.read(65536):
-                is_worker = is_worker or b" worker " in data  # the application_name, in the start-up message
+                is_worker = is_worker or (STARTING in data and b" worker " in data)
                 if is_worker and data.endswith(COMMIT) and self.cut < self._times:
                     self.cut += 1
                     answers.cancel()
+                    await asyncio.sleep(0)  # until it has let go of the server's answers
                     if self._lose == "answer":
                         to_server.write(data)
                         await server.read(65536)  # the server has committed: this was its answer
                     break
                 to_server.write(data)
                 await to_server.drain()
-        answers.cancel()
-        for writer in (to_server, to_client):
-            writer.transport.abort()
+        except ConnectionError:
+            pass
+        finally:
+            answers.cancel()
+            for writer in (to_server, to_client):
+                writer.transport.abort()
 
     async def _forward(self, source: asyncio.StreamReader, to: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError):
@@ -68,22 +79,12 @@ class Proxy:
 def losing(server_port: int, *, times: int, lose: Literal["commit", "answer"]) -> Iterator[Proxy]:
     """Run a proxy in a thread of its own."""
     proxy = Proxy(server_port, times, lose)
-    ready, loop = threading.Event(), asyncio.new_event_loop()
-    done = asyncio.Event()
-
-    def work() -> None:
-        loop.run_until_complete(proxy.serve(ready, done))
-        left = asyncio.all_tasks(loop)
-        for task in left:
-            task.cancel()
-        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
-        loop.close()
-
-    thread = threading.Thread(target=work, daemon=True)
+    ready = threading.Event()
+    thread = threading.Thread(target=lambda: asyncio.run(proxy.serve(ready)), daemon=True)
     thread.start()
     assert ready.wait(10)
     try:
         yield proxy
     finally:
-        loop.call_soon_threadsafe(done.set)
+        proxy.stop()
         thread.join(10)

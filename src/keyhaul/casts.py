@@ -173,7 +173,9 @@ def _integer_to_float(pair: Pair) -> Written:
     if _BITS[pair.origin.base_type] - 1 <= _EXACT_FLOAT_BITS[want]:
         return Written(value=value)
     # Back through 128 bits: a float just above 2^63 does not fit into 64.
-    return Written(value=value, fits=value.cast(pl.Float64).cast(pl.Int128, strict=False) == pair.column.cast(pl.Int128))
+    return Written(
+        value=value, fits=value.cast(pl.Float64).cast(pl.Int128, strict=False) == pair.column.cast(pl.Int128)
+    )
 
 
 def _float_to_integer(pair: Pair) -> Written:
@@ -206,7 +208,9 @@ def _numeric(pair: Pair) -> Written:
         return Written(value=value)
     fits = None
     if target.scale < scale:
-        fits = value.round(target.scale, mode="half_away_from_zero") == value if target.scale >= 0 else pl.lit(value=False)
+        fits = (
+            value.round(target.scale, mode="half_away_from_zero") == value if target.scale >= 0 else pl.lit(value=False)
+        )
     if target.precision - target.scale < whole:
         small = _below(value, target.precision - target.scale)
         fits = small if fits is None else fits & small

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -160,7 +161,7 @@ def describe_query(conn: psycopg.Connection[Any], query: str) -> Relation:
     Raises:
         ConfigError: the server does not accept the query, or two of its columns have one name.
     """
-    item = sql.SQL("(\n{}\n) as q").format(sql.SQL(query.strip().rstrip(";")))
+    item = sql.SQL("(\n{}\n) as q").format(sql.SQL(without_end(query)))
     try:
         cursor = conn.execute(sql.SQL("select * from {} limit 0").format(item))
     except errors.Error as error:
@@ -179,6 +180,34 @@ def describe_query(conn: psycopg.Connection[Any], query: str) -> Relation:
         raise ConfigError(msg)
     columns = _columns(conn, names, [result.ftype(i) for i in numbers], [result.fmod(i) for i in numbers])
     return Relation(from_item=item, label="query", oid=None, kind="q", columns=tuple(columns))
+
+
+_TOKEN = re.compile(
+    r"""(?P<blank>\s+|--[^\n]*)|(?P<comment>/\*)|(?P<end>;)
+    |[eE]'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*'|"(?:[^"]|"")*"|(?P<tag>\$(?:[^\W\d]\w*)?\$).*?(?P=tag)|[\w$]+|.""",
+    re.DOTALL | re.VERBOSE,
+)
+"""Enough of PostgreSQL's lexical rules to tell a semicolon or a comment from what stands in quotes."""
+
+
+def without_end(query: str) -> str:
+    """Return a query without the semicolons and comments at its end, so that it can stand in parentheses."""
+    place = last = 0
+    while (token := _TOKEN.match(query, place)) is not None:
+        place = _after_comment(query, place) if token["comment"] else token.end()
+        if not (token["blank"] or token["comment"] or token["end"]):
+            last = place
+    return query[:last]
+
+
+def _after_comment(query: str, place: int) -> int:
+    """Return where a comment that begins at `place` ends; comments nest."""
+    depth = 0
+    for mark in re.finditer(r"/\*|\*/", query[place:]):
+        depth += 1 if mark[0] == "/*" else -1
+        if depth == 0:
+            return place + mark.end()
+    return len(query)
 
 
 def leads_an_index(conn: psycopg.Connection[Any], oid: int, key: Sequence[str]) -> bool:

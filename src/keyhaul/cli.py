@@ -93,9 +93,7 @@ def _move(
 ) -> None:
     values = locals()
     given = {
-        name: value
-        for name, value in values.items()
-        if name not in _NOT_OF_THE_JOB and value not in (None, False)
+        name: value for name, value in values.items() if name not in _NOT_OF_THE_JOB and value not in (None, False)
     }
     given["home"] = str(home) if home else None
     command = ctx.info_name
@@ -133,13 +131,16 @@ def _run(job: Job, *, fresh: bool, mode: Progress, quiet: bool) -> int:
             display(event)
 
         def handle(number: int, _frame: FrameType | None) -> None:
-            if not begun:
-                raise _Interrupted(number)
             control.interrupt(number)
+            if not begun:
+                raise KeyboardInterrupt  # at which psycopg cancels the statement that it waits for
 
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, handle)
-        report = run(job, observe, control, fresh=fresh)
+        try:
+            report = run(job, observe, control, fresh=fresh)
+        except KeyboardInterrupt:
+            raise _Interrupted(control.signal) from None  # a KeyboardInterrupt would be Typer's own
     if mode is not Progress.json:
         print_report(
             report,
@@ -151,11 +152,8 @@ def _run(job: Job, *, fresh: bool, mode: Progress, quiet: bool) -> int:
     return exit_code(report, job)
 
 
-class _Interrupted(KeyboardInterrupt):
-    """A signal before the first read: nothing has to be finished.
-
-    A KeyboardInterrupt, because then psycopg cancels the statement that it waits for.
-    """
+class _Interrupted(BaseException):
+    """A signal before the first read: nothing has to be finished."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -327,7 +325,7 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(OK)
-    except Exception:  # a fault of keyhaul's own: the traceback is for its builders, the exit code for scripts
+    except Exception:  # noqa: BLE001 - a fault of keyhaul's own: the traceback is for its builders, the exit code for scripts
         for line in traceback.format_exc().splitlines():
             write_line(sys.stderr, _without_password(line))
         _say("this is a fault in keyhaul itself; please report it with the lines above. The run can be resumed")

@@ -31,7 +31,7 @@ class Computed(NamedTuple):
     note: str = ""
 
 
-def write_computed(name: str, dtype: pl.DataType, target: Column) -> Computed:
+def write_computed(name: str, dtype: pl.DataType, target: Column) -> Computed:  # noqa: PLR0911 - a case each
     """Return how a column of type `dtype`, computed by an expression, is written into `target`.
 
     Raises:
@@ -104,7 +104,7 @@ def _float(column: pl.Expr, target: Column) -> Computed:
     if want == "float4":
         value = column.cast(pl.Float32)
         # As in PostgreSQL, a number too large is an error, and so is one that would become zero.
-        fits = (value.is_finite() | ~column.is_finite()) & ((value != 0) | (column == 0))
+        fits: pl.Expr | None = (value.is_finite() | ~column.is_finite()) & ((value != 0) | (column == 0))
         return Computed(value, fits=fits, note=f"{name} is rounded to real")
     if want in _INTEGERS:
         rounded = column.cast(pl.Float64).round(0, mode="half_to_even")
@@ -133,5 +133,7 @@ def _string(column: pl.Expr, target: Column) -> Computed:
         fits = column.str.len_chars() <= limit if limit is not None else None
         return Computed(column, fits=fits)
     if want in DIRECT or want in TEXT or want == "numeric" or family(target):
-        return Computed(column, TEXT_WIRE, note=f"{column.meta.output_name()} is read as {target.pg_type} by the target")
+        return Computed(
+            column, TEXT_WIRE, note=f"{column.meta.output_name()} is read as {target.pg_type} by the target"
+        )
     raise NoRouteError(_cast_it(target))

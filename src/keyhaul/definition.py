@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from psycopg import sql
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -29,7 +31,8 @@ select a.attname, coalesce(pg_get_expr(d.adbin, d.adrelid), ''), a.attidentity::
 """
 
 _SEQUENCES: Final = """
-select a.attname, p.data_type::text, p.start_value, p.increment_by, p.min_value, p.max_value, p.cache_size, p.cycle, p.last_value
+select a.attname, p.data_type::text, p.start_value, p.increment_by, p.min_value, p.max_value, p.cache_size, p.cycle,
+       n.nspname, c.relname, has_sequence_privilege(c.oid, 'select')
   from pg_attribute a
   join pg_depend d on d.refclassid = 'pg_class'::regclass and d.refobjid = a.attrelid and d.refobjsubid = a.attnum
        and d.classid = 'pg_class'::regclass and d.deptype in ('a', 'i')
@@ -40,20 +43,28 @@ select a.attname, p.data_type::text, p.start_value, p.increment_by, p.min_value,
 
 _CONSTRAINTS: Final = """
 select c.conname, c.contype::text, pg_get_constraintdef(c.oid),
-       coalesce((select array_agg(a.attname::text) from unnest(c.conkey) k(n)
-                   join pg_attribute a on a.attrelid = c.conrelid and a.attnum = k.n), '{}'),
-       case when c.confrelid <> 0 then c.confrelid::regclass::text else '' end
+       array(select a.attname::text from unnest(c.conkey) k(n)
+               join pg_attribute a on a.attrelid = c.conrelid and a.attnum = k.n
+              union
+             select a.attname::text from pg_depend d
+               join pg_attribute a on a.attrelid = d.refobjid and a.attnum = d.refobjsubid
+              where c.contype = 'x' and d.classid = 'pg_class'::regclass and d.objid = c.conindid
+                and d.refobjid = c.conrelid and d.refobjsubid > 0),
+       case when c.confrelid <> 0 then c.confrelid::regclass::text else '' end, c.confrelid = c.conrelid
   from pg_constraint c
  where c.conrelid = %(oid)s and c.contype in ('p', 'u', 'c', 'x', 'f')
  order by array_position(array['p', 'u', 'x', 'c', 'f'], c.contype::text), c.conname
 """
 
 _INDEXES: Final = """
-select c.relname, pg_get_indexdef(i.indexrelid), i.indrelid::regclass::text,
-       array(select a.attname::text from pg_depend d join pg_attribute a on a.attrelid = d.refobjid and a.attnum = d.refobjsubid
-              where d.classid = 'pg_class'::regclass and d.objid = i.indexrelid and d.refobjid = i.indrelid and d.refobjsubid > 0)
+select c.relname, quote_ident(c.relname), pg_get_indexdef(i.indexrelid), i.indrelid::regclass::text,
+       array(select a.attname::text
+               from pg_depend d join pg_attribute a on a.attrelid = d.refobjid and a.attnum = d.refobjsubid
+              where d.classid = 'pg_class'::regclass and d.objid = i.indexrelid and d.refobjid = i.indrelid
+                and d.refobjsubid > 0)
   from pg_index i join pg_class c on c.oid = i.indexrelid
- where i.indrelid = %(oid)s and not exists (select from pg_constraint k where k.conindid = i.indexrelid and k.contype in ('p', 'u', 'x'))
+ where i.indrelid = %(oid)s
+   and not exists (select from pg_constraint k where k.conindid = i.indexrelid and k.contype in ('p', 'u', 'x'))
  order by c.relname
 """
 
@@ -73,29 +84,53 @@ with recursive used(oid, depth) as (
 )
 select t.oid, n.nspname, t.typname, t.typtype::text, max(u.depth),
        e.extname,
-       (select string_agg(quote_literal(l.enumlabel), ', ' order by l.enumsortorder) from pg_enum l where l.enumtypid = t.oid),
-       format_type(t.typbasetype, t.typtypmod), coalesce(t.typdefault, ''), t.typnotnull,
+       (select string_agg(quote_literal(l.enumlabel), ', ' order by l.enumsortorder)
+          from pg_enum l where l.enumtypid = t.oid),
+       format_type(t.typbasetype, t.typtypmod), coalesce(pg_get_expr(t.typdefaultbin, 0), ''), t.typnotnull,
        coalesce((select quote_ident(cn.nspname) || '.' || quote_ident(c.collname) from pg_collation c
                    join pg_namespace cn on cn.oid = c.collnamespace join pg_type b on b.oid = t.typbasetype
                   where c.oid = t.typcollation and t.typcollation <> b.typcollation), ''),
-       coalesce((select array_agg(format('constraint %%I %%s', k.conname, pg_get_constraintdef(k.oid)) order by k.conname)
+       coalesce((select array_agg(format('constraint %%I %%s', k.conname, pg_get_constraintdef(k.oid))
+                                  order by k.conname)
                    from pg_constraint k where k.contypid = t.oid and k.contype = 'c'), '{}'),
-       (select string_agg(format('%%I %%s', a.attname, format_type(a.atttypid, a.atttypmod)), ', ' order by a.attnum)
-          from pg_attribute a where t.typtype = 'c' and a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped),
-       (select format_type(r.rngsubtype, null) from pg_range r where r.rngtypid = t.oid),
+       (select string_agg(format('%%I %%s', a.attname, format_type(a.atttypid, a.atttypmod))
+                          || case when a.attcollation <> b.typcollation
+                                  then format(' collate %%I.%%I', cn.nspname, c.collname) else '' end,
+                          ', ' order by a.attnum)
+          from pg_attribute a join pg_type b on b.oid = a.atttypid
+          left join pg_collation c on c.oid = a.attcollation left join pg_namespace cn on cn.oid = c.collnamespace
+         where t.typtype = 'c' and a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped),
+       (select format('subtype = %%s', format_type(r.rngsubtype, null))
+               || case when o.opcdefault then '' else format(', subtype_opclass = %%I.%%I', on_.nspname, o.opcname) end
+               || case when r.rngcollation <> s.typcollation
+                       then format(', collation = %%I.%%I', cn.nspname, c.collname) else '' end
+               || case when r.rngsubdiff <> 0 then format(', subtype_diff = %%s', r.rngsubdiff) else '' end
+               || format(', multirange_type_name = %%I.%%I', mn.nspname, m.typname)
+          from pg_range r join pg_type s on s.oid = r.rngsubtype
+          join pg_opclass o on o.oid = r.rngsubopc join pg_namespace on_ on on_.oid = o.opcnamespace
+          join pg_type m on m.oid = r.rngmultitypid join pg_namespace mn on mn.oid = m.typnamespace
+          left join pg_collation c on c.oid = r.rngcollation left join pg_namespace cn on cn.oid = c.collnamespace
+         where r.rngtypid = t.oid and r.rngcanonical = 0),
        t.typtype = 'c' and exists (select from pg_class c where c.oid = t.typrelid and c.relkind <> 'c')
   from used u join pg_type t on t.oid = u.oid join pg_namespace n on n.oid = t.typnamespace
   left join pg_depend x on x.classid = 'pg_type'::regclass and x.objid = t.oid and x.deptype = 'e'
   left join pg_extension e on e.oid = x.refobjid
- where n.nspname <> 'pg_catalog' and t.typtype in ('e', 'd', 'c', 'r', 'b') and t.typcategory <> 'A'
- group by t.oid, n.nspname, t.typname, t.typtype, t.typbasetype, t.typtypmod, t.typdefault, t.typnotnull, t.typcollation, t.typrelid, e.extname
+ where n.nspname <> 'pg_catalog' and t.typtype in ('e', 'd', 'c', 'r', 'b')
+   and not (t.typtype = 'b' and t.typcategory = 'A')
+ group by t.oid, n.nspname, t.typname, t.typtype, t.typbasetype, t.typtypmod, t.typdefaultbin, t.typnotnull,
+          t.typcollation, t.typrelid, e.extname
  order by max(u.depth) desc, t.typname
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SequenceDefinition:
-    """A sequence that belongs to a column; `last_value` is None when it was never used."""
+    """A sequence that belongs to a column.
+
+    Attributes:
+        last_value: as the sequence says it; None when this user may not read it.
+        is_called: whether the next value is the one after it.
+    """
 
     data_type: str
     start: int
@@ -105,6 +140,7 @@ class SequenceDefinition:
     cache: int
     cycle: bool
     last_value: int | None
+    is_called: bool
 
     def options(self) -> str:
         """Return the options as CREATE SEQUENCE and GENERATED … AS IDENTITY (…) take them."""
@@ -136,13 +172,17 @@ class ColumnDefinition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConstraintDefinition:
-    """A constraint: `kind` is ``p``, ``u``, ``x``, ``c`` or ``f``, `sql` what follows CONSTRAINT name."""
+    """A constraint: `kind` is ``p``, ``u``, ``x``, ``c`` or ``f``, `sql` what follows CONSTRAINT name.
+
+    `references` is the table that a foreign key points at, `to_itself` whether that is its own.
+    """
 
     name: str
     kind: str
     sql: str
     columns: frozenset[str]
     references: str = ""
+    to_itself: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,8 +210,9 @@ class TypeDefinition:
     Attributes:
         schema, name: as stored.
         kind: ``extension`` and ``other`` cannot be created by us.
-        sql: CREATE TYPE or CREATE DOMAIN, empty for those two.
-        labels: of an enum, in order, as SQL literals.
+        sql: CREATE TYPE or CREATE DOMAIN, empty for those two and for the row type of a table.
+        shape: what a type of the same name must have in common with it: an enum's labels, in order, as SQL
+            literals; a composite type's attributes; a domain's base type; a range's subtype.
         extension: that it belongs to.
     """
 
@@ -179,7 +220,7 @@ class TypeDefinition:
     name: str
     kind: TypeKind
     sql: str = ""
-    labels: str = ""
+    shape: str = ""
     extension: str = ""
 
 
@@ -195,9 +236,7 @@ class TableDefinition:
     types: Sequence[TypeDefinition] = ()
 
 
-def read_definition(
-    conn: psycopg.Connection[Any], oid: int, types: Sequence[int]
-) -> TableDefinition:
+def read_definition(conn: psycopg.Connection[Any], oid: int, types: Sequence[int]) -> TableDefinition:
     """Read how a table is defined.
 
     Args:
@@ -206,18 +245,14 @@ def read_definition(
         types: oids of the types of the columns that are copied.
     """
     named = conn.execute(
-        "select n.nspname, c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = %s", [oid]
+        "select n.nspname, c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = %s",
+        [oid],
     ).fetchone()
     schema, table = named or ("", "")
     with conn.transaction():
         path = conn.execute("select current_setting('search_path')").fetchone()
         conn.execute("set local search_path = ''")
-        sequences = {
-            name: SequenceDefinition(
-                data_type=kind, start=start, increment=step, minimum=low, maximum=high, cache=cache, cycle=cycle, last_value=last
-            )
-            for name, kind, start, step, low, high, cache, cycle, last in conn.execute(_SEQUENCES, {"oid": oid})
-        }
+        sequences = _sequences(conn, oid)
         columns = {
             name: ColumnDefinition(
                 name=name,
@@ -230,22 +265,58 @@ def read_definition(
             for name, default, identity, generated, collation, _ in conn.execute(_COLUMNS, {"oid": oid})
         }
         constraints = tuple(
-            ConstraintDefinition(name=name, kind=kind, sql=text, columns=frozenset(names), references=references)
-            for name, kind, text, names, references in conn.execute(_CONSTRAINTS, {"oid": oid})
+            ConstraintDefinition(
+                name=name, kind=kind, sql=text, columns=frozenset(names), references=references, to_itself=to_itself
+            )
+            for name, kind, text, names, references, to_itself in conn.execute(_CONSTRAINTS, {"oid": oid})
         )
-        indexes = tuple(
-            _index(name, text, on, names)
-            for name, text, on, names in conn.execute(_INDEXES, {"oid": oid})
-        )
-        needed = tuple(_type(*row) for row in conn.execute(_TYPES, {"types": list(types)}))
+        indexes = tuple(map(_index, conn.execute(_INDEXES, {"oid": oid})))
+        needed = tuple(_type(row) for row in conn.execute(_TYPES, {"types": list(types)}))
         conn.execute("select set_config('search_path', %s, true)", [path[0] if path else ""])
     return TableDefinition(
         schema=schema, table=table, columns=columns, constraints=constraints, indexes=indexes, types=needed
     )
 
 
-def _index(name: str, text: str, on: str, names: Sequence[str]) -> IndexDefinition:
-    _, _, method = text.partition(f" ON {on} ") if f" ON {on} " in text else text.partition(f" ON ONLY {on} ")
+def read_types(conn: psycopg.Connection[Any], types: Sequence[int]) -> tuple[TypeDefinition, ...]:
+    """Return the types that are not built in, among the given oids and all that they are made of, innermost first."""
+    with conn.transaction():
+        path = conn.execute("select current_setting('search_path')").fetchone()
+        conn.execute("set local search_path = ''")
+        found = tuple(_type(row) for row in conn.execute(_TYPES, {"types": list(types)}))
+        conn.execute("select set_config('search_path', %s, true)", [path[0] if path else ""])
+    return found
+
+
+def _sequences(conn: psycopg.Connection[Any], oid: int) -> dict[str, SequenceDefinition]:
+    """Return the sequence of each column that has one; their values are not those of the snapshot but newer."""
+    sequences = {}
+    for name, kind, start, step, low, high, cache, cycle, schema, sequence, readable in conn.execute(
+        _SEQUENCES, {"oid": oid}
+    ).fetchall():
+        state = None
+        if readable:
+            query = sql.SQL("select last_value, is_called from {}").format(sql.Identifier(schema, sequence))
+            state = conn.execute(query).fetchone()
+        sequences[name] = SequenceDefinition(
+            data_type=kind,
+            start=start,
+            increment=step,
+            minimum=low,
+            maximum=high,
+            cache=cache,
+            cycle=cycle,
+            last_value=state[0] if state else None,
+            is_called=bool(state and state[1]),
+        )
+    return sequences
+
+
+def _index(row: Sequence[Any]) -> IndexDefinition:
+    """Return the index that one row of `_INDEXES` describes."""
+    name, quoted, text, on, names = row
+    _, _, rest = text.partition(f" INDEX {quoted} ON ")
+    method = rest.removeprefix("ONLY ").removeprefix(f"{on} ")
     return IndexDefinition(name=name, unique=text.startswith("CREATE UNIQUE"), method=method, columns=frozenset(names))
 
 
@@ -254,38 +325,31 @@ def quote_name(*parts: str) -> str:
     return ".".join('"' + part.replace('"', '""') + '"' for part in parts)
 
 
-def _type(
-    _oid: int,
-    schema: str,
-    name: str,
-    typtype: str,
-    _depth: int,
-    extension: str | None,
-    labels: str | None,
-    base: str,
-    default: str,
-    not_null: bool,  # noqa: FBT001 - a row of the catalog
-    collation: str,
-    constraints: Sequence[str],
-    attributes: str | None,
-    subtype: str | None,
-    is_row_of_table: bool,  # noqa: FBT001
-) -> TypeDefinition:
+def _type(row: Sequence[Any]) -> TypeDefinition:
+    """Return the type that one row of `_TYPES` describes."""
+    _, schema, name, typtype, _, extension, labels, base, default, not_null, *rest = row
+    collation, constraints, attributes, subtype, is_row_of_table = rest
     if extension:
         return TypeDefinition(schema=schema, name=name, kind="extension", extension=extension)
     full = quote_name(schema, name)
     if typtype == "e":
         return TypeDefinition(
-            schema=schema, name=name, kind="enum", sql=f"create type {full} as enum ({labels or ''})", labels=labels or ""
+            schema=schema,
+            name=name,
+            kind="enum",
+            sql=f"create type {full} as enum ({labels or ''})",
+            shape=labels or "",
         )
     if typtype == "d":
         words = [f"create domain {full} as {base}"]
         words += [f"collate {collation}"] if collation else []
         words += [f"default {default}"] if default else []
         words += ["not null"] if not_null else []
-        return TypeDefinition(schema=schema, name=name, kind="domain", sql=" ".join([*words, *constraints]))
-    if typtype == "c" and not is_row_of_table:
-        return TypeDefinition(schema=schema, name=name, kind="composite", sql=f"create type {full} as ({attributes})")
-    if typtype == "r":
-        return TypeDefinition(schema=schema, name=name, kind="range", sql=f"create type {full} as range (subtype = {subtype})")
+        return TypeDefinition(schema=schema, name=name, kind="domain", sql=" ".join([*words, *constraints]), shape=base)
+    if typtype == "c":
+        create = "" if is_row_of_table else f"create type {full} as ({attributes or ''})"
+        return TypeDefinition(schema=schema, name=name, kind="composite", sql=create, shape=attributes or "")
+    if typtype == "r" and subtype:
+        create = f"create type {full} as range ({subtype})"
+        return TypeDefinition(schema=schema, name=name, kind="range", sql=create, shape=subtype)
     return TypeDefinition(schema=schema, name=name, kind="other")

@@ -18,7 +18,7 @@ from keyhaul.identity import difference
 from keyhaul.ledger import Ledger, NewRun, new_run_id
 from keyhaul.model import Report
 from keyhaul.pool import Pool
-from keyhaul.prepare import Prepared, connect, find_ends, prepare, session_settings
+from keyhaul.prepare import Prepared, connect_ledger, find_ends, prepare
 from keyhaul.targets import postgres
 from keyhaul.targets.ddl import AfterLoad, finish
 from keyhaul.worker import Task
@@ -71,9 +71,7 @@ def run(job: Job, observe: Observer, control: Control, *, fresh: bool = False) -
 class _Run:
     """One sitting of one run."""
 
-    def __init__(
-        self, prepared: Prepared, observe: Observer, control: Control, run_id: str, started: float
-    ) -> None:
+    def __init__(self, prepared: Prepared, observe: Observer, control: Control, run_id: str, started: float) -> None:
         self._prepared = prepared
         self._job = prepared.job
         self._observe = observe
@@ -146,12 +144,7 @@ class _Run:
         prepared = self._prepared
         if not prepared.target_conn.closed and not prepared.target_conn.broken:
             return prepared.target_conn
-        prepared.target_conn = connect(
-            prepared.ends.target,
-            "target",
-            application_name=f"keyhaul {self._run_id} ledger",
-            settings=session_settings(self._job),
-        )
+        prepared.target_conn = connect_ledger(self._job, prepared.ends.target, self._run_id)
         return prepared.target_conn
 
     def _notice(self, message: str, level: Literal["info", "warning"] = "info") -> None:

@@ -7,6 +7,10 @@ holds a password or a row's value. The driver's own error is attached with ``rai
 from __future__ import annotations
 
 import re
+from typing import Final
+
+DIVISION_BY_ZERO: Final = "division by zero"
+"""What the message of such an error contains, whoever raises it."""
 
 
 class EtlError(Exception):
@@ -41,12 +45,21 @@ class StopRunError(EtlError):
     """The run must stop now (a rule with ``on_fail: stop``, a lost snapshot); it can be resumed."""
 
 
+_ABOUT_A_VALUE = re.compile(r"invalid input|out of range|malformed|invalid byte|invalid value|too long")
+
+
+def without_values(text: str) -> str:
+    """Return a server's primary message without the row value that it quotes; names of columns stay."""
+    return re.sub(r'".*"', '"…"', text) if _ABOUT_A_VALUE.search(text) else text
+
+
 def safe_message(error: BaseException) -> str:
     """Return the first line of a driver's message without the row values that it may quote."""
     line = str(error).strip().split("\n", 1)[0]
-    if expressions.DIVISION_BY_ZERO in line.lower():
-        return expressions.DIVISION_BY_ZERO
+    if DIVISION_BY_ZERO in line.lower():
+        return DIVISION_BY_ZERO
     if "from `i128` to `i64` failed" in line:
         return "bigint out of range"
     line = re.sub(r"\[[^\]]*\]", "[…]", line)
+    line = re.sub(r"(?<=value )-?\d\S*|(?<=\()-?\d\S* [-+*/%] \S+(?=\))", "…", line)
     return re.sub(r"(\"[^\"]*\"|'[^']*'(?= to value|: ))", "…", line)[:300]

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
-from keyhaul.errors import ConfigError
+from keyhaul.errors import DIVISION_BY_ZERO, ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 _ROW_WISE_NODES: Final = frozenset({"Column", "Literal", "Cast", "BinaryExpr", "Ternary", "Function", "Alias"})
 _ROW_WISE_FUNCTIONS: Final = frozenset(
@@ -154,7 +154,8 @@ def _exact_node(kind: str, value: Tree, schema: Mapping[str, pl.DataType]) -> pl
         left, right = map(_load, value["input"])
         return _exact_binary(_OPERATORS[value["function"]["Sql"]["Binary"]], left, right, kind, value, schema)
     if _called(value) == ("Pow", "Generic"):
-        powers = [load.cast(pl.Float64) if type_of(load, schema).is_integer() else load for load in map(_load, value["input"])]
+        loaded = map(_load, value["input"])
+        powers = [load.cast(pl.Float64) if type_of(load, schema).is_integer() else load for load in loaded]
         return _load({kind: {**value, "input": [_tree(power) for power in powers]}})
     if _called(value) == ("Abs", ""):
         inner = _load(value["input"][0])
@@ -163,7 +164,7 @@ def _exact_node(kind: str, value: Tree, schema: Mapping[str, pl.DataType]) -> pl
     return None
 
 
-def _exact_binary(  # noqa: PLR0913, PLR0917 - a node taken apart
+def _exact_binary(
     operator: str, left: pl.Expr, right: pl.Expr, kind: str, value: Tree, schema: Mapping[str, pl.DataType]
 ) -> pl.Expr | None:
     types = type_of(left, schema), type_of(right, schema)
@@ -187,7 +188,3 @@ def _not_zero(divisor: pl.Expr) -> pl.Expr:
     """Return the divisor; evaluating it raises where it is zero (a cast of this text to a number does)."""
     text = pl.when(divisor == 0).then(pl.lit(DIVISION_BY_ZERO)).otherwise(pl.lit(None, pl.String))
     return pl.when(text.cast(pl.Int64, strict=True).is_null()).then(divisor)
-
-
-DIVISION_BY_ZERO: Final = "division by zero"
-"""What the message of such an error contains."""

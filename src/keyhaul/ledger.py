@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import secrets
 import threading
 import time
@@ -29,6 +30,14 @@ LOCK_SECONDS: Final = 1.0
 
 RECONNECT_SECONDS: Final = 60.0
 """How long a lost connection to the ledger is tried again: a server that restarts is back by then."""
+
+
+_SESSION_NAME: Final = re.compile(r" ledger (?P<pid>\d+)@(?P<host>.*)")
+
+
+def session_name(run_id: str) -> str:
+    """Return the application_name of the connection that holds the job's lock: it says whose it is."""
+    return f"keyhaul {run_id} ledger {os.getpid()}@{platform.node()}"[:63]
 
 
 def new_run_id() -> str:
@@ -145,10 +154,17 @@ class Ledger:
             if time.monotonic() > deadline:
                 break
             time.sleep(0.05)
-        who = self._execute("holder", job=self.job).fetchone() if self.exists() else None
-        holder = f"process {who[0]} on {who[1]} (run {who[2]})" if who else "another process"
-        msg = f"start job {self.job}: it is being run by {holder}. Wait for it, or stop it"
+        msg = f"start job {self.job}: it is being run by {self._holder()}. Wait for it, or stop it"
         raise RefusedError(msg)
+
+    def _holder(self) -> str:
+        row = self._execute("holder", schema_name=self.schema, job=self.job).fetchone()
+        found = _SESSION_NAME.search(row[0]) if row else None
+        if found is None:  # a pooler may give sessions other names
+            return "another process"
+        pid, host = int(found["pid"]), found["host"]
+        run = self._execute("running_as", job=self.job, pid=pid, host=host).fetchone() if self.exists() else None
+        return f"process {pid} on {run[0]} (run {run[1]})" if run else f"process {pid} on {host}"
 
     def unfinished(self) -> Unfinished | None:
         """Return the newest run of this job that is not done, or None."""
@@ -159,10 +175,21 @@ class Ledger:
 
     def begin(self, run: NewRun, plan: Plan, *, fresh: bool) -> None:
         """Write a new run and its whole plan in one transaction; `fresh` gives up what was unfinished."""
-        values = {**asdict(run), "config": json.dumps(run.config), "key": list(run.key), "finish": json.dumps(list(run.finish))}
+        values = {
+            **asdict(run),
+            "config": json.dumps(run.config),
+            "key": list(run.key),
+            "finish": json.dumps(list(run.finish)),
+        }
         chunks = json.dumps(
             [
-                {"number": c.number, "kind": c.kind, "lower": c.lower, "upper": c.upper, "estimated_rows": c.estimated_rows}
+                {
+                    "number": c.number,
+                    "kind": c.kind,
+                    "lower": c.lower,
+                    "upper": c.upper,
+                    "estimated_rows": c.estimated_rows,
+                }
                 for c in plan.chunks
             ]
         )
@@ -183,7 +210,7 @@ class Ledger:
         row = self._execute("resume_run", run_id=run_id, workers=workers, **_process()).fetchone()
         return int(row[0]) if row else 1
 
-    def finish_steps(self, run_id: str) -> list[dict[str, str]]:
+    def finish_steps(self, run_id: str) -> list[dict[str, Any]]:
         """Return the statements that run when all chunks are loaded."""
         row = self._execute_again("finish_steps", run_id=run_id).fetchone()
         return list(row[0]) if row else []
@@ -219,7 +246,9 @@ class Ledger:
         row = self._execute_again("totals", run_id=run_id).fetchone()
         done, failed, planned, *numbers = row or (0,) * 9
         names = ("read", "loaded", "unchanged", "duplicate", "filtered", "quarantined")
-        return Totals(done=done, failed=failed, planned=planned, counts=Counts(**dict(zip(names, numbers, strict=True))))
+        return Totals(
+            done=done, failed=failed, planned=planned, counts=Counts(**dict(zip(names, numbers, strict=True)))
+        )
 
     def failed_chunks(self, run_id: str) -> tuple[FailedChunk, ...]:
         """Return what was given up and is not committed yet."""

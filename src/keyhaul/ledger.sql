@@ -76,8 +76,18 @@ select to_regclass({runs}) is not null;
 select pg_try_advisory_lock(hashtextextended('keyhaul:' || {schema_name} || ':' || {job}, 0));
 
 -- name: holder
--- Who runs this job now: the newest running row's process.
-select pid, host, run_id from {schema}.runs where job = {job} and status = 'running' order by started_at desc limit 1;
+-- The name of the session that holds the job's lock, from `session_name`; a run that still plans has no row yet.
+select a.application_name
+  from pg_catalog.pg_locks l join pg_catalog.pg_stat_activity a using (pid),
+       hashtextextended('keyhaul:' || {schema_name} || ':' || {job}, 0) k
+ where l.locktype = 'advisory' and l.granted and l.objsubid = 1
+   and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = current_database())
+   and l.classid::bigint = (k >> 32) & 4294967295 and l.objid::bigint = k & 4294967295;
+
+-- name: running_as
+-- The run of this process, with the host's whole name: a session's name is cut at 63 bytes.
+select host, run_id from {schema}.runs
+ where job = {job} and status = 'running' and pid = {pid} and starts_with(host, {host}) order by started_at desc limit 1;
 
 -- name: unfinished
 -- The run that the same command goes on with.

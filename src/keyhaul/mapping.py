@@ -16,7 +16,7 @@ from keyhaul import casts
 from keyhaul.computed import NoRouteError, write_computed
 from keyhaul.errors import RefusedError
 from keyhaul.model import RECORD
-from keyhaul.pgtypes import DIRECT_WIRE, TEXT_WIRE, Encoder
+from keyhaul.pgtypes import DIRECT_WIRE, TEXT_WIRE, Encoder, names_objects
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -38,6 +38,7 @@ class WriteColumn:
         fits: true for a row whose value fits; None when every value does. NULL always fits, unless the
             target is NOT NULL.
         encoder: how a string becomes the binary form.
+        may_fail: a text that the target's type may not take; asked row by row before it is cast.
         note: one sentence for `etl plan` when the value is rounded.
     """
 
@@ -47,12 +48,17 @@ class WriteColumn:
     wire: str = DIRECT_WIRE
     fits: pl.Expr | None = None
     encoder: Encoder = "plain"
+    may_fail: bool = False
     note: str = ""
 
 
 def build_mapping(
-    output: Mapping[str, OutputColumn], sources: Mapping[str, Column], targets: Iterable[Column], table: str,
-    *, time_zone: str | None = None,
+    output: Mapping[str, OutputColumn],
+    sources: Mapping[str, Column],
+    targets: Iterable[Column],
+    table: str,
+    *,
+    time_zone: str | None = None,
 ) -> tuple[WriteColumn, ...]:
     """Match the transform's columns with the target's by name.
 
@@ -110,7 +116,9 @@ def write_column(
     """
     if origin is None:
         value, wire, fits, note = write_computed(name, dtype, target)
-        written = WriteColumn(name=name, target=target, value=value, wire=wire, fits=fits, note=note)
+        written = WriteColumn(
+            name=name, target=target, value=value, wire=wire, fits=fits, may_fail=wire == TEXT_WIRE, note=note
+        )
     else:
         pair = casts.Pair(name=name, dtype=dtype, origin=origin, target=target, time_zone=time_zone)
         cast = casts.find_cast(pair)
@@ -118,7 +126,13 @@ def write_column(
             raise NoRouteError(casts.suggestion(pair))
         how = cast.write(pair)
         written = WriteColumn(
-            name=name, target=target, value=how.value, wire=how.wire, fits=how.fits, encoder=how.encoder
+            name=name,
+            target=target,
+            value=how.value,
+            wire=how.wire,
+            fits=how.fits,
+            encoder=how.encoder,
+            may_fail=names_objects(target) and how.wire == TEXT_WIRE,
         )
     if target.not_null and not (origin and origin.not_null):
         present = pl.col(name).is_not_null()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import polars as pl
 
@@ -139,12 +139,15 @@ class Staged:
         rejected: one row per rejected record: ``_record`` int64, ``stage`` str, ``rules``
             list[str], ``message`` str, ``key`` str (nullable), ``data`` str (JSON object).
         counts: ``loaded`` is still 0; the target fills it.
+        describe: completes further rejected records (``_record``, ``stage``, ``rules``, ``message``) with
+            ``key`` and ``data``, for those that only the target finds.
         warned: rule name → rows that failed a rule with ``on_fail: warn``; they are loaded.
     """
 
     accepted: pl.DataFrame
     rejected: pl.DataFrame
     counts: Counts
+    describe: Callable[[pl.DataFrame], pl.DataFrame]
     warned: Mapping[str, int] = field(default_factory=dict)
 
 

@@ -194,7 +194,7 @@ class Pool:
                 tenacity.stop_after_attempt(self._task.job.retries + 1),
                 tenacity.stop_when_event_set(self._control.cancelled),
             ),
-            wait=tenacity.wait_exponential_jitter(initial=0.2, max=10, jitter=0.5),
+            wait=tenacity.wait_exponential(multiplier=0.2, max=10) + tenacity.wait_random(0, 0.5),
             retry=tenacity.retry_if_exception_type(TransientError),
             sleep=tenacity.sleep_using_event(self._control.cancelled),
             before_sleep=announce,

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
+from zoneinfo import available_timezones
 
 import psycopg
 from psycopg import errors
@@ -18,6 +19,7 @@ from keyhaul import embedded, pgtypes
 from keyhaul.config import EMBEDDED
 from keyhaul.dsn import Dsn, redact
 from keyhaul.errors import ConfigError, ConnectError, RefusedError
+from keyhaul.ledger import session_name
 from keyhaul.mapping import build_mapping
 from keyhaul.model import RECORD
 from keyhaul.sources.sql import SqlSource
@@ -145,6 +147,28 @@ def _reason(error: psycopg.Error, text: str, end: str) -> str:
     return next((told for holds, told in causes if holds), f"{text}. Check {flag}")
 
 
+def connect_ledger(job: Job, target: Dsn, run_id: str) -> psycopg.Connection[Any]:
+    """Connect to the target for the ledger, with the ledger's schema out of the search path.
+
+    A user who is called like the ledger's schema has it first in the path, by way of ``"$user"``: a
+    table named without a schema would be looked for, and created, among the ledger's.
+
+    Raises:
+        ConnectError: it cannot be reached.
+    """
+    conn = connect(target, "target", application_name=session_name(run_id), settings=session_settings(job))
+    try:
+        conn.execute(
+            "select set_config('search_path', coalesce((select string_agg(quote_ident(s), ', ' order by n)"
+            " from unnest(current_schemas(false)) with ordinality as path(s, n) where s <> %s), ''), false)",
+            [job.ledger_schema],
+        )
+    except psycopg.Error:
+        conn.close()
+        raise
+    return conn
+
+
 def session_settings(job: Job, **more: str) -> dict[str, str]:
     """Return what every session of ours sets."""
     return {
@@ -208,9 +232,7 @@ def prepare(job: Job, ends: Ends, *, run_id: str = "plan") -> Prepared:
             settings=session_settings(job, idle_in_transaction_session_timeout="0", default_transaction_read_only="on"),
         )
         stack.callback(source_conn.close)
-        target_conn = connect(
-            ends.target, "target", application_name=f"keyhaul {run_id} ledger", settings=session_settings(job)
-        )
+        target_conn = connect_ledger(job, ends.target, run_id)
         stack.callback(target_conn.close)
         ends = replace(ends, source=_with_login(ends.source, source_conn), target=_with_login(ends.target, target_conn))
         try:
@@ -294,9 +316,13 @@ def _check_names(names: Iterable[str]) -> None:
     problems = []
     for name in dict.fromkeys(names):
         if len(name.encode()) > MAX_NAME_BYTES and "." not in name:
-            problems.append(f"use name {name!r}: it has {len(name.encode())} bytes, expected at most {MAX_NAME_BYTES}. Rename it")
+            problems.append(
+                f"use name {name!r}: it has {len(name.encode())} bytes, expected at most {MAX_NAME_BYTES}. Rename it"
+            )
         if any(character in name for character in "\r\n\0"):
-            problems.append(f"use name {name!r}: it has a line break, which keyhaul does not carry. Rename it in a query")
+            problems.append(
+                f"use name {name!r}: it has a line break, which keyhaul does not carry. Rename it in a query"
+            )
     if problems:
         raise RefusedError("\n".join(problems))
 

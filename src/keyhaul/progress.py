@@ -34,6 +34,7 @@ ProgressMode = Literal["auto", "live", "plain", "json", "off"]
 NARROW_BAR = 10
 """Columns below which the bar gets a line of its own."""
 
+
 class Progress(Protocol):
     """An observer that is shown between ``with`` and its end."""
 

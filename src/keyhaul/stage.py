@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import duckdb
@@ -18,7 +19,7 @@ from keyhaul.model import RECORD, Counts, Staged
 from keyhaul.transform import MAX_ISOLATED_RECORDS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from keyhaul.config import Dedup, Rule
     from keyhaul.mapping import WriteColumn
@@ -62,6 +63,12 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
+def duck_name(name: str, names: Iterable[str]) -> str:
+    """Return what a column is called in DuckDB, where names that differ only in case are one name."""
+    alone = sum(name.lower() == other.lower() for other in names) == 1
+    return name if alone else f"_x{name.encode().hex()}"
+
+
 def compile_rules(rules: Sequence[Rule], schema: Mapping[str, pl.DataType]) -> tuple[Check, ...]:
     """Turn a job's rules into checks, and bind each against the columns that the transform leaves.
 
@@ -72,78 +79,110 @@ def compile_rules(rules: Sequence[Rule], schema: Mapping[str, pl.DataType]) -> t
         ConfigError: a rule does not parse, names an unknown column, is not true or false, or looks at
             other rows; all offenders, each with its place.
     """
-    checks: list[Check] = []
-    problems: list[str] = []
-    for rule in rules:
-        if rule.check is None:
-            checks += [
-                Check(
-                    name=f"not_null:{c}", sql=f"{quoted(c)} is null", on_fail=rule.on_fail, message=f"{c} is null", at=rule.at,
-                    columns=frozenset({c}),
-                )
-                for c in rule.columns
-            ]
-            unknown = [c for c in rule.columns if c not in schema]
-            if unknown:
-                known = ", ".join(schema)
-                problems.append(f"{rule.at}: check not_null: no column {', '.join(unknown)}, expected one of {known}")
-            continue
-        sql = f"not (\n{rule.check}\n)"
-        columns = _columns_in(rule.check, schema)
-        message = f"not {rule.check}"
-        checks.append(Check(name=rule.name, sql=sql, on_fail=rule.on_fail, message=message[:300], at=rule.at, columns=columns))
-    if not problems:
-        problems = [problem for check in checks if (problem := _bind(check, schema))]
+    with _connect() as con:
+        checks = [check for rule in rules for check in _checks(con, rule, schema)]
+        unknown = [
+            f"{check.at}: check not_null: no column {name}, expected one of {', '.join(schema)}"
+            for check in checks
+            for name in sorted(check.columns - schema.keys())
+        ]
+        _register(con, pl.DataFrame(schema=dict(schema)))
+        problems = unknown or [problem for check in checks if (problem := _bind(con, check, schema))]
     if problems:
         raise ConfigError("\n".join(problems))
     return tuple(checks)
 
 
-def _columns_in(text: str, schema: Mapping[str, pl.DataType]) -> frozenset[str]:
+def _checks(con: duckdb.DuckDBPyConnection, rule: Rule, schema: Mapping[str, pl.DataType]) -> Iterator[Check]:
+    for column in rule.columns:
+        yield Check(
+            name=f"not_null:{column}",
+            sql=f"{quoted(duck_name(column, schema) if column in schema else column)} is null",
+            on_fail=rule.on_fail,
+            message=f"{column} is null",
+            at=rule.at,
+            columns=frozenset({column}),
+        )
+    if rule.check is not None:
+        yield Check(
+            name=rule.name,
+            sql=f"not (\n{rule.check}\n)",
+            on_fail=rule.on_fail,
+            message=f"not {rule.check}"[:300],
+            at=rule.at,
+            columns=_columns_in(con, rule.check, schema),
+        )
+
+
+def _columns_in(
+    con: duckdb.DuckDBPyConnection, text: str, schema: Mapping[str, pl.DataType]
+) -> frozenset[str]:
     """Return the columns that a rule names; DuckDB's names ignore case."""
-    with _connect() as con:
-        try:
-            serialized = con.execute("select json_serialize_sql(?)", [f"select {text}"]).fetchone()
-        except duckdb.Error:
-            return frozenset(schema)
-    found = {name.lower() for path in _column_references(json.loads(serialized[0]) if serialized else {}) for name in path}
+    tree = _parsed(con, text)
+    paths = [node["column_names"] for node in _nodes(tree) if "column_names" in node]
+    if tree.get("error") or any([name.lower() for name in path] == [CHUNK] for path in paths):
+        return frozenset(schema)  # the whole row as one value
+    found = {name.lower() for path in paths for name in path}
     return frozenset(name for name in schema if name.lower() in found)
 
 
-def _column_references(tree: Any) -> Iterator[list[str]]:  # noqa: ANN401 - parsed JSON
+def _parsed(con: duckdb.DuckDBPyConnection, expression: str) -> dict[str, Any]:
+    """Return DuckDB's syntax tree of ``select EXPRESSION``; ``error`` is true in it when there is none."""
+    serialized = con.execute("select json_serialize_sql(?)", [f"select {expression}"]).fetchall()
+    return json.loads(serialized[0][0]) if serialized else {"error": True}
+
+
+def _nodes(tree: object) -> Iterator[dict[str, Any]]:
+    """Yield every object of parsed JSON."""
     if isinstance(tree, dict):
-        if "column_names" in tree:
-            yield tree["column_names"]
+        yield tree
         tree = list(tree.values())
     if isinstance(tree, list):
         for branch in tree:
-            yield from _column_references(branch)
+            yield from _nodes(branch)
 
 
-def _bind(check: Check, schema: Mapping[str, pl.DataType]) -> str:
+def _bind(con: duckdb.DuckDBPyConnection, check: Check, schema: Mapping[str, pl.DataType]) -> str:
     """Return what is wrong with a check, or an empty string."""
-    with _connect() as con:
-        con.register(CHUNK, pl.DataFrame(schema=dict(schema)).to_arrow(compat_level=pl.CompatLevel.newest()))
-        serialized = con.execute("select json_serialize_sql(?)", [f"select {check.sql}"]).fetchone()
-        tree = json.loads(serialized[0]) if serialized else {}
-        if tree.get("error") or len(tree.get("statements", [])) != 1:
-            return f"{check.at}: read rule {check.name}: {tree.get('error_message', 'not one expression')}"
-        if '"class":"SUBQUERY"' in serialized[0]:  # type: ignore[index]  # checked just above
-            return (
-                f"{check.at}: read rule {check.name}: it has a subquery, expected an expression over one row. "
-                "Compare with another table after the load"
-            )
-        try:
-            con.execute(f"select 1 from {CHUNK} where {check.sql}")
-            condition = check.sql.removeprefix("not ")  # `not` would make a number true or false
-            described = con.execute(f"describe select {condition} as x from {CHUNK}").fetchone()
-        except duckdb.Error as error:
-            text = str(error).strip().split("\n", 1)[0].rstrip("!")
-            known = f", expected one of {', '.join(schema)}" if "not found in FROM clause" in text else ""
-            return f"{check.at}: read rule {check.name}: {text}{known}"
-        if described and described[1] != "BOOLEAN":
-            return f"{check.at}: read rule {check.name}: its type is {described[1]}, expected true or false"
+    condition = check.sql.removeprefix("not ")  # `not` would make a number true or false
+    problem = _misread(con, check, schema)
+    if problem:
+        return f"{check.at}: read rule {check.name}: {problem}"
+    try:
+        con.execute(f"select 1 from {CHUNK} where {check.sql}").fetchall()
+        described = con.execute(f"describe select {condition} as x from {CHUNK}").fetchall()
+    except duckdb.Error as error:
+        text = str(error).strip().split("\n", 1)[0].rstrip("!")
+        known = f", expected one of {', '.join(schema)}" if "not found in FROM clause" in text else ""
+        return f"{check.at}: read rule {check.name}: {text}{known}"
+    if described[0][1] != "BOOLEAN":
+        return f"{check.at}: read rule {check.name}: its type is {described[0][1]}, expected true or false"
     return ""
+
+
+def _misread(con: duckdb.DuckDBPyConnection, check: Check, schema: Mapping[str, pl.DataType]) -> str:
+    """Return why the text of a check is not one expression over one row, or an empty string."""
+    # Without our parentheses as well: `a) or (b` is an expression only inside them.
+    condition = check.sql.removeprefix("not ")
+    for text in (condition.removeprefix("(\n").removesuffix("\n)"), condition):
+        tree = _parsed(con, text)
+        if tree.get("error") or len(tree.get("statements", [])) != 1:
+            return str(tree.get("error_message", "it is not one expression"))
+        classes = {node.get("class") for node in _nodes(tree)}
+        if "SUBQUERY" in classes:
+            return "it has a subquery, expected an expression over one row. Compare with another table after the load"
+        if "STAR" in classes:
+            return "it has a *, expected columns by name"
+    ambiguous = sorted(c for c in check.columns if duck_name(c, schema) != c and not check.name.startswith("not_null:"))
+    if ambiguous:
+        names = " and ".join(ambiguous)
+        return f"{names} differ only in case, which DuckDB does not see. Rename one (transform: - rename)"
+    return ""
+
+
+def _register(con: duckdb.DuckDBPyConnection, frame: pl.DataFrame) -> None:
+    names = {name: duck_name(name, frame.columns) for name in frame.columns}
+    con.register(CHUNK, frame.rename(names).to_arrow(compat_level=pl.CompatLevel.newest()))
 
 
 def _connect() -> duckdb.DuckDBPyConnection:
@@ -218,6 +257,7 @@ class Stager:
             accepted=frame,
             rejected=self._with_records(whole, source),
             counts=Counts(read=source.height, filtered=filtered, duplicate=duplicate, quarantined=whole.height),
+            describe=partial(self._with_records, source=source),
             warned=warned,
         )
 
@@ -226,9 +266,9 @@ class Stager:
     def _apply_rules(self, frame: pl.DataFrame, warned: dict[str, int]) -> tuple[pl.DataFrame, pl.DataFrame]:
         """Return the rows that pass, and the records that do not with the names of all rules they fail."""
         found = pl.concat(list(self._failing(frame)))
-        names = [check.name for check in self._checks]
-        for check in self._checks:
-            count = int(found[check.name].sum())
+        flags = dict(zip(_flags(self._checks), self._checks, strict=True))
+        for flag, check in flags.items():
+            count = int(found[flag].sum())
             if count and check.on_fail == "stop":
                 msg = (
                     f"check rule {check.name}: {count:,} rows of this chunk fail it, and it says on_fail: stop. "
@@ -237,17 +277,15 @@ class Stager:
                 raise StopRunError(msg)
             if count and check.on_fail == "warn":
                 warned[check.name] = count
-        blocking = [check for check in self._checks if check.on_fail != "warn"]
-        guilty = found.filter(pl.any_horizontal([pl.col("_error").is_not_null(), *(pl.col(c.name) for c in blocking)]))
-        rules = pl.concat_list(pl.when(pl.col(name)).then(pl.lit(name)) for name in names).list.drop_nulls()
-        messages = pl.concat_list(
-            [pl.col("_error"), *(pl.when(pl.col(c.name)).then(pl.lit(c.message)) for c in self._checks)]
-        ).list.drop_nulls()
+        blocking = [pl.col(flag) for flag, check in flags.items() if check.on_fail != "warn"]
+        guilty = found.filter(pl.any_horizontal([pl.col("_error").is_not_null(), *blocking]))
+        rules = _listed({flag: check.name for flag, check in flags.items()})
+        messages = pl.concat_list(pl.col("_error"), _listed({flag: check.message for flag, check in flags.items()}))
         broken = guilty.select(
             RECORD,
             pl.lit("rule").alias("stage"),
             pl.when(rules.list.len() > 0).then(rules).otherwise(pl.lit(["rule_error"])).alias("rules"),
-            messages.list.join("; ").alias("message"),
+            messages.list.drop_nulls().list.join("; ").alias("message"),
         )
         if not broken.height:
             return frame, broken
@@ -255,10 +293,10 @@ class Stager:
 
     def _failing(self, frame: pl.DataFrame) -> Iterator[pl.DataFrame]:
         """Yield, for each record that fails a rule, which ones; halves the chunk where a rule raises."""
-        flags = ", ".join(f"coalesce({c.sql}, false) as {quoted(c.name)}" for c in self._checks)
+        names = _flags(self._checks)
+        flags = ", ".join(f"coalesce({c.sql}, false) as {n}" for n, c in zip(names, self._checks, strict=True))
         query = f"select {RECORD}, {flags} from {CHUNK}"
-        if len(self._checks) >= 1:
-            query = f"select * from ({query}) where {' or '.join(quoted(c.name) for c in self._checks)}"
+        query = f"select * from ({query}) where {' or '.join(names)}"
         pending = [frame]
         failures = 0
         while pending:
@@ -278,11 +316,11 @@ class Stager:
                         f"{safe_message(error)}"
                     )
                     raise ChunkError(msg) from error
-                flags_false = [pl.lit(value=False).alias(c.name) for c in self._checks]
+                flags_false = [pl.lit(value=False).alias(name) for name in names]
                 yield part.select(pl.col(RECORD), *flags_false, pl.lit(safe_message(error)).alias("_error"))
 
     def _query(self, query: str, frame: pl.DataFrame) -> pl.DataFrame:
-        self._con.register(CHUNK, frame.to_arrow(compat_level=pl.CompatLevel.newest()))
+        _register(self._con, frame)
         try:
             result: Any = self._con.sql(query).to_arrow_table()
         finally:
@@ -308,13 +346,14 @@ class Stager:
         if keyed.n_unique() == keyed.height:
             return frame, 0
         direction = "desc" if self._dedup.keep == "last" else "asc"
-        wanted = [f"{quoted(column)} {direction} nulls last" for column in self._dedup.order_by]
-        ties = [quoted(c) for c in frame.columns if c not in on and c not in self._dedup.order_by and c != RECORD]
+        duck = {name: quoted(duck_name(name, frame.columns)) for name in frame.columns}
+        wanted = [f"{duck[column]} {direction} nulls last" for column in self._dedup.order_by]
+        ties = [duck[c] for c in frame.columns if c not in on and c not in self._dedup.order_by and c != RECORD]
         order = ", ".join([*wanted, *ties, RECORD])
-        present = " and ".join(f"{quoted(column)} is not null" for column in on)
+        present = " and ".join(f"{duck[column]} is not null" for column in on)
         query = (
             f"select {RECORD} from {CHUNK} where {present} qualify row_number() over "
-            f"(partition by {', '.join(map(quoted, on))} order by {order}) > 1"
+            f"(partition by {', '.join(duck[column] for column in on)} order by {order}) > 1"
         )
         losers = self._query(query, frame)
         return frame.filter(~pl.col(RECORD).is_in(losers[RECORD].implode())), losers.height
@@ -326,20 +365,33 @@ class Stager:
         if not rejected.height:
             return pl.DataFrame(schema=REJECTED)
         rows = source.filter(pl.col(RECORD).is_in(rejected[RECORD].implode()))
+        duck = {name: quoted(duck_name(name, rows.columns)) for name in rows.columns}
         fields = ", ".join(
-            f"{_json_key(name)}: {_json_value(quoted(name), dtype)}" for name, dtype in rows.schema.items() if name != RECORD
+            f"{_json_key(name)}, {_json_value(duck[name], dtype)}"
+            for name, dtype in rows.schema.items()
+            if name != RECORD
         )
-        keys = [f"{quoted(name)}::varchar" for name in self._key]
-        any_null = " or ".join(f"{quoted(name)} is null" for name in self._key)
+        keys = [f"{duck[name]}::varchar" for name in self._key]
+        any_null = " or ".join(f"{duck[name]} is null" for name in self._key)
         key = keys[0] if len(keys) == 1 else f"to_json([{', '.join(keys)}])::varchar"
         query = (
             f"select {RECORD}, case when {any_null} then null else {key} end as key, "
-            f"to_json({{{fields}}})::varchar as data from {CHUNK}"
+            f"json_object({fields})::varchar as data from {CHUNK}"
         )
         described = self._query(query, rows)
         return rejected.join(described, on=RECORD, how="left").select(
             pl.col(name).cast(dtype) for name, dtype in REJECTED.items()
         )
+
+
+def _flags(checks: Sequence[Check]) -> list[str]:
+    """Return what each check's outcome is called; two rules' names may differ only in case."""
+    return [f"_rule{number}" for number in range(len(checks))]
+
+
+def _listed(texts: Mapping[str, str]) -> pl.Expr:
+    """Return the texts of the flags that are true, as a list."""
+    return pl.concat_list(pl.when(pl.col(flag)).then(pl.lit(text)) for flag, text in texts.items()).list.drop_nulls()
 
 
 def _json_key(name: str) -> str:
@@ -351,5 +403,6 @@ def _json_value(column: str, dtype: pl.DataType) -> str:
     if isinstance(dtype, pl.Binary):
         return f"'\\x' || lower(hex({column}))"
     if dtype.is_float():
-        return f"case when isfinite({column}) then to_json({column}) else to_json({column}::varchar) end"
+        # Through the shortest text: to_json would widen a float4 0.1 to 0.10000000149011612.
+        return f"case when isfinite({column}) then {column}::varchar::json else to_json({column}::varchar) end"
     return column

@@ -7,7 +7,6 @@ a zero divisor, a bad cast) costs itself: it is isolated by halving.
 from __future__ import annotations
 
 import importlib
-import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path

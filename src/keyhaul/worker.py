@@ -236,9 +236,7 @@ class Worker:
         numbered = decoded.with_row_index(RECORD).with_columns(pl.col(RECORD).cast(pl.Int64))
         return numbered, text_columns | odd
 
-    def _visible(
-        self, source: pl.DataFrame, text_columns: frozenset[str]
-    ) -> tuple[pl.DataFrame, pl.DataFrame]:
+    def _visible(self, source: pl.DataFrame, text_columns: frozenset[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
         """Give the columns that the job looks at their type again, and set apart the records where that cannot be.
 
         Those hold infinity, NaN, or a date that no Arrow type has; an expression would see NULL there.

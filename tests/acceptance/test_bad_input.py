@@ -78,7 +78,9 @@ MISTAKES = [
     Mistake("dedup without the key", ("dedup on name", "the key's column id", "--key"), {"--dedup": "name"}),
     Mistake("missing table", ("public.itemz", "is not there", "public.items", "--table"), {"--table": "public.itemz"}),
     Mistake("query that does not run", ("source.query", "itemz"), {"--table": None, "--query": "select * from itemz"}),
-    Mistake("query without a target table", ("--into",), {"--table": None, "--query": "select 1 as id", "--into": None}),
+    Mistake(
+        "query without a target table", ("--into",), {"--table": None, "--query": "select 1 as id", "--into": None}
+    ),
     Mistake("neither table nor query", ("--table or --query",), {"--table": None}),
     Mistake("chunk 0", ("--chunk", "got 0", "a whole number from 1"), {"--chunk": "0"}),
     Mistake("chunk that is no number", ("--chunk", "a whole number from 1"), {"--chunk": "many"}),
@@ -93,14 +95,22 @@ MISTAKES = [
         "columns that the target lacks", ("narrow.amount", "narrow.made", "no such column"), {"--into": "public.narrow"}
     ),
     Mistake("column that nothing feeds", ("public.wide.owner", "NOT NULL", "default"), {"--into": "public.wide"}),
-    Mistake("types that cannot become the target's", ("crossed.amount", "uuid", "bigint"), {"--into": "public.crossed"}),
+    Mistake(
+        "types that cannot become the target's", ("crossed.amount", "uuid", "bigint"), {"--into": "public.crossed"}
+    ),
     Mistake("missing job file", ("nothere.yaml",), words=("nothere.yaml",)),
     Mistake("a typo in YAML", ("job.yaml line 5: chunck", "expected chunk"), file=FILE + "chunck: 5\n"),
-    Mistake("a typo in a part", ("job.yaml line 5: dedup.keeps", "expected keep"), file=FILE + "dedup: {on: [id], keeps: last}\n"),
+    Mistake(
+        "a typo in a part",
+        ("job.yaml line 5: dedup.keeps", "expected keep"),
+        file=FILE + "dedup: {on: [id], keeps: last}\n",
+    ),
     Mistake("YAML that does not parse", ("job.yaml line 4", "expected YAML"), file=FILE.replace("key: id", "key: [id")),
     Mistake("a key twice", ("job.yaml line 5", "twice", "line 1"), file=FILE + "job: other\n"),
     Mistake("an anchor", ("job.yaml line 5", "anchor", "Remove it"), file=FILE + "dedup: {on: &a [id]}\n"),
-    Mistake("a variable that is not set", ("job.yaml line 2", "SAUCE", "Set SAUCE"), file=FILE.replace("SOURCE", "SAUCE")),
+    Mistake(
+        "a variable that is not set", ("job.yaml line 2", "SAUCE", "Set SAUCE"), file=FILE.replace("SOURCE", "SAUCE")
+    ),
     Mistake("a chunk of 0 in the file", ("job.yaml line 5", "chunk", "got 0"), file=FILE + "chunk: 0\n"),
     Mistake("a name with a quote in the file", ("job.yaml line 1", "job"), file=FILE.replace("items", '"it\'s"', 1)),
     Mistake(
@@ -262,7 +272,9 @@ def test_an_encoded_password_works_and_is_told_nowhere(etl, server, database, en
     assert plan.returncode == 0, plan.stderr
     with psycopg.connect(target) as connection:
         tables = ("runs", "chunks", "quarantine")
-        rows = [row for name in tables for row in connection.execute(f"select t::text from keyhaul.{name} t").fetchall()]
+        rows = [
+            row for name in tables for row in connection.execute(f"select t::text from keyhaul.{name} t").fetchall()
+        ]
     for text in (run.stdout + run.stderr, plan.stdout, *(result.stdout + result.stderr for result in back), str(rows)):
         assert_secret(text, PASSWORD)
 
@@ -284,7 +296,9 @@ def test_a_refused_port_is_told_with_the_flag_to_change(etl, ends):
         unused.bind(("127.0.0.1", 0))
         nowhere = f"postgresql://{ROLE}:Kiwi@127.0.0.1:{unused.getsockname()[1]}/items"
         for name in ("--source", "--target"):
-            flags = {"--source": ends[0], "--target": ends[1], "--table": "public.items", "--key": "id"} | {name: nowhere}
+            flags = {"--source": ends[0], "--target": ends[1], "--table": "public.items", "--key": "id"} | {
+                name: nowhere
+            }
             message = refused(etl, ends[1], command(flags))
             assert "nothing listens there" in message
             assert name in message

@@ -85,9 +85,7 @@ def test_the_target_is_one_moment_of_a_source_that_never_rests(etl, churning, re
     done = etl("chunked", *where, "--chunk", "500", "--workers", "2", "--reader", reader)
     after = value(source, "select max(number) from public.log")
     assert done.returncode == 0, done.stderr
-    assert fetch(target, "select count(*), sum(amount)::bigint from public.accounts") == [
-        (ACCOUNTS, AMOUNT * ACCOUNTS)
-    ]
+    assert fetch(target, "select count(*), sum(amount)::bigint from public.accounts") == [(ACCOUNTS, AMOUNT * ACCOUNTS)]
     number = value(target, "select max(changed_by) from public.accounts")
     # The writer went on while the chunks were read: there were other moments that a reader could have mixed in.
     assert before <= number < after - 100

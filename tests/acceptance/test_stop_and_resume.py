@@ -58,8 +58,9 @@ def source(server):
 
 
 @pytest.fixture
-def target(server, database):
-    return database(server, "target")
+def target(server, database, source):
+    yield database(server, "target")
+    terminate(source, "keyhaul%")  # what a failed test has left would disturb the next
 
 
 def command(source, target, *more, table="public.items", chunk=10):
@@ -91,13 +92,13 @@ def statuses(target):
 
 
 @pytest.mark.parametrize(("number", "name", "code"), [(signal.SIGINT, "SIGINT", 130), (signal.SIGTERM, "SIGTERM", 143)])
-def test_a_signal_lets_running_chunks_finish_and_says_how_to_go_on(
-    etl, start_etl, source, target, number, name, code
-):
+def test_a_signal_lets_running_chunks_finish_and_says_how_to_go_on(etl, start_etl, source, target, number, name, code):
     args = command(source, target, table="public.slow")
     going = start_etl(*args, "--progress", "plain")
     ledger = "select count(*) from keyhaul.chunks where status = 'done'"
-    support.wait_until(lambda: fetch(target, "select to_regclass('keyhaul.chunks') is not null") == [(True,)], "the plan")
+    support.wait_until(
+        lambda: fetch(target, "select to_regclass('keyhaul.chunks') is not null") == [(True,)], "the plan"
+    )
     support.wait_until(lambda: value(target, ledger) >= 2, "two chunks to be done")
     going.send(number)
     assert going.end() == code
@@ -132,7 +133,7 @@ def test_a_second_interrupt_cancels_what_is_being_read(etl, start_etl, source, t
     args = command(source, target, *words, table="public.very_slow")
     going = start_etl(*args, "--progress", "json")
     going.wait_for("ChunkStarted", 2)
-    support.wait_until(lambda: ("active" in {state for _, state in sessions(source)}), "a chunk to be read")
+    support.wait_until(lambda: "active" in {state for _, state in sessions(source)}, "a chunk to be read")
     going.send(signal.SIGINT)
     going.wait_for("Stopping")
     asked = time.monotonic()
@@ -141,7 +142,7 @@ def test_a_second_interrupt_cancels_what_is_being_read(etl, start_etl, source, t
     assert time.monotonic() - asked < 3
     wait_until_nothing_is_left(source, target)
     assert "Traceback" not in going.stderr
-    assert statuses(target) == {"planned": 40}
+    assert statuses(target) == {"planned": 41}  # a view's key may be NULL: one chunk more
     assert value(target, "select count(*) from public.items") == 0
 
 
@@ -168,7 +169,7 @@ def test_a_second_interrupt_cancels_what_is_being_loaded(etl, start_etl, source,
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_during_planning_leaves_nothing_anywhere(start_etl, source, target, number, code):
     going = start_etl(*command(source, target, table="public.slow_plan"))
-    support.wait_until(lambda: ("active" in {state for _, state in sessions(source)}), "the planning to begin")
+    support.wait_until(lambda: "active" in {state for _, state in sessions(source)}, "the planning to begin")
     asked = time.monotonic()
     going.send(number)
     assert going.end() == code
@@ -199,11 +200,14 @@ def test_a_process_that_still_plans_is_named_too_and_not_one_that_was_killed(etl
     killed.wait_for("ChunkDone")
     killed.send(signal.SIGKILL)
     killed.end()
+    fetch(target, "truncate public.items")
     planning = start_etl(*command(source, target, "--job", "items", "--fresh", table="public.slow_plan"))
-    support.wait_until(lambda: ("active" in {state for _, state in sessions(source)}), "the planning to begin")
+    support.wait_until(lambda: "active" in {state for _, state in sessions(source)}, "the planning to begin")
     second = run(etl, *args, code=2)
     assert f"process {planning.pid} on {platform.node()}" in second.stderr
-    assert str(killed.pid) not in second.stderr
+    assert f"process {killed.pid} " not in second.stderr
+    planning.send(signal.SIGINT)
+    assert planning.end() == 130
 
 
 def test_another_job_may_run_at_the_same_time(etl, start_etl, source, target):
@@ -261,7 +265,9 @@ def test_fresh_does_not_load_beside_what_the_given_up_run_has_loaded(etl, start_
 
 # --- chunks that fail ------------------------------------------------------------------------------
 
-CHECKED = "create table public.items (id bigint, name text, amount numeric(12,2), doc jsonb, constraint fair check ({}))"
+CHECKED = (
+    "create table public.items (id bigint, name text, amount numeric(12,2), doc jsonb, constraint fair check ({}))"
+)
 
 
 def test_ten_failures_in_a_row_stop_the_run_and_a_repair_resumes_it(etl, source, target):
@@ -339,15 +345,13 @@ def test_lost_connections_of_workers_are_retried_and_nothing_is_loaded_twice(sta
     words = ("--reader", drivers[0], "--loader", drivers[1], "--progress", "json")
     going = start_etl(*command(source, target, *words, table="public.slow"))
     going.wait_for("ChunkDone")
-    ended = 0
-    for _ in range(3):
-        ended += terminate(target, "keyhaul % worker %")
-        if drivers[0] == "connectorx":
-            ended += terminate(source, "keyhaul % chunk %")
-        time.sleep(0.3)
-    assert ended >= 3
+    for uri, pattern in ((target, "keyhaul % worker %"), (source, "keyhaul % chunk %")):
+        retries = len(going.named("ChunkRetried"))
+        support.wait_until(lambda uri=uri, pattern=pattern: terminate(uri, pattern) > 0, "a worker's session")
+        going.wait_for("ChunkRetried", retries + 1)
+        done = len(going.named("ChunkDone"))
+        going.wait_for("ChunkDone", done + 1)
     assert going.end() == 0, going.stderr
-    assert len(going.named("ChunkRetried")) >= 1
     assert going.named("ChunkFailed") == []
     assert checksum(target, "public.items") == checksum(source, "public.items")
     assert check_ledger(target, "public.items")["loaded"] == ROWS
@@ -356,7 +360,9 @@ def test_lost_connections_of_workers_are_retried_and_nothing_is_loaded_twice(sta
 def test_the_loss_of_the_snapshot_stops_the_run_and_says_what_it_means(etl, start_etl, source, target):
     args = command(source, target, table="public.slow")
     going = start_etl(*args)
-    support.wait_until(lambda: fetch(target, "select to_regclass('keyhaul.chunks') is not null") == [(True,)], "the plan")
+    support.wait_until(
+        lambda: fetch(target, "select to_regclass('keyhaul.chunks') is not null") == [(True,)], "the plan"
+    )
     support.wait_until(lambda: terminate(source, "keyhaul % snapshot") == 1, "the snapshot's connection")
     assert going.end() == 3
     assert "the run's snapshot is gone, because the connection that holds it was lost" in going.stdout
@@ -401,9 +407,7 @@ def test_a_target_that_crashes_and_recovers_is_waited_for(start_etl, source, own
 
 @both_drivers
 @pytest.mark.parametrize("lose", ["answer", "commit"])
-def test_a_lost_commit_or_answer_to_it_neither_loses_nor_repeats_rows(
-    start_etl, server, source, target, drivers, lose
-):
+def test_a_lost_commit_or_answer_to_it_neither_loses_nor_repeats_rows(start_etl, server, source, target, drivers, lose):
     words = ("--reader", drivers[0], "--loader", drivers[1], "--progress", "json", "--rule", "even: id % 2 = 0")
     with losing(server.port, times=4, lose=lose) as proxy:
         through = target.replace(f":{server.port}/", f":{proxy.port}/")

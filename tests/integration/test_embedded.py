@@ -222,7 +222,7 @@ def test_a_server_started_by_hand_on_the_same_cluster_is_left_alone(home):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user; the other tests cover this case then")
-def test_it_works_as_an_ordinary_user(cluster):  # noqa: ARG001 - the wheel's files are in the page cache then
+def test_it_works_as_an_ordinary_user(cluster):  # the wheel's files are in the page cache then
     python = Path(sys.executable)
     with open_folder() as folder:
         program, path = reachable_python()

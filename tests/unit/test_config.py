@@ -479,7 +479,7 @@ def _fits_object(value: dict[str, Any], schema: dict[str, Any], root: dict[str, 
 class _Plain(yaml.SafeLoader):
     """YAML 1.1 without its truth values: editors read 1.2, where `on` is text."""
 
-    yaml_implicit_resolvers = {  # noqa: RUF012
+    yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own declaration
         first: [(tag, pattern) for tag, pattern in found if not tag.endswith("bool")]
         for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }

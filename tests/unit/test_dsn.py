@@ -26,7 +26,7 @@ names = passwords.filter(bool)
 def make(**changes: object) -> Dsn:
     """Return a Dsn with some fields changed."""
     fields: dict[str, object] = {"host": "db.example", "user": "ann", "password": "pw", "dbname": "shop"} | changes
-    return Dsn(**fields)  # type: ignore[arg-type]
+    return Dsn(**fields)  # type: ignore[arg-type]  # a dict of all kinds of values
 
 
 def test_a_full_uri_is_taken_apart_and_decoded() -> None:
@@ -154,7 +154,7 @@ def test_any_text_is_read_or_refused_and_never_crashes(text: str) -> None:
         try:
             Dsn.parse(uri, WHERE)
         except ConfigError as error:
-            assert str(error).startswith(WHERE)  # noqa: PT017
+            assert str(error).startswith(WHERE)  # noqa: PT017 - either outcome is right
 
 
 def test_session_settings_are_escaped_and_follow_the_users_own() -> None:

@@ -25,6 +25,7 @@ ROWS = [
     {"mapping"},
     {"stage"},
     {"sources.readers", "sources.sql", "targets.session", "targets.ddl"},
+    {"targets.rows"},
     {"targets.postgres"},
     {"ledger"},
     {"worker"},
@@ -61,6 +62,7 @@ MAY_TOUCH_THE_OUTSIDE = {
 }
 
 MAY_SWALLOW = {
+    ("cli", "main"): "printed with its traceback, and the exit code says that it is our fault",
     ("keeper", "main"): "written to the log, the only place left to say it",
     ("pool", "Pool._work"): "kept for the main thread, which raises it",
     ("sources.readers", "AdbcReader.close"): "a connection that is broken already is only dropped",

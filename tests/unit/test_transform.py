@@ -27,7 +27,9 @@ INT32, INT64 = 2**31 - 1, 2**63 - 1
 
 
 def set_(**expressions):
-    return Step(kind="set", set=expressions, at="job.yaml line 7", places={n: f"job.yaml line 7 {n}" for n in expressions})
+    return Step(
+        kind="set", set=expressions, at="job.yaml line 7", places={n: f"job.yaml line 7 {n}" for n in expressions}
+    )
 
 
 def where(text):
@@ -263,7 +265,9 @@ def test_the_hidden_column_cannot_be_made_by_a_step(step):
 
 
 def test_only_the_columns_that_are_used_are_needed():
-    transform = compile_transform([where("b > 0"), set_(x="upper(s)"), drop("s", "b", "small", "f", "d", "day")], SOURCE)
+    transform = compile_transform(
+        [where("b > 0"), set_(x="upper(s)"), drop("s", "b", "small", "f", "d", "day")], SOURCE
+    )
     assert transform.needed == {"a", "b", "big", "s"}
     assert transform.used == {"b", "s"}
 

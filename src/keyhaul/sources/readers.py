@@ -6,7 +6,7 @@ import contextlib
 import re
 from typing import TYPE_CHECKING, Any, Protocol
 
-from keyhaul.errors import ChunkError, StopRunError, TransientError
+from keyhaul.errors import ChunkError, StopRunError, TransientError, without_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -118,7 +118,7 @@ def _begin_statements(snapshot: str) -> list[str]:
 
 def translate(error: BaseException, driver: str) -> Exception:
     """Turn a driver's error or panic into one of ours."""
-    text = str(error).strip().split("\n", 1)[0][:400]
+    text = without_values(str(error).strip().split("\n", 1)[0])[:400]
     if "invalid snapshot identifier" in text or ("snapshot" in text and "does not exist" in text):
         return StopRunError(
             "read chunk: the run's snapshot is gone, because the connection that holds it was lost. "

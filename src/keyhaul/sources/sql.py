@@ -15,7 +15,8 @@ from keyhaul.model import Plan
 from keyhaul.plan import Key, chunks_between
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+    from typing import LiteralString
 
     from keyhaul.catalog import Relation
     from keyhaul.definition import TableDefinition
@@ -24,6 +25,18 @@ if TYPE_CHECKING:
 EXACT_ROWS: Final = 20_000_000
 """Up to this many rows (by the statistics) boundaries are exact. Walking an index costs about 40 ms for
 each million rows (PostgreSQL 18, 2 cores), so this is under a second; beyond it a sample decides."""
+
+_HIDDEN_ORDER: Final = """
+select distinct t.typname, n.nspname
+  from pg_opclass c join pg_am a on a.oid = c.opcmethod
+  join pg_amop m on m.amopfamily = c.opcfamily and m.amoplefttype = c.opcintype and m.amoprighttype = c.opcintype
+  join pg_operator o on o.oid = m.amopopr join pg_namespace n on n.oid = o.oprnamespace
+  join pg_type t on t.oid = c.opcintype
+ where a.amname = 'btree' and c.opcdefault and c.opcintype = any(%(types)s::oid[]) and m.amopstrategy = 1
+   and not pg_operator_is_visible(o.oid)
+"""
+"""Key types (domains resolved) that ORDER BY sorts with an operator that `<` in a query would not find: citext
+in a schema off the search_path is sorted without regard to case, but `<` would compare it as text."""
 
 SAMPLED_ROWS_PER_CHUNK: Final = 200
 """Rows that a sampled plan looks at for each chunk; the sizes then vary by about a tenth."""
@@ -76,9 +89,7 @@ class SqlSource:
         else:
             boundaries, total = self._pass(chunk_rows)
         nullable = bool(self._nullable())
-        chunks = chunks_between(
-            boundaries, total_rows=total, chunk_rows=chunk_rows, null_rows=0 if nullable else None
-        )
+        chunks = chunks_between(boundaries, total_rows=total, chunk_rows=chunk_rows, null_rows=0 if nullable else None)
         return Plan(
             chunks=chunks,
             estimated_rows=total,
@@ -111,10 +122,14 @@ class SqlSource:
         return sql.SQL("({})").format(joined) if len(parts) == 1 else sql.SQL("row({})").format(joined)
 
     def _texts(self) -> sql.Composed:
-        """Return the key as text, under names of our own: ORDER BY would take an output column for the key."""
+        """Return the key as text, under names that no column has: ORDER BY would take an output column for the key."""
+        prefix = "_text"
+        while any(column.name.startswith(prefix) for column in self.relation.columns):
+            prefix += "_"
         form = sql.SQL("{}::text as {}")
         return sql.SQL(", ").join(
-            form.format(sql.Identifier(name), sql.Identifier(f"_text{number}")) for number, name in enumerate(self.key)
+            form.format(sql.Identifier(name), sql.Identifier(f"{prefix}{number}"))
+            for number, name in enumerate(self.key)
         )
 
     def _present(self) -> sql.Composable:
@@ -150,13 +165,18 @@ class SqlSource:
                 # More rows of one key value than a chunk holds: they stay together, cut at the next value.
                 step = sql.SQL("{} limit 1").format(head.format(**here, op=sql.SQL(">")))
                 row = self.conn.execute(step).fetchone()
+                total += self._count(here, "=") - chunk_rows if row is not None else 0
             if row is None:
-                count = sql.SQL("select count(*) from {item} where {key} >= {last} and {present}").format(**here)
-                rest = self.conn.execute(count).fetchone()
-                return boundaries, total + (rest[0] if rest else 0)
+                return boundaries, total + self._count(here, ">=")
             last = tuple(row[:-1])
             boundaries.append(last)
             total += chunk_rows
+
+    def _count(self, fields: Mapping[str, sql.Composable], operator: str) -> int:
+        """Count the rows whose key is equal to, or at least, the last boundary."""
+        count = sql.SQL("select count(*) from {item} where {key} {op} {last} and {present}")
+        row = self.conn.execute(count.format(**fields, op=sql.SQL(operator))).fetchone()
+        return row[0] if row else 0
 
     def _pass(self, chunk_rows: int) -> tuple[list[Key], int]:
         """Number all rows in the key's order, for a source without a fitting index: one sort."""
@@ -172,22 +192,27 @@ class SqlSource:
 
     def _numbered(self, item: sql.Composable, step: int, share: float) -> tuple[list[Key], int]:
         names = sql.SQL(", ").join(map(sql.Identifier, self.key))
-        inner = sql.SQL(
-            "select {names}, row_number() over (order by {names}) as _n, count(*) over () as _total"
-            " from {item} where {present}"
-        ).format(names=names, item=item, present=self._present())
-        lags = sql.SQL(", ").join(
-            sql.SQL("lag({0}) over (order by _n) as {1}").format(sql.Identifier(name), sql.Identifier(f"_lag{number}"))
-            for number, name in enumerate(self.key)
+        keys, texts, before = (
+            [sql.Identifier(f"_{word}{number}") for number in range(len(self.key))]
+            for word in ("key", "text", "before")
         )
-        before = sql.SQL(", ").join(sql.Identifier(f"_lag{number}") for number in range(len(self.key)))
-        texts = self._texts()
+        inner = sql.SQL(
+            "select {keys}, row_number() over (order by {names}) as _n, count(*) over () as _total"
+            " from {item} where {present}"
+        ).format(keys=_pairs("{} as {}", map(sql.Identifier, self.key), keys), names=names, item=item,
+                 present=self._present())  # fmt: skip
         query = sql.SQL(
-            "select {texts}, _total from (select *, {lags} from ({inner}) a where (_n - 1) %% {step} = 0) b"
-            " where _n > 1 and ({key} > {before}) is not false order by _n"
-        ).format(texts=texts, lags=lags, inner=inner, step=sql.Literal(step), key=self._key(),
-                 before=sql.SQL("row({})").format(before) if len(self.key) > 1 else before)  # fmt: skip
-        rows = self.conn.execute(query, {}).fetchall()
+            "select {texts}, _total from (select *, {befores} from ({inner}) a where mod(_n - 1, {step}) = 0) b"
+            " where _n > 1 and (row({keys}) > row({before})) is not false order by _n"
+        ).format(
+            texts=_pairs("{}::text as {}", keys, texts),
+            befores=_pairs("lag({}) over (order by _n) as {}", keys, before),
+            inner=inner,
+            step=sql.Literal(step),
+            keys=sql.SQL(", ").join(keys),
+            before=sql.SQL(", ").join(before),
+        )
+        rows = self.conn.execute(query).fetchall()
         if rows:
             return [tuple(row[:-1]) for row in rows], round(rows[0][-1] / share)
         count = sql.SQL("select count(*) from {} where {}").format(item, self._present())
@@ -238,6 +263,10 @@ class SqlSource:
         return {column.name: pgtypes.route(column) for column in self.relation.columns}
 
 
+def _pairs(form: LiteralString, left: Iterable[sql.Identifier], right: Iterable[sql.Identifier]) -> sql.Composed:
+    return sql.SQL(", ").join(sql.SQL(form).format(*pair) for pair in zip(left, right, strict=True))
+
+
 def _find_table(conn: psycopg.Connection[Any], table: str) -> Relation:
     found = catalog.resolve(conn, table)
     if found is None:
@@ -277,8 +306,18 @@ def _check_key(conn: psycopg.Connection[Any], relation: Relation, key: Sequence[
     order = sql.SQL(", ").join(map(sql.Identifier, key))
     try:
         with conn.transaction():
-            conn.execute(sql.SQL("select from {} order by {} limit 0").format(relation.from_item, order))
+            empty = sql.SQL("select {1} from {0} order by {1} limit 0").format(relation.from_item, order)
+            result = conn.execute(empty).pgresult
+            oids = [result.ftype(number) for number in range(result.nfields)] if result else []
+            strange = conn.execute(_HIDDEN_ORDER, {"types": oids}).fetchall()
     except errors.UndefinedFunction as error:
         types = ", ".join(f"{c.name} {c.pg_type}" for name in key if (c := relation.column(name)))
         msg = f"cut chunks by key: {types} has no order. Choose a key of a type that can be sorted"
         raise RefusedError(msg) from error
+    if strange:
+        listed = ", ".join(f"{kind} (schema {schema})" for kind, schema in strange)
+        msg = (
+            f"cut chunks by key: the operators that compare {listed} are not in this user's search_path, so another "
+            "comparison would be made than the one that sorts. Add the schema: alter role … set search_path = …"
+        )
+        raise RefusedError(msg)

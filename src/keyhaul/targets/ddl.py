@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
+
+import psycopg
 
 from keyhaul.definition import quote_name
 from keyhaul.errors import RefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
-
-    import psycopg
 
     from keyhaul.definition import ColumnDefinition, TableDefinition, TypeDefinition
     from keyhaul.model import Column
@@ -42,15 +42,30 @@ class Ddl:
     left_out: tuple[str, ...] = ()
 
 
+@dataclass(slots=True, kw_only=True)
+class _Making:
+    """The DDL of one table while it is put together."""
+
+    schema: str
+    table: str
+    before: list[str] = field(default_factory=list)
+    after: list[AfterLoad] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+    @property
+    def full(self) -> str:
+        return quote_name(self.schema, self.table)
+
+
 def compose_ddl(
     conn: psycopg.Connection[Any],
     definition: TableDefinition | None,
+    *,
     schema: str,
     table: str,
     columns: Sequence[Column],
     copies: Mapping[str, str],
     key: Sequence[str],
-    *,
     foreign_keys: bool,
 ) -> Ddl:
     """Compose the DDL for a target that is missing. Changes nothing.
@@ -58,7 +73,8 @@ def compose_ddl(
     Args:
         conn: to the target, to see what is there.
         definition: of the source table; None for a view or query.
-        schema, table: the target's name.
+        schema: the target's.
+        table: the target's name.
         columns: what it gets, in order.
         copies: column → source column, for plain copies.
         key: columns of the primary key; empty for none.
@@ -68,36 +84,34 @@ def compose_ddl(
         RefusedError: a type is missing in the target and cannot be created, or is there with other labels.
     """
     same = {name for name, source in copies.items() if name == source}
-    before: list[str] = []
-    after: list[AfterLoad] = []
-    left_out: list[str] = []
+    made = _Making(schema=schema, table=table)
     if not _exists(conn, "select to_regnamespace(quote_ident(%s)) is not null", schema):
-        before.append(f"create schema {quote_name(schema)}")
+        made.before.append(f"create schema {quote_name(schema)}")
     if definition is not None:
-        before += [statement for statement in _types(conn, definition.types) if statement not in before]
+        made.before += [statement for statement in _types(conn, definition.types) if statement not in made.before]
     lines = []
     for column in columns:
         source = definition.columns.get(copies.get(column.name, "")) if definition else None
         whole = column.name in same
-        lines.append(_column(schema, table, column, source if whole else None, before, after))
+        lines.append(_column(made, column, source if whole else None))
         if source is not None and not whole and (source.default or source.identity):
-            left_out.append(f"{column.name}: its default is not created, because the column is renamed")
+            made.left_out.append(f"{column.name}: its default is not created, because the column is renamed")
     if key:
         lines.append(f"    primary key ({', '.join(quote_name(name) for name in key)})")
     body = ",\n".join(lines)
-    before.append(f"create table {quote_name(schema, table)} (\n{body}\n)")
-    before += [
-        f"alter sequence {quote_name(schema, _sequence_name(table, c.name))} owned by {quote_name(schema, table, c.name)}"
-        for c in columns
-        if c.name in same and definition and _is_serial(definition.columns[c.name])
-    ]
+    made.before.append(f"create table {made.full} (\n{body}\n)")
+    for column in columns:
+        if column.name in same and definition and _is_serial(definition.columns[column.name]):
+            sequence = quote_name(schema, _sequence_name(table, column.name))
+            made.before.append(f"alter sequence {sequence} owned by {quote_name(schema, table, column.name)}")
     if definition is not None:
-        _constraints(conn, definition, schema, table, same, after, left_out, foreign_keys=foreign_keys)
-    return Ddl(before=tuple(before), after=tuple(after), left_out=tuple(left_out))
+        _indexes(made, definition, same)
+        _constraints(conn, made, definition, same, foreign_keys=foreign_keys)
+    return Ddl(before=tuple(made.before), after=tuple(made.after), left_out=tuple(made.left_out))
 
 
 def _exists(conn: psycopg.Connection[Any], query: str, *values: str) -> bool:
-    row = conn.execute(query, list(values)).fetchone()  # type: ignore[call-overload]  # literals of this module
+    row = conn.execute(query, list(values)).fetchone()
     return bool(row and row[0])
 
 
@@ -124,7 +138,9 @@ def _types(conn: psycopg.Connection[Any], types: Sequence[TypeDefinition]) -> li
                 f"Run create extension {needed.extension} in the target"
             )
         elif not there and not needed.sql:
-            problems.append(f"create type {full}: keyhaul cannot create it. Create it in the target, or cast the column to text")
+            problems.append(
+                f"create type {full}: keyhaul cannot create it. Create it in the target, or cast the column to text"
+            )
         elif not there:
             if not _exists(conn, "select to_regnamespace(quote_ident(%s)) is not null", needed.schema):
                 create = f"create schema {quote_name(needed.schema)}"
@@ -149,14 +165,8 @@ def _short(stem: str, suffix: str = "") -> str:
     return stem.encode()[:room].decode(errors="ignore") + suffix
 
 
-def _column(
-    schema: str,
-    table: str,
-    column: Column,
-    source: ColumnDefinition | None,
-    before: list[str],
-    after: list[AfterLoad],
-) -> str:
+def _column(made: _Making, column: Column, source: ColumnDefinition | None) -> str:
+    """Return the column's line of CREATE TABLE; its sequence is made before, and advanced after the load."""
     words = [f"    {quote_name(column.name)} {column.pg_type}"]
     if source is not None and source.collation:
         words.append(f"collate {source.collation}")
@@ -165,13 +175,13 @@ def _column(
     elif source is not None and source.identity and source.sequence is not None:
         how = "always" if source.identity == "a" else "by default"
         words.append(f"generated {how} as identity ({source.sequence.options()})")
-        _advance(schema, table, column.name, source, after)
+        _advance(made, column.name, source)
     elif source is not None and _is_serial(source) and source.sequence is not None:
-        name = quote_name(schema, _sequence_name(table, column.name))
-        before.append(f"create sequence {name} as {source.sequence.data_type} {source.sequence.options()}")
+        name = quote_name(made.schema, _sequence_name(made.table, column.name))
+        made.before.append(f"create sequence {name} as {source.sequence.data_type} {source.sequence.options()}")
         literal = name.replace("'", "''")
         words.append(f"default nextval('{literal}'::regclass)")
-        _advance(schema, table, column.name, source, after)
+        _advance(made, column.name, source)
     elif source is not None and source.default:
         words.append(f"default {source.default}")
     if column.not_null:
@@ -179,12 +189,12 @@ def _column(
     return " ".join(words)
 
 
-def _advance(schema: str, table: str, column: str, source: ColumnDefinition, after: list[AfterLoad]) -> None:
+def _advance(made: _Making, column: str, source: ColumnDefinition) -> None:
     if source.sequence is None or source.sequence.last_value is None:
         return
-    full = quote_name(schema, table).replace("'", "''")
+    full = made.full.replace("'", "''")
     name = column.replace("'", "''")
-    after.append(
+    made.after.append(
         AfterLoad(
             kind="always",
             name=column,
@@ -193,53 +203,50 @@ def _advance(schema: str, table: str, column: str, source: ColumnDefinition, aft
     )
 
 
+def _indexes(made: _Making, definition: TableDefinition, same: Collection[str]) -> None:
+    moved = (made.schema, made.table) != (definition.schema, definition.table)
+    for index in definition.indexes:
+        if not index.columns <= set(same):
+            made.left_out.append(
+                f"index {index.name}: not created, because a column of it is computed, renamed or dropped"
+            )
+            continue
+        name = _short(f"{made.table}_{index.name}") if moved else index.name
+        unique = "unique " if index.unique else ""
+        statement = f"create {unique}index {quote_name(name)} on {made.full} {index.method}"
+        made.after.append(AfterLoad(kind="index", name=name, sql=statement))
+
+
 def _constraints(
     conn: psycopg.Connection[Any],
+    made: _Making,
     definition: TableDefinition,
-    schema: str,
-    table: str,
     same: Collection[str],
-    after: list[AfterLoad],
-    left_out: list[str],
     *,
     foreign_keys: bool,
 ) -> None:
-    target = quote_name(schema, table)
-    moved = (schema, table) != (definition.schema, definition.table)
-    for index in definition.indexes:
-        if not index.columns <= set(same):
-            left_out.append(f"index {index.name}: not created, because a column of it is computed, renamed or dropped")
-            continue
-        name = _short(f"{table}_{index.name}") if moved else index.name
-        unique = "unique " if index.unique else ""
-        after.append(
-            AfterLoad(kind="index", name=name, sql=f"create {unique}index {quote_name(name)} on {target} {index.method}")
-        )
+    moved = (made.schema, made.table) != (definition.schema, definition.table)
     for constraint in definition.constraints:
         if constraint.kind == "p":
             continue
         if constraint.kind == "f" and not foreign_keys:
-            left_out.append(f"foreign key {constraint.name}: not created without --with-foreign-keys")
+            made.left_out.append(f"foreign key {constraint.name}: not created without --with-foreign-keys")
             continue
         if not constraint.columns <= set(same):
-            left_out.append(
+            made.left_out.append(
                 f"constraint {constraint.name}: not created, because a column of it is computed, renamed or dropped"
             )
             continue
         if constraint.kind == "f" and not _exists(conn, "select to_regclass(%s) is not null", constraint.references):
             msg = (
-                f"create foreign key {constraint.name}: it references {constraint.references}, which is not in the target. "
-                "Move that table first, or leave out --with-foreign-keys"
+                f"create foreign key {constraint.name}: it references {constraint.references}, which is not in the "
+                "target. Move that table first, or leave out --with-foreign-keys"
             )
             raise RefusedError(msg)
-        name = _short(f"{table}_{constraint.name}") if moved and constraint.kind in {"u", "x"} else constraint.name
-        after.append(
-            AfterLoad(
-                kind="constraint",
-                name=name,
-                sql=f"alter table {target} add constraint {quote_name(name)} {constraint.sql}",
-            )
-        )
+        renamed = moved and constraint.kind in {"u", "x"}  # their indexes' names are the schema's, as a table's is
+        name = _short(f"{made.table}_{constraint.name}") if renamed else constraint.name
+        statement = f"alter table {made.full} add constraint {quote_name(name)} {constraint.sql}"
+        made.after.append(AfterLoad(kind="constraint", name=name, sql=statement))
 
 
 def finish(conn: psycopg.Connection[Any], schema: str, table: str, statements: Sequence[AfterLoad]) -> int:
@@ -253,8 +260,8 @@ def finish(conn: psycopg.Connection[Any], schema: str, table: str, statements: S
         if _is_done(conn, schema, table, statement):
             continue
         try:
-            conn.execute(statement.sql)  # type: ignore[call-overload]  # composed of quoted names and the server's own text
-        except Exception as error:
+            conn.execute(statement.sql)
+        except psycopg.Error as error:
             msg = f"finish {schema}.{table}: {str(error).strip().splitlines()[0]}, while running: {statement.sql}"
             raise RefusedError(msg) from error
         ran += statement.kind != "always"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -13,9 +13,10 @@ from psycopg import errors, sql
 from keyhaul import catalog
 from keyhaul.errors import ChunkError, ConfigError, RefusedError
 from keyhaul.model import RECORD, ChunkResult, Column, Counts, Timings
-from keyhaul.pgtypes import DIRECT_WIRE, ddl_type
+from keyhaul.pgtypes import ddl_type
 from keyhaul.sql import statement
 from keyhaul.targets.ddl import Ddl, compose_ddl
+from keyhaul.targets.rows import write_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -41,7 +42,7 @@ class TargetTable:
     schema: str
     table: str
     columns: tuple[Column, ...]
-    ddl: Ddl = Ddl()
+    ddl: Ddl = field(default_factory=Ddl)
     holds_rows: bool = False
 
     @property
@@ -99,7 +100,16 @@ def inspect_target(
     copies = {name: column.source for name, column in output.items() if column.source}
     by_source = {source: name for name, source in copies.items()}
     key = [by_source[k] for k in primary_key] if all(k in by_source for k in primary_key) else []
-    ddl = compose_ddl(conn, definition, schema, table, columns, copies, key, foreign_keys=foreign_keys)
+    ddl = compose_ddl(
+        conn,
+        definition,
+        schema=schema,
+        table=table,
+        columns=columns,
+        copies=copies,
+        key=key,
+        foreign_keys=foreign_keys,
+    )
     return TargetTable(schema=schema, table=table, columns=columns, ddl=ddl)
 
 
@@ -200,9 +210,7 @@ def ask_ledger(session: Session, entry: LedgerEntry) -> ChunkResult | None:
     Raises:
         ChunkError: the ledger has no such chunk.
     """
-    rows = session.execute(
-        statement("claim_chunk", entry.ledger_schema, run_id=entry.run_id, chunk=entry.chunk)
-    )
+    rows = session.execute(statement("claim_chunk", entry.ledger_schema, run_id=entry.run_id, chunk=entry.chunk))
     if not rows:
         msg = f"ask ledger: run {entry.run_id} has no chunk {entry.chunk}; someone has deleted it"
         raise ChunkError(msg)
@@ -233,16 +241,17 @@ def load(
     if already is not None:
         return already
     before = _inserted(session, target)
-    if staged.accepted.height:
-        _write(session, target, columns, staged.accepted)
+    invalid = write_rows(session, target.identifier, columns, staged.accepted)
+    sent = staged.accepted.height - invalid.height
     loaded = _inserted(session, target) - before
-    if loaded != staged.accepted.height:
+    if loaded != sent:
         msg = (
-            f"load chunk: {target.label} stored {loaded:,} of {staged.accepted.height:,} rows; "
+            f"load chunk: {target.label} stored {loaded:,} of {sent:,} rows; "
             "a trigger or rule there drops or adds rows. Disable it for the load"
         )
         raise ChunkError(msg)
     _write_quarantine(session, staged.rejected, entry)
+    _write_quarantine(session, staged.describe(invalid), entry)
     counts = replace(staged.counts, loaded=loaded, quarantined=_count_quarantine(session, entry))
     result = _record(session, counts, staged, entry)
     session.commit()
@@ -260,77 +269,19 @@ def _inserted(session: Session, target: TargetTable) -> int:
     return int(rows[0][0])
 
 
-def _write(session: Session, target: TargetTable, columns: Sequence[WriteColumn], frame: pl.DataFrame) -> None:
-    values = frame.select(_wire_value(column).alias(column.name) for column in columns)
-    data = values.to_arrow(compat_level=pl.CompatLevel.newest())
-    data = _exact(data, columns)
-    if all(column.wire == DIRECT_WIRE for column in columns):
-        session.copy(target.identifier, data, {c.name: c.encoder for c in columns})
-        return
-    table = sql.Identifier("pg_temp", "_keyhaul_chunk")
-    definitions = sql.SQL(", ").join(
-        sql.SQL("{} {}").format(
-            sql.Identifier(c.name),
-            sql.SQL(c.target.pg_type if c.wire == DIRECT_WIRE else c.wire),
-        )
-        for c in columns
-    )
-    session.execute(sql.SQL("drop table if exists {}").format(table))
-    session.execute(
-        sql.SQL("create temp table {} ({}) on commit drop").format(sql.Identifier("_keyhaul_chunk"), definitions)
-    )
-    session.copy(table, data, {c.name: c.encoder for c in columns})
-    names = sql.SQL(", ").join(sql.Identifier(c.name) for c in columns)
-    casts = sql.SQL(", ").join(_cast(column) for column in columns)
-    session.execute(
-        sql.SQL("insert into {} ({}) overriding system value select {} from {}").format(
-            target.identifier, names, casts, table
-        )
-    )
-
-
-def _cast(column: WriteColumn) -> sql.Composable:
-    """Return what is selected from the temporary table; the assignment that follows checks the modifier."""
-    name = sql.Identifier(column.name)
-    if column.wire == DIRECT_WIRE:
-        return name
-    if column.target.base_type == "regclass":
-        # The cast from text, unlike the type's input, does not know that - is no relation.
-        return sql.SQL("case when {0} = '-' then 0::oid::regclass else {0}::regclass end").format(name)
-    return sql.SQL("{}::{}").format(name, sql.SQL(column.target.cast_type))
-
-
-def _wire_value(column: WriteColumn) -> pl.Expr:
-    if column.encoder == "uuid" and column.wire == DIRECT_WIRE:
-        return column.value.str.replace_all("-", "", literal=True).str.decode("hex")
-    return column.value
-
-
-def _exact(data: Any, columns: Sequence[WriteColumn]) -> Any:  # noqa: ANN401 - a pyarrow Table in and out
-    """Give uuids the fixed width of 16 bytes, and bytes the layout that both loaders know."""
-    import pyarrow as pa
-
-    for index, column in enumerate(columns):
-        values = data.column(index)
-        if column.encoder == "uuid" and column.wire == DIRECT_WIRE:
-            data = data.set_column(index, column.name, values.cast(pa.binary()).cast(pa.binary(16)))
-        elif values.type == pa.binary_view():
-            data = data.set_column(index, column.name, values.cast(pa.large_binary()))
-    return data
-
-
 def _write_quarantine(session: Session, rejected: pl.DataFrame, entry: LedgerEntry) -> None:
     if not rejected.height:
         return
+    session.execute(sql.SQL("drop table if exists pg_temp._keyhaul_quarantine"))
     session.execute(
         sql.SQL(
-            "create temp table if not exists _keyhaul_quarantine"
+            "create temp table _keyhaul_quarantine"
             " (record bigint, stage text, rules text[], message text, key text, data text) on commit drop"
         )
     )
-    columns = rejected.select(
-        pl.col(RECORD).alias("record"), "stage", "rules", "message", "key", "data"
-    ).to_arrow(compat_level=pl.CompatLevel.oldest())
+    columns = rejected.select(pl.col(RECORD).alias("record"), "stage", "rules", "message", "key", "data").to_arrow(
+        compat_level=pl.CompatLevel.oldest()
+    )
     session.copy(sql.Identifier("pg_temp", "_keyhaul_quarantine"), columns, {})
     session.execute(statement("insert_quarantine", entry.ledger_schema, run_id=entry.run_id, chunk=entry.chunk))
 

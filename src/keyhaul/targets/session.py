@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import psycopg
 import pyarrow as pa
 from psycopg import sql
 
-from keyhaul.errors import ChunkError, TransientError, safe_message
+from keyhaul.errors import ChunkError, TransientError, safe_message, without_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -26,6 +27,9 @@ connections, lock timeout, a server that is in recovery."""
 
 Statement = sql.SQL | sql.Composed
 """SQL put together from quoted parts."""
+
+
+_SERVER_SAID = re.compile(r"\b(?:ERROR|FATAL|PANIC):\s+(.+)")
 
 
 class Session(Protocol):
@@ -192,7 +196,11 @@ def _message(error: BaseException) -> str:
             )
             if value
         ]
-        return f"{primary} ({', '.join([f'SQLSTATE {diagnostic.sqlstate}', *where])})"
+        return f"{without_values(primary)} ({', '.join([f'SQLSTATE {diagnostic.sqlstate}', *where])})"
+    # ADBC puts the statement in front of what the server says.
+    said = _SERVER_SAID.search(str(error))
+    if said is not None:
+        return f"{without_values(said[1])} (SQLSTATE {sqlstate(error)})"
     return str(error).strip().split("\n", 1)[0][:400]
 
 

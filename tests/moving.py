@@ -1,0 +1,30 @@
+"""Moves in this process, for tests that look at what arrives and not at the command line."""
+
+import psycopg
+
+from keyhaul.config import load_job
+from keyhaul.control import Control
+from keyhaul.engine import run
+
+
+def move(databases, table, *, key="id", **flags):
+    """Move `table` from the first database to the second as a fresh run; returns the report."""
+    source, target = databases
+    given = {"source": source, "target": target, "table": table, "key": key, "job": "move", **flags}
+    return run(load_job(None, given, {}), lambda _event: None, Control(), fresh=True)
+
+
+def rows(uri, query):
+    """Return all rows of a query, in a session whose text forms are those of the other end."""
+    with psycopg.connect(uri, autocommit=True) as conn:
+        conn.execute(
+            "set timezone = 'UTC'; set datestyle = 'ISO, YMD'; set extra_float_digits = 1; set search_path = ''"
+        )
+        return conn.execute(query).fetchall()
+
+
+def run_sql(uri, *statements):
+    """Run statements, each in a transaction of its own."""
+    with psycopg.connect(uri, autocommit=True) as conn:
+        for statement in statements:
+            conn.execute(statement)
