@@ -117,8 +117,7 @@ def _same(pair: Pair) -> Cast | None:
         return Cast(does="checked: no digit is lost", write=_numeric)
     if have in {"varchar", "bpchar"}:
         return _STRING
-    modified = pair.origin.pg_type != pair.target.pg_type and "(" in pair.target.pg_type
-    if not modified:
+    if pair.target.modifier in {-1, pair.origin.modifier}:
         return Cast(does="exact", write=_plain)
     had, gets = pair.origin.precision, pair.target.precision
     if have in MODIFIED_TIME and gets is not None:
@@ -151,7 +150,7 @@ def _fewer_digits(pair: Pair) -> Written:
 
 
 def _below(value: pl.Expr, digits: int) -> pl.Expr:
-    return value.abs() < pl.lit(Decimal(10) ** max(digits, 0))
+    return value.abs() < pl.lit(Decimal(10) ** digits)  # numeric(2,4) holds less than 0.01
 
 
 def in_integer(value: pl.Expr, base_type: str) -> pl.Expr:

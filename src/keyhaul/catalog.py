@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg import errors, sql
 
+from keyhaul.definition import quote_name
 from keyhaul.errors import ConfigError
 from keyhaul.model import Column
 from keyhaul.pgtypes import MODIFIED_TIME
@@ -38,7 +39,10 @@ select distinct on (g.position) g.name, format_type(g.typ, g.mod), t.typname, t.
 """
 
 _TABLE_COLUMNS = """
-select a.attname, a.atttypid, a.atttypmod, a.attnotnull, a.atthasdef or a.attidentity <> '', a.attgenerated <> ''
+select a.attname, a.atttypid, a.atttypmod,
+       a.attnotnull and not exists (select from pg_constraint k where k.conrelid = a.attrelid and k.contype = 'n'
+                                       and a.attnum = any(k.conkey) and not k.convalidated),
+       a.atthasdef or a.attidentity <> '', a.attgenerated <> ''
   from pg_attribute a
  where a.attrelid = %(oid)s and a.attnum > 0 and not a.attisdropped
  order by a.attnum
@@ -132,12 +136,35 @@ def resolve(conn: psycopg.Connection[Any], name: str) -> tuple[int, str, str] | 
     return (oid, row[0], row[1]) if row else None
 
 
+def parse_name(conn: psycopg.Connection[Any], name: str) -> list[str] | None:
+    """Return the parts of a name that is SQL syntax, not cut to 63 bytes; None when it can only be meant literally."""
+    try:
+        with conn.transaction():
+            row = conn.execute("select parse_ident(%s)", [name]).fetchone()
+    except errors.InvalidParameterValue:
+        return None
+    return row[0] if row else None
+
+
+def own_name(conn: psycopg.Connection[Any], name: str) -> str:
+    """Return the name that a relation has, quoted; with its schema when `name` gives one.
+
+    ``Flights`` may be meant literally here, but would be another name in another database.
+    """
+    found = resolve(conn, name)
+    if found is None:
+        return name
+    _, schema, table = found
+    alone = name == table or len(parse_name(conn, name) or ["", ""]) == 1
+    return quote_name(table) if alone else quote_name(schema, table)
+
+
 def describe_table(conn: psycopg.Connection[Any], oid: int, schema: str, table: str) -> Relation:
     """Read the columns, primary key and statistics of a table, view or foreign table."""
     rows = conn.execute(_TABLE_COLUMNS, {"oid": oid}).fetchall()
     columns = _columns(conn, [r[0] for r in rows], [r[1] for r in rows], [r[2] for r in rows])
     described = tuple(
-        replace(column, not_null=row[3] or column.not_null, has_default=row[4], generated=row[5])
+        replace(column, not_null=row[3], has_default=row[4], generated=row[5])
         for column, row in zip(columns, rows, strict=True)
     )
     head = conn.execute(_STATISTICS, {"oid": oid}).fetchone()
@@ -230,7 +257,7 @@ def _columns(
 
 def _column(row: Sequence[Any]) -> Column:
     """Return the column that one row of `_COLUMNS` describes."""
-    name, pg_type, base, category, kind, mod, not_null, oid, cast_type = row
+    name, pg_type, base, category, kind, mod, null_refused, oid, cast_type = row
     precision = scale = length = None
     if base == "numeric" and mod >= _VARHDRSZ:
         precision = ((mod - _VARHDRSZ) >> 16) & 0xFFFF
@@ -243,10 +270,11 @@ def _column(row: Sequence[Any]) -> Column:
         name=name,
         pg_type=pg_type,
         base_type=base,
-        not_null=not_null,
+        null_refused=null_refused,
         precision=precision,
         scale=scale,
         length=length,
+        modifier=mod,
         type_category=category,
         type_kind=kind,
         type_oid=oid,

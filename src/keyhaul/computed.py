@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _INTEGERS: Final = frozenset({"int2", "int4", "int8"})
 _FLOATS: Final = frozenset({"float4", "float8"})
 _BITS: Final = {"int2": 16, "int4": 32, "int8": 64}
+_BIGINT_DIGITS: Final = 19
 
 
 class NoRouteError(Exception):
@@ -78,7 +79,7 @@ def _decimal(column: pl.Expr, dtype: pl.Decimal, target: Column) -> Computed:
     fewer = target.scale < dtype.scale
     rounded = column.round(max(target.scale, 0), mode="half_away_from_zero") if fewer else column
     whole = target.precision - target.scale
-    within = rounded.abs() < pl.lit(Decimal(10) ** max(whole, 0)) if whole <= dtype.precision - dtype.scale else None
+    within = rounded.abs() < pl.lit(Decimal(10) ** whole) if whole <= dtype.precision - dtype.scale else None
     note = f"{name} is rounded to {target.scale} decimals" if fewer else ""
     return Computed(rounded, fits=within, note=note)
 
@@ -91,9 +92,9 @@ def _integer(column: pl.Expr, target: Column) -> Computed:
         return Computed(column.cast(direct_dtype(want)))
     if want == "numeric":
         value = column.cast(pl.Decimal(38, 0))
-        if target.precision is None or target.scale is None:
+        if target.precision is None or target.scale is None or target.precision - target.scale >= _BIGINT_DIGITS:
             return Computed(value)
-        return Computed(value, fits=value.abs() < pl.lit(Decimal(10) ** max(target.precision - target.scale, 0)))
+        return Computed(value, fits=value.abs() < pl.lit(Decimal(10) ** (target.precision - target.scale)))
     raise NoRouteError(_cast_it(target))
 
 

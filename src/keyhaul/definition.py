@@ -122,6 +122,17 @@ select t.oid, n.nspname, t.typname, t.typtype::text, max(u.depth),
  order by max(u.depth) desc, t.typname
 """
 
+_EXTRAS: Final = """
+select format('partitioning by %%s: the new table is one table', pg_get_partkeydef(c.oid))
+  from pg_class c where c.oid = %(oid)s and c.relkind = 'p'
+union all
+select format('trigger %%s: not created', t.tgname)
+  from pg_trigger t where t.tgrelid = %(oid)s and not t.tgisinternal and t.tgparentid = 0
+union all
+select 'row security: not created' from pg_class c where c.oid = %(oid)s and c.relrowsecurity
+ order by 1
+"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SequenceDefinition:
@@ -226,7 +237,10 @@ class TypeDefinition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableDefinition:
-    """All that is known of a source table's definition, read in the run's snapshot."""
+    """All that is known of a source table's definition, read in the run's snapshot.
+
+    `extras` are what no new table gets, one sentence each.
+    """
 
     schema: str
     table: str
@@ -234,6 +248,7 @@ class TableDefinition:
     constraints: Sequence[ConstraintDefinition] = ()
     indexes: Sequence[IndexDefinition] = ()
     types: Sequence[TypeDefinition] = ()
+    extras: Sequence[str] = ()
 
 
 def read_definition(conn: psycopg.Connection[Any], oid: int, types: Sequence[int]) -> TableDefinition:
@@ -271,10 +286,16 @@ def read_definition(conn: psycopg.Connection[Any], oid: int, types: Sequence[int
             for name, kind, text, names, references, to_itself in conn.execute(_CONSTRAINTS, {"oid": oid})
         )
         indexes = tuple(map(_index, conn.execute(_INDEXES, {"oid": oid})))
-        needed = tuple(_type(row) for row in conn.execute(_TYPES, {"types": list(types)}))
+        extras = tuple(sentence for (sentence,) in conn.execute(_EXTRAS, {"oid": oid}))
         conn.execute("select set_config('search_path', %s, true)", [path[0] if path else ""])
     return TableDefinition(
-        schema=schema, table=table, columns=columns, constraints=constraints, indexes=indexes, types=needed
+        schema=schema,
+        table=table,
+        columns=columns,
+        constraints=constraints,
+        indexes=indexes,
+        types=read_types(conn, types),
+        extras=extras,
     )
 
 

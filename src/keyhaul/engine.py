@@ -20,7 +20,7 @@ from keyhaul.model import Report
 from keyhaul.pool import Pool
 from keyhaul.prepare import Prepared, connect_ledger, find_ends, prepare
 from keyhaul.targets import postgres
-from keyhaul.targets.ddl import AfterLoad, finish
+from keyhaul.targets.ddl import AfterLoad, finish, sequence_steps
 from keyhaul.worker import Task
 
 if TYPE_CHECKING:
@@ -270,6 +270,11 @@ class _Run:
         """Create the indexes and constraints that wait for the rows; returns whether all of them are there."""
         target = self._prepared.target
         statements = [AfterLoad(**step) for step in self._ledger.finish_steps(self._run_id)]
+        definition = self._prepared.definition
+        if definition is not None:  # as this sitting found the source: a later one reads newer rows
+            columns = {statement.name for statement in statements if statement.kind == "sequence"}
+            newer = sequence_steps(definition, target.schema, target.table, columns & definition.columns.keys())
+            statements = [*(step for step in statements if step.kind != "sequence"), *newer]
         try:
             created = finish(self._ledger.connection, target.schema, target.table, statements)
         except RefusedError as error:
@@ -286,6 +291,8 @@ class _Run:
         reason = self._control.reason
         if not complete and not reason:
             reason = f"{len(failed)} of {totals.planned} chunks failed"
+            if not failed:
+                reason = "the target has lost chunks that it had committed (a crash with synchronous_commit = off?)"
         if complete:
             complete, reason = self._finish_table(reason)
         ledger.end(self._run_id, "done" if complete else "stopped", None if complete else reason)

@@ -170,7 +170,7 @@ def _exact_binary(
     types = type_of(left, schema), type_of(right, schema)
     integers = types[0].is_integer() and types[1].is_integer()
     if operator in _DIVISIONS and types[1].is_numeric():
-        right = _not_zero(right)
+        right = _not_zero(left, right)
     if integers and operator != "/":
         left, right = left.cast(pl.Int128), right.cast(pl.Int128)
         return _apply(kind, value, left, right).cast(pl.Int64, strict=True)
@@ -184,7 +184,11 @@ def _apply(kind: str, value: Tree, left: pl.Expr, right: pl.Expr) -> pl.Expr:
     return _load({kind: {**value, "left": _tree(left), "right": _tree(right)}})
 
 
-def _not_zero(divisor: pl.Expr) -> pl.Expr:
-    """Return the divisor; evaluating it raises where it is zero (a cast of this text to a number does)."""
-    text = pl.when(divisor == 0).then(pl.lit(DIVISION_BY_ZERO)).otherwise(pl.lit(None, pl.String))
+def _not_zero(dividend: pl.Expr, divisor: pl.Expr) -> pl.Expr:
+    """Return the divisor; evaluating it raises where it is zero (a cast of this text to a number does).
+
+    As in PostgreSQL, NULL divided by zero is NULL. A constant zero raises even without rows.
+    """
+    wrong = (divisor == 0) & dividend.is_not_null() if divisor.meta.root_names() else divisor == 0
+    text = pl.when(wrong).then(pl.lit(DIVISION_BY_ZERO)).otherwise(pl.lit(None, pl.String))
     return pl.when(text.cast(pl.Int64, strict=True).is_null()).then(divisor)

@@ -96,7 +96,8 @@ def build_mapping(
             have = origin.pg_type if origin else f"a computed {column.dtype}"
             problems.append(f"write {table}.{name}: got {have}, expected {target.pg_type}. {error}")
     for name, target in existing.items():
-        if name not in output and target.not_null and not target.has_default and not target.generated:
+        required = target.not_null or target.null_refused
+        if name not in output and required and not target.has_default and not target.generated:
             problems.append(
                 f"write {table}.{name}: it is NOT NULL without a default, and the source has no such column. "
                 f"Compute it (transform: - set: {{{name}: …}}) or give it a default"
@@ -134,7 +135,7 @@ def write_column(
             encoder=how.encoder,
             may_fail=names_objects(target) and how.wire == TEXT_WIRE,
         )
-    if target.not_null and not (origin and origin.not_null):
+    if (target.not_null or target.null_refused) and not (origin and origin.not_null):
         present = pl.col(name).is_not_null()
         written = replace(written, fits=present if written.fits is None else present & written.fits)
     return written
@@ -183,4 +184,4 @@ def split(frame: pl.DataFrame, columns: Sequence[WriteColumn]) -> tuple[pl.DataF
 
 
 def _described(target: Column) -> str:
-    return f"{target.pg_type} not null" if target.not_null else target.pg_type
+    return f"{target.pg_type} not null" if target.not_null or target.null_refused else target.pg_type

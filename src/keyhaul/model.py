@@ -49,11 +49,14 @@ class Column:
         base_type: the built-in type's internal name, for example ``numeric``, ``int4``; for a
             domain the type beneath it.
         not_null: the database guarantees that no NULL is there.
+        null_refused: its domain is NOT NULL. That guarantees nothing: an outer join, or a subquery without
+            rows, gives a NULL of such a domain.
         has_default: an INSERT may leave the column out.
         generated: the database computes it; it is never written.
         precision: digits of a numeric; digits of the seconds of a time or timestamp.
         scale: of a numeric.
         length: in characters, of varchar and char.
+        modifier: the type's atttypmod, a domain's resolved; -1 without one.
         type_category, type_kind: pg_type.typcategory and typtype.
         cast_type: the type without its modifier: a cast to it never cuts, the assignment after it checks.
     """
@@ -62,11 +65,13 @@ class Column:
     pg_type: str
     base_type: str
     not_null: bool = False
+    null_refused: bool = False
     has_default: bool = False
     generated: bool = False
     precision: int | None = None
     scale: int | None = None
     length: int | None = None
+    modifier: int = -1
     type_category: str = ""
     type_kind: str = "b"
     type_oid: int = 0

@@ -151,8 +151,11 @@ class Pool:
         except ChunkError as error:
             if self._control.cancelled.is_set() or isinstance(error, CancelledError):
                 return
-            self._failed(worker, FailedChunk(chunk=chunk.number, attempts=attempts, error=self._clean(error)))
-            return
+            already = self._after_all(worker, chunk) if isinstance(error, TransientError) else None
+            if already is None:
+                self._failed(worker, FailedChunk(chunk=chunk.number, attempts=attempts, error=self._clean(error)))
+                return
+            result = already
         with self._lock:
             self._in_a_row = 0
             self.counts += result.counts
@@ -167,6 +170,13 @@ class Pool:
                 bytes_read=result.bytes_read,
             )
         )
+
+    def _after_all(self, worker: Worker, chunk: Chunk) -> ChunkResult | None:
+        """Ask the ledger after the last try, too: perhaps only the answer to its COMMIT was lost."""
+        try:
+            return worker.committed(chunk)
+        except ChunkError:
+            return None
 
     def _try(self, worker: Worker, chunk: Chunk, attempt: int) -> ChunkResult:
         """Move a chunk; after a doubt, ask the ledger first."""

@@ -15,13 +15,15 @@ from zoneinfo import available_timezones
 import psycopg
 from psycopg import errors
 
-from keyhaul import embedded, pgtypes
+from keyhaul import catalog, embedded, pgtypes
 from keyhaul.config import EMBEDDED
+from keyhaul.copies import check_dedup
 from keyhaul.dsn import Dsn, redact
 from keyhaul.errors import ConfigError, ConnectError, RefusedError
 from keyhaul.ledger import session_name
 from keyhaul.mapping import build_mapping
 from keyhaul.model import RECORD
+from keyhaul.shapes import differences
 from keyhaul.sources.sql import SqlSource
 from keyhaul.stage import compile_rules
 from keyhaul.targets.postgres import TargetTable, inspect_target
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from keyhaul.config import Job
+    from keyhaul.definition import TableDefinition
     from keyhaul.mapping import WriteColumn
     from keyhaul.model import Column
     from keyhaul.pgtypes import Route
@@ -192,6 +195,7 @@ class Prepared:
     target_conn: psycopg.Connection[Any]
     source: SqlSource
     target: TargetTable
+    definition: TableDefinition | None
     routes: Mapping[str, Route]
     sources: Mapping[str, Column]
     transform: Transform
@@ -262,10 +266,7 @@ def _with_login(dsn: Dsn, conn: psycopg.Connection[Any]) -> Dsn:
 def _compile(
     job: Job, ends: Ends, source_conn: psycopg.Connection[Any], target_conn: psycopg.Connection[Any]
 ) -> Prepared:
-    source = SqlSource.open(source_conn, table=job.source.table, query=job.source.query, key=job.key)
-    if source.relation.column(RECORD) is not None:
-        msg = f"read {source.relation.label}: a column is called {RECORD}, which is keyhaul's own. Rename it in a query"
-        raise RefusedError(msg)
+    source = _open_source(job, source_conn)
     routes = source.routes()
     sources = {column.name: column for column in source.relation.columns}
     transform = compile_transform(job.transform, {name: route.dtype for name, route in routes.items()})
@@ -273,20 +274,26 @@ def _compile(
     _refuse_routes(routes, read_columns)
     schema = {name: column.dtype for name, column in transform.output.items()}
     checks = compile_rules(job.rules, schema)
-    _check_dedup(job, transform, sources)
+    check_dedup(job, transform, sources)
+    definition = source.definition(_types_of(transform, sources))
+    into = job.target.table
+    if into == job.source.table:
+        into = catalog.own_name(source_conn, into)
     target = inspect_target(
         target_conn,
-        job.target.table,
+        into,
         output=transform.output,
         sources=sources,
         primary_key=source.relation.primary_key,
-        definition=source.definition(_types_of(transform, sources)),
+        definition=definition,
         create=not job.target.no_create,
         foreign_keys=job.target.with_foreign_keys,
     )
-    _check_names([job.target.table, target.schema, target.table, *transform.output])
+    given = [part for name in (job.source.table, into) if name for part in _parts(target_conn, name)]
+    _check_names([*given, target.schema, target.table, *transform.output])
     zone = _check_zone(job)
     columns = build_mapping(transform.output, sources, target.columns, target.label, time_zone=zone)
+    _check_shapes(source_conn, target_conn, target, transform, sources, columns)
     if not columns:
         msg = f"load {target.label}: no column is left after the transform. Drop fewer"
         raise RefusedError(msg)
@@ -297,6 +304,7 @@ def _compile(
         target_conn=target_conn,
         source=source,
         target=target,
+        definition=definition,
         routes=routes,
         sources=sources,
         transform=transform,
@@ -306,16 +314,49 @@ def _compile(
     )
 
 
+def _open_source(job: Job, conn: psycopg.Connection[Any]) -> SqlSource:
+    source = SqlSource.open(conn, table=job.source.table, query=job.source.query, key=job.key)
+    if source.relation.column(RECORD) is not None:
+        msg = f"read {source.relation.label}: a column is called {RECORD}, which is keyhaul's own. Rename it in a query"
+        raise RefusedError(msg)
+    return source
+
+
 def _types_of(transform: Transform, sources: Mapping[str, Column]) -> list[int]:
     copied = {column.source for column in transform.output.values() if column.source}
     return sorted({sources[name].type_oid for name in copied})
+
+
+def _check_shapes(
+    source_conn: psycopg.Connection[Any],
+    target_conn: psycopg.Connection[Any],
+    target: TargetTable,
+    transform: Transform,
+    sources: Mapping[str, Column],
+    columns: Sequence[WriteColumn],
+) -> None:
+    """Refuse an enum that lacks a label, and a type of the same name that is made of something else."""
+    if target.ddl.before:
+        return  # its types were compared, or will be created
+    copied = {name: sources[column.source] for name, column in transform.output.items() if column.source}
+    pairs = [(copied[column.name], column.target) for column in columns if column.name in copied]
+    problems = [
+        f"write {target.label}.{problem}. Change the type there, or cast the column to text in both"
+        for problem in differences(source_conn, target_conn, pairs)
+    ]
+    if problems:
+        raise RefusedError("\n".join(problems))
+
+
+def _parts(conn: psycopg.Connection[Any], table: str) -> Sequence[str]:
+    return catalog.parse_name(conn, table) or table.rpartition(".")[::2]
 
 
 def _check_names(names: Iterable[str]) -> None:
     """Refuse names that PostgreSQL would cut, or that break its own tools' scripts."""
     problems = []
     for name in dict.fromkeys(names):
-        if len(name.encode()) > MAX_NAME_BYTES and "." not in name:
+        if len(name.encode()) > MAX_NAME_BYTES:
             problems.append(
                 f"use name {name!r}: it has {len(name.encode())} bytes, expected at most {MAX_NAME_BYTES}. Rename it"
             )
@@ -340,39 +381,3 @@ def _refuse_routes(routes: Mapping[str, Route], read: Sequence[str]) -> None:
     refused = [f"read column {name}: {routes[name].reason}" for name in read if routes[name].kind == "refused"]
     if refused:
         raise RefusedError("\n".join(refused))
-
-
-def _check_dedup(job: Job, transform: Transform, sources: Mapping[str, Column]) -> None:
-    dedup = job.dedup
-    if dedup is None:
-        return
-    names = [*dedup.on, *dedup.order_by]
-    unknown = [name for name in names if name not in transform.output]
-    if unknown:
-        msg = (
-            f"dedup: no column {', '.join(unknown)} after the transform, expected one of "
-            f"{', '.join(transform.output)}. Change --dedup or --order-by"
-        )
-        raise ConfigError(msg)
-    copied = {column.source for name, column in transform.output.items() if name in dedup.on}
-    missing = [key for key in job.key if key not in copied]
-    if missing:
-        msg = (
-            f"dedup on {', '.join(dedup.on)}: the key's column {', '.join(missing)} is not among them, so copies could "
-            "lie in different chunks. Cut the chunks by columns of the dedup (--key), or add the key to it"
-        )
-        raise RefusedError(msg)
-    blind = [
-        name
-        for name in dedup.order_by
-        if (origin := transform.output[name].source)
-        and pgtypes.route(sources[origin]).kind == "text"
-        and sources[origin].base_type != "citext"
-    ]
-    if blind:
-        types = ", ".join(sources[name].pg_type for name in blind if name in sources)
-        msg = (
-            f"dedup order_by {', '.join(blind)}: {types} travels as text, whose order is not the type's. "
-            'Order by another column, or cast it: transform: - set: {…: "cast(… as …)"}'
-        )
-        raise RefusedError(msg)

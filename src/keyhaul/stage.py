@@ -66,7 +66,7 @@ def quoted(name: str) -> str:
 def duck_name(name: str, names: Iterable[str]) -> str:
     """Return what a column is called in DuckDB, where names that differ only in case are one name."""
     alone = sum(name.lower() == other.lower() for other in names) == 1
-    return name if alone else f"_x{name.encode().hex()}"
+    return name if alone else f"_{name.encode().hex():_>64}"  # longer than any column's name
 
 
 def compile_rules(rules: Sequence[Rule], schema: Mapping[str, pl.DataType]) -> tuple[Check, ...]:
@@ -114,9 +114,7 @@ def _checks(con: duckdb.DuckDBPyConnection, rule: Rule, schema: Mapping[str, pl.
         )
 
 
-def _columns_in(
-    con: duckdb.DuckDBPyConnection, text: str, schema: Mapping[str, pl.DataType]
-) -> frozenset[str]:
+def _columns_in(con: duckdb.DuckDBPyConnection, text: str, schema: Mapping[str, pl.DataType]) -> frozenset[str]:
     """Return the columns that a rule names; DuckDB's names ignore case."""
     tree = _parsed(con, text)
     paths = [node["column_names"] for node in _nodes(tree) if "column_names" in node]

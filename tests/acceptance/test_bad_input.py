@@ -148,18 +148,18 @@ def ends(server):
         support.drop_database(server, uri)
 
 
-def refused(etl, target, args, *, env=None, cwd=None):
+def refused(etl, target, args, *, env=None, cwd=None, seconds=SECONDS):
     """Run a wrong command; assert what holds for every mistake, and return its message."""
     before = contents(target)
     results = []
-    for _ in range(2):  # a machine that is busy with something else may take longer once
+    for _ in range(3):  # a machine that is busy with something else may take longer once
         started = time.monotonic()
         result = etl(*args, env=env, cwd=cwd, timeout_seconds=20)
         results.append(time.monotonic() - started)
-        if results[-1] < SECONDS:
+        if results[-1] < seconds:
             break
     assert result.returncode == 2, result.stdout + result.stderr
-    assert min(results) < SECONDS
+    assert min(results) < seconds
     assert "Traceback" not in result.stderr + result.stdout
     assert result.stdout == ""
     assert len(re.findall(r"(?mi)^error: ", result.stderr)) >= 1
@@ -311,7 +311,8 @@ def test_a_host_that_does_not_answer_is_told_within_the_time(etl, ends):
         silent.listen()
         nowhere = f"postgresql://{ROLE}:Kiwi@127.0.0.1:{silent.getsockname()[1]}/items"
         flags = {"--source": nowhere, "--target": ends[1], "--table": "public.items", "--key": "id"}
-        message = refused(etl, ends[1], command(flags))
+        # 2 s of waiting, the least that libpq can, and the start of Python: 2.9 s in all on an idle machine.
+        message = refused(etl, ends[1], command(flags), seconds=SECONDS + 2)
     assert "no answer within 2 s" in message
     assert_secret(message, "Kiwi")
 

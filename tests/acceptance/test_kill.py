@@ -15,9 +15,10 @@ import psycopg
 import pytest
 import support
 from aftermath import check_ledger, checksum, fetch, files_in, value, wait_until_nothing_is_left
+from proxy import losing
 
 ROWS = int(os.environ.get("KEYHAUL_KILL_ROWS", "200000"))
-ROUNDS = int(os.environ.get("KEYHAUL_KILL_ROUNDS", "6"))
+ROUNDS = int(os.environ.get("KEYHAUL_KILL_ROUNDS", "4"))
 SEED = int(os.environ.get("KEYHAUL_KILL_SEED", str(random.randrange(10**9))))  # noqa: S311 - printed, to be repeated
 CHUNKS = 100
 
@@ -142,3 +143,24 @@ def test_rows_duplicates_and_quarantine_are_exactly_once_over_kills(start_etl, s
     assert counts["duplicate"] > 0
     wait_until_nothing_is_left(source, killed)
     assert files_in(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("drivers", "lose"),
+    [("connectorx and copy", "answer"), ("connectorx and copy", "commit"), ("adbc and adbc", "answer")],
+)
+def test_a_run_killed_at_its_commit_repeats_and_loses_nothing(start_etl, source, server, database, drivers, lose):
+    target = database(server, "killed")
+    for times in (1, 2):
+        with losing(server.port, times=times, lose=lose) as proxy:
+            through = target.replace(f":{server.port}/", f":{proxy.port}/")
+            run = start_etl(*command(source, through, *DRIVERS[drivers]))
+            support.wait_until(lambda proxy=proxy, times=times: proxy.cut == times, "a COMMIT")
+            run.send(signal.SIGKILL)  # before the worker has asked the ledger, or while it asks
+            assert run.end() == -signal.SIGKILL
+    run = start_etl(*command(source, target, *DRIVERS[drivers]))
+    assert run.end() == 0, run.stderr
+    assert checksum(target, "public.items") == checksum(source, "public.items")
+    assert check_ledger(target, "public.items")["read"] == ROWS
+    assert value(target, "select sittings from keyhaul.runs") == 3
+    wait_until_nothing_is_left(source, target)

@@ -385,10 +385,7 @@ def test_the_loss_of_the_ledgers_connection_costs_nothing(start_etl, source, tar
 def own_server():
     """A server that a test may crash; what it has committed survives."""
     with support.running_server() as running:
-        with psycopg.connect(running.uri("postgres"), autocommit=True) as connection:
-            for setting in ("fsync", "full_page_writes", "synchronous_commit"):
-                connection.execute(f"alter system set {setting} = on")
-            connection.execute("select pg_reload_conf()")
+        fetch(running.uri("postgres"), "alter role keyhaul set synchronous_commit = on")
         yield running
 
 

@@ -124,7 +124,10 @@ def describe(found):
 
 
 def rejected(*records):
-    rows = [(record, "rule", ["a", "b"], "not a; not b", str(record), f'{{"id": {record}, "é": "1e400"}}') for record in records]
+    rows = [
+        (record, "rule", ["a", "b"], "not a; not b", str(record), f'{{"id": {record}, "é": "1e400"}}')
+        for record in records
+    ]
     return pl.DataFrame(rows, schema=REJECTED, orient="row")
 
 
@@ -331,7 +334,9 @@ def test_values_arrive_exactly(bench, kind):
 
 
 def test_columns_of_the_direct_route_and_of_the_temporary_table_go_together(bench):
-    target = bench.table("id int, u uuid, j jsonb, n numeric, a text[], o timestamptz, b bytea, d date default '2000-01-01'")
+    target = bench.table(
+        "id int, u uuid, j jsonb, n numeric, a text[], o timestamptz, b bytea, d date default '2000-01-01'"
+    )
     data = frame(
         {"id": pl.Int32(), "n": pl.String(), "o": pl.Datetime("us", "UTC")},
         id=[1, 2],
@@ -343,17 +348,21 @@ def test_columns_of_the_direct_route_and_of_the_temporary_table_go_together(benc
         b=[b"\xff", None],
     )
     assert bench.load(target, data).counts.loaded == 2
-    assert bench.all("select id, u::text, j->>'a', n::text, a::text, o = '2020-01-01 00:00+00', b, d::text from t order by id") == [
+    assert bench.all(
+        "select id, u::text, j->>'a', n::text, a::text, o = '2020-01-01 00:00+00', b, d::text from t order by id"
+    ) == [
         (1, "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11", "1", "1.500", "{x,NULL}", True, b"\xff", "2000-01-01"),
         (2, None, None, "NaN", "{}", None, None, "2000-01-01"),
     ]
 
 
 def test_columns_go_by_name_whatever_their_order_and_spelling(bench):
-    target = bench.table("\"B\" int, \"select\" text, \"a 'q' %s\" int, \"\U0001f600\" text")
-    data = frame({"a 'q' %s": pl.Int32(), "B": pl.Int32()}, **{"\U0001f600": ["x"], "a 'q' %s": [1], "select": ["s"], "B": [2]})
+    target = bench.table('"B" int, "select" text, "a \'q\' %s" int, "\U0001f600" text')
+    data = frame(
+        {"a 'q' %s": pl.Int32(), "B": pl.Int32()}, **{"\U0001f600": ["x"], "a 'q' %s": [1], "select": ["s"], "B": [2]}
+    )
     bench.load(target, data)
-    assert bench.all('select * from t') == [(2, "s", 1, "x")]
+    assert bench.all("select * from t") == [(2, "s", 1, "x")]
 
 
 def test_a_table_with_an_odd_name_is_loaded(bench):
@@ -404,6 +413,6 @@ def test_an_error_of_the_server_is_told_in_its_words_and_without_the_value(bench
 def test_an_error_names_the_constraint_but_not_the_row(bench):
     bench.table("id int primary key")
     session = bench.session()
-    with pytest.raises(ChunkError, match="duplicate key value violates unique constraint \"t_pkey\"") as caught:
+    with pytest.raises(ChunkError, match='duplicate key value violates unique constraint "t_pkey"') as caught:
         session.execute(sql.SQL("insert into public.t values (424242), (424242)"))
     assert "424242" not in str(caught.value)

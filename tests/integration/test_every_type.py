@@ -2,9 +2,8 @@
 
 import psycopg
 import pytest
-
-from tests.moving import move, rows
-from tests.support import drop_database, make_database
+from moving import move, rows
+from support import drop_database, make_database
 
 VALUES = {
  "smallint": [None,"-32768","32767","0","1","-1","7","100"],

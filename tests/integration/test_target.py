@@ -34,8 +34,10 @@ halves = st.integers(-20, 20).map(lambda n: Decimal(n) / 2)
 decimals = (
     st.decimals(min_value=-(10**6), max_value=10**6, places=4)
     | halves
-    | st.sampled_from(["32767.5", "-32768.5", "32767.4999", "2147483647.5", "99.995", "99.9949", "999.95", "0.00005"]).map(Decimal)
-    | st.sampled_from([Decimal(10) ** 33, -(Decimal(10) ** 33), Decimal("9223372036854775807.5"), Decimal("9" * 34)])
+    | st.sampled_from(
+        ["32767.5", "-32768.5", "32767.4999", "2147483647.5", "99.995", "99.9949", "999.95", "0.0005"]
+    ).map(Decimal)
+    | st.sampled_from([Decimal(10) ** 33, -(Decimal(10) ** 33), Decimal("9223372036854775807.5"), Decimal("9" * 33)])
 )
 whole = st.integers(-INT64 - 1, INT64) | st.integers(-1100, 1100) | st.sampled_from(
     [32767, 32768, -32768, -32769, 2**31, -(2**31) - 1, 2**24 + 1, 2**53 + 1, 99999, 100000]
@@ -43,12 +45,14 @@ whole = st.integers(-INT64 - 1, INT64) | st.integers(-1100, 1100) | st.sampled_f
 floats = (
     st.floats(width=64)
     | st.integers(-20, 20).map(lambda n: n / 2)
-    | st.sampled_from([32767.5, -32768.5, 2147483647.5, 9.223372036854775e18, 2.0**63, 1e39, 1e-46, 0.1, 99999.9995, -0.0])
+    | st.sampled_from(
+        [32767.5, -32768.5, 2147483647.5, 9.223372036854775e18, 2.0**63, 1e39, 1e-46, 0.1, 99999.9995, -0.0]
+    )
 )
 words = st.text("aé\U0001f600 \\'", max_size=5).map(lambda text: text.rstrip(" "))
 
 PAIRS = {
-    "decimal": (pl.Decimal(38, 4), "numeric", decimals,
+    "decimal": (pl.Decimal(38, 4), "numeric(38,4)", decimals,
                 ["numeric(6,2)", "numeric(10,0)", "numeric(5,-2)", "numeric(2,4)", "numeric(38,4)", "numeric(38,0)",
                  "numeric(38,2)", "numeric(40,6)", "numeric", "smallint", "integer", "bigint", "double precision", "real"]),
     "integer": (pl.Int64(), "bigint", whole,
@@ -75,6 +79,7 @@ def session(server, connection):
     del connection
     options = " ".join("-c {}={}".format(name, value.replace(" ", "\\ ")) for name, value in SESSION_SETTINGS.items())
     made = CopySession(psycopg.conninfo.make_conninfo(server.uri("computed"), options=options))
+    made._conn.prepare_threshold = None  # the table is another one each time
     yield made
     made.close()
 
@@ -99,7 +104,11 @@ def carried(conn, session, values, dtype):
     """What arrives of each value when keyhaul computed it; False where its record is quarantined."""
     relation = catalog.describe_table(conn, *catalog.resolve(conn, "public.t"))
     columns = [write_column("x", dtype, None, relation.columns[0])]
-    data = pl.DataFrame({RECORD: range(len(values)), "x": values}, schema={RECORD: pl.Int64, "x": dtype})
+    # Decimals from text: Polars makes NULLs of those whose exponents differ much.
+    texts = dtype.is_decimal()
+    series = pl.Series("x", [f"{value:f}" if texts else value for value in values], dtype=None if texts else dtype)
+    data = pl.DataFrame({RECORD: range(len(values)), "x": series.cast(dtype)}, schema_overrides={RECORD: pl.Int64})
+    session.execute(sql.SQL("rollback"))
     accepted, rejected = split(data, columns)
     found = dict.fromkeys(rejected[RECORD], False)
     for record in accepted[RECORD]:

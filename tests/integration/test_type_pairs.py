@@ -1,10 +1,10 @@
 """What becomes of the values of one type in a column of another: exact, quarantined or refused, as listed."""
 
 import pytest
+from moving import move, rows, run_sql
+from support import drop_database, make_database
 
 from keyhaul.errors import RefusedError
-from tests.moving import move, rows, run_sql
-from tests.support import drop_database, make_database
 
 BIG = "9223372036854775807"
 

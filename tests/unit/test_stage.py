@@ -52,7 +52,9 @@ def records(staged):
 
 
 def reasons(staged):
-    return {record: (stage, rules, message) for record, stage, rules, message, *_ in staged.rejected.sort("_record").rows()}
+    return {
+        record: (stage, rules, message) for record, stage, rules, message, *_ in staged.rejected.sort("_record").rows()
+    }
 
 
 def stored(source, key=None):
@@ -138,7 +140,7 @@ def test_a_rule_that_raises_for_too_many_rows_fails_the_chunk(monkeypatch):
         ("a > 0) or (id > 0", "syntax error"),
         ("a > 0 from chunk", "syntax error"),
         ("a >", "syntax error"),
-        ("zz > 0", "\"zz\" not found in FROM clause, expected one of id, a, s"),
+        ("zz > 0", '"zz" not found in FROM clause, expected one of id, a, s'),
         ("a + 1", "its type is BIGINT, expected true or false"),
         ("s", "its type is VARCHAR, expected true or false"),
         ("s > 1", "an explicit cast is required"),
@@ -146,7 +148,7 @@ def test_a_rule_that_raises_for_too_many_rows_fails_the_chunk(monkeypatch):
         ("read_text('/etc/hostname') is null", "table function"),
         ("getenv('HOME') is null", "does not exist"),
         ("nosuch(a)", "does not exist"),
-        ("_record > 0", "\"_record\" not found"),
+        ("_record > 0", '"_record" not found'),
         ("a > ?", "parameters"),
         ("a > $x", "parameters"),
     ],
@@ -178,7 +180,13 @@ def test_a_rule_knows_the_columns_it_looks_at():
 
 
 def test_rules_may_be_named_like_columns_like_each_other_or_like_our_own():
-    rules = [rule("a > 1", "b"), rule("b > 1", "a"), rule("a > 2", "A"), rule("a > 3", "_record"), rule("a > 4", "_error")]
+    rules = [
+        rule("a > 1", "b"),
+        rule("b > 1", "a"),
+        rule("a > 2", "A"),
+        rule("a > 3", "_record"),
+        rule("a > 4", "_error"),
+    ]
     staged = stage(frame(a=[5, 2], b=[5, 1]), *rules)
     assert records(staged) == [0]
     assert reasons(staged)[1][1] == ["a", "A", "_record", "_error"]
@@ -224,7 +232,7 @@ def test_the_database_of_the_stage_is_locked(statement):
     finally:
         stager.close()
     assert outside.height == 1
-    assert not list(Path("/var/tmp").glob("keyhaul-test.*"))
+    assert not list(Path("/var/tmp").glob("keyhaul-test.*"))  # noqa: S108
 
 
 # --- duplicates --------------------------------------------------------------------------------------
@@ -268,7 +276,10 @@ def test_copies_are_told_by_exact_values():
 
 copies = st.lists(
     st.tuples(
-        st.integers(0, 2) | st.none(), st.integers(0, 1) | st.none(), st.sampled_from(["x", "y", None]), st.integers(0, 5)
+        st.integers(0, 2) | st.none(),
+        st.integers(0, 1) | st.none(),
+        st.sampled_from(["x", "y", None]),
+        st.integers(0, 5),
     ),
     max_size=8,
 )
