@@ -20,9 +20,10 @@ lint: setup
     .venv/bin/ruff format --check
     .venv/bin/mypy
 
-# Write docs/configuration.md anew from the job's model.
+# Write docs/configuration.md anew from the job's model, and docs/types.md from the type contract.
 docs: setup
     .venv/bin/python -m keyhaul.configdoc > docs/configuration.md
+    .venv/bin/python -m keyhaul.typedoc > docs/types.md
 
 # Pin the newest versions that fit, with hashes; commit the result after the tests pass with it.
 pins:

@@ -281,17 +281,34 @@ def _timestamp_to_date(pair: Pair) -> Written:
 
 def _local_to_instant(pair: Pair) -> Written:
     """A local time that the zone has twice, or skips, is no instant."""
+    given = _moment(pair, "%Y-%m-%d %H:%M:%S%.f")
+    local = given.dt.replace_time_zone(pair.time_zone, ambiguous="null", non_existent="null")
+    instant = local.dt.convert_time_zone("UTC")
     if isinstance(pair.dtype, pl.String):
-        return Written(value=pair.column, wire=TEXT_WIRE, fits=pair.column.str.contains("infinity"))
-    local = pair.column.dt.replace_time_zone(pair.time_zone, ambiguous="null", non_existent="null")
-    return Written(value=local.dt.convert_time_zone("UTC"), fits=local.is_not_null())
+        return _moment_text(pair, instant, "%Y-%m-%d %H:%M:%S%.6f+00")
+    return Written(value=instant, fits=instant.is_not_null() | pair.column.is_null())
 
 
 def _instant_to_local(pair: Pair) -> Written:
+    given = _moment(pair, "%Y-%m-%d %H:%M:%S%.f%#z")
+    local = given.dt.convert_time_zone(pair.time_zone or "UTC").dt.replace_time_zone(None)
     if isinstance(pair.dtype, pl.String):
-        return Written(value=pair.column, wire=TEXT_WIRE, fits=pair.column.str.contains("infinity"))
-    zone = pair.time_zone or "UTC"
-    return Written(value=pair.column.dt.convert_time_zone(zone).dt.replace_time_zone(None))
+        return _moment_text(pair, local, "%Y-%m-%d %H:%M:%S%.6f")
+    return Written(value=local)
+
+
+def _moment(pair: Pair, form: str) -> pl.Expr:
+    """Return the column, parsed in a chunk in which it travels as text; what cannot be parsed is NULL."""
+    if isinstance(pair.dtype, pl.String):
+        return pair.column.str.to_datetime(form, time_unit="us", strict=False)
+    return pair.column
+
+
+def _moment_text(pair: Pair, moment: pl.Expr, form: str) -> Written:
+    """Return the text of a moment in a chunk of texts; infinity stays, and other values far away do not fit."""
+    infinite = pair.column.str.contains("infinity")
+    value = pl.when(infinite).then(pair.column).otherwise(moment.dt.strftime(form))
+    return Written(value=value, wire=TEXT_WIRE, fits=value.is_not_null() | pair.column.is_null())
 
 
 def direct_dtype(base_type: str) -> Any:  # noqa: ANN401 - a Polars type, or None for numeric, which callers exclude

@@ -77,9 +77,11 @@ def _decimal(column: pl.Expr, dtype: pl.Decimal, target: Column) -> Computed:
     if target.precision is None or target.scale is None:
         return Computed(column)
     fewer = target.scale < dtype.scale
-    rounded = column.round(max(target.scale, 0), mode="half_away_from_zero") if fewer else column
+    # Tens and hundreds are rounded by the target alone: 49.5 would become 50 here, and then 100.
+    rounded = column.round(target.scale, mode="half_away_from_zero") if fewer and target.scale >= 0 else column
     whole = target.precision - target.scale
-    within = rounded.abs() < pl.lit(Decimal(10) ** whole) if whole <= dtype.precision - dtype.scale else None
+    limit = Decimal(10) ** whole - (Decimal(10) ** -target.scale / 2 if target.scale < 0 else 0)
+    within = rounded.abs() < pl.lit(limit) if whole <= dtype.precision - dtype.scale else None
     note = f"{name} is rounded to {target.scale} decimals" if fewer else ""
     return Computed(rounded, fits=within, note=note)
 

@@ -134,6 +134,23 @@ WHOLE_FAMILIES: Final[dict[str, str]] = {
 }
 """Families of types, whatever their names: why they take the text route."""
 
+REFUSED: Final[dict[str, str]] = {
+    "aclitem": "privileges of the roles of one server",
+    "cid": "a command's number in one transaction",
+    "gtsvector": "the inside of an index",
+    "pg_brin_bloom_summary": "the inside of an index",
+    "pg_brin_minmax_multi_summary": "the inside of an index",
+    "pg_dependencies": "statistics that ANALYZE makes",
+    "pg_mcv_list": "statistics that ANALYZE makes",
+    "pg_ndistinct": "statistics that ANALYZE makes",
+    "pg_node_tree": "the inside of an expression",
+    "refcursor": "a cursor of one transaction",
+    "tid": "a row's place in one table",
+    "xid": "a transaction's number in one server",
+    "xid8": "a transaction's number in one server",
+}
+"""Built-in types that mean nothing in another database: why. So is every type that is not built in and in no table."""
+
 _KINDS: Final = {"e": "enum", "r": "range", "m": "multirange", "c": "composite"}
 """pg_type.typtype → family."""
 

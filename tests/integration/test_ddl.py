@@ -572,3 +572,25 @@ def test_a_sequence_that_the_target_has_used_since_is_not_set_back(databases):
     assert resume(databases, "public.t").outcome == "done"
     assert rows(databases[1], "select last_value from public.t_id_seq") == [(80,)]
     equal(databases, INDEXES)
+
+
+def test_a_null_where_the_catalog_denies_it_is_not_lost(databases):
+    """A domain that is NOT NULL gives NULL through a subquery; a constraint that is not valid was never checked."""
+    run_sql(
+        databases[0],
+        "create domain public.present as int not null",
+        "create table public.t (id public.present, v int)",
+        "insert into public.t values (1, 1), ((select 2::public.present where false), 2)",
+        "create table public.u (id int, v int)",
+        "insert into public.u values (1, 1), (null, 2)",
+        "alter table public.u add constraint later not null id not valid",
+    )
+    run_sql(databases[1], "create table public.t (id int, v int)", "create table public.u (id int, v int)")
+    for table in ("public.t", "public.u"):
+        assert move(databases, table, job=table).counts.loaded == 2
+        assert rows(databases[1], f"select id, v from {table} order by v") == [(1, 1), (None, 2)]
+    run_sql(databases[1], "drop table public.t")
+    report = move(databases, "public.t")
+    assert (report.counts.loaded, report.counts.quarantined) == (1, 1)
+    assert rows(databases[1], "select rules, key from keyhaul.quarantine") == [(["type:id"], None)]
+    equal(databases, COLUMNS)

@@ -70,7 +70,7 @@ def test_every_name_is_moved_as_it_is(databases, reader, loader):
         f"select conname, pg_get_constraintdef(oid) from pg_constraint where conrelid = {oid} and contype <> 'n' order by 1",
         f"select pg_get_serial_sequence({literal(table)}, {literal(KEY)}), nextval(pg_get_serial_sequence({literal(table)}, {literal(KEY)}))",
     ):
-        assert [r for r in rows(databases[1], catalog)] == [r for r in rows(databases[0], catalog)]
+        assert rows(databases[1], catalog) == rows(databases[0], catalog)
 
 
 @pytest.mark.parametrize(("reader", "loader"), PAIRS)

@@ -16,14 +16,13 @@ from keyhaul.control import Control
 from keyhaul.engine import run
 from keyhaul.errors import RefusedError
 
-VALUES = int(os.environ.get("KEYHAUL_TEST_VALUES", "3000"))
-"""Of numerics; of the other kinds a sixth. The full size is 30000, and takes ten times as long."""
+VALUES = int(os.environ.get("KEYHAUL_TEST_VALUES", "30000"))
+"""Of numerics in each move, and of the other kinds a sixth: about 2 s for each move. A short run sets the variable."""
 
-EXAMPLES = int(os.environ.get("KEYHAUL_TEST_EXAMPLES", "2"))
 PAIRS = [("connectorx", "copy"), ("adbc", "adbc")]
 
 few = settings(
-    max_examples=EXAMPLES,
+    max_examples=1,
     deadline=None,
     database=None,
     phases=[Phase.explicit, Phase.generate],  # a failing table is told by its differing rows; it need not be made small
@@ -80,11 +79,19 @@ def numeric(rng, digits=60, scale=None):
 @few
 @given(rng=seeds)
 def test_numerics_keep_every_digit(ends, reader, loader, rng):
-    columns = ["numeric", "numeric(38,10)", "numeric(20,20)", "numeric(60,38)", "numeric(9,0)", "numeric(5,-2)", "numeric(2,4)"]
+    columns = [
+        "numeric",
+        "numeric(38,10)",
+        "numeric(20,20)",
+        "numeric(60,38)",
+        "numeric(9,0)",
+        "numeric(5,-2)",
+        "numeric(2,4)",
+    ]
     values = [
         (
             numeric(rng), numeric(rng, 38, 10), "0." + "".join(rng.choices("0123456789", k=20)), numeric(rng, 60, 38), numeric(rng, 9, 0),
-            rng.choice(["9999999", "100", "-5000", "0"]), rng.choice(["0.0099", "-0.0001", "0"]),
+            rng.choice(["9999949", "100", "-5000", "0"]), rng.choice(["0.0099", "-0.0001", "0"]),
         )
         for _ in range(VALUES)
     ]  # fmt: skip
@@ -128,7 +135,9 @@ def test_documents_text_and_bytes_keep_every_character(ends, reader, loader, rng
     for _ in range(VALUES // 6):
         made = document(rng), text(rng, 40)
         raw = "\\x" + rng.randbytes(rng.randint(0, 30)).hex()
-        array = "{" + ",".join('"' + text(rng, 3).replace("\\", "\\\\").replace('"', '\\"') + '"' for _ in range(3)) + "}"
+        array = (
+            "{" + ",".join('"' + text(rng, 3).replace("\\", "\\\\").replace('"', '\\"') + '"' for _ in range(3)) + "}"
+        )
         values.append((made[0], made[0], made[1], text(rng, 40), text(rng, 40), raw, array))
     assert differing(ends, columns, values, reader=reader, loader=loader) == []
 
@@ -159,7 +168,7 @@ def test_moments_of_the_whole_range_keep_every_microsecond(ends, reader, loader,
             continue
         day = one if "inf" in one else one.split()[0] + (" BC" if "BC" in one else "")
         clock = "24:00" if "inf" in one else one.split()[1]
-        span = f"{rng.randint(-10**6, 10**6)} mons {rng.randint(-10**6, 10**6)} days {rng.randint(-10**15, 10**15)} us"
+        span = f"{rng.randint(-(10**6), 10**6)} mons {rng.randint(-(10**6), 10**6)} days {rng.randint(-(10**15), 10**15)} us"
         values.append((one, one, day, one, one, clock, span, f'["{one}",)' if "inf" not in one else "(,)"))
     assert differing(ends, columns, values, reader=reader, loader=loader) == []
 
@@ -171,26 +180,34 @@ FAR = ("infinity", "-infinity", "0044-03-15 12:00:00 BC", "294276-12-31 23:59:59
 
 @pytest.mark.parametrize(("reader", "loader"), PAIRS)
 @pytest.mark.parametrize("kind", ["timestamp", "timestamptz", "date"])
-@pytest.mark.parametrize("looks", [{"rule": ["late: at > '2000-01-01' or at is null"]}, {"set": ["year = extract(year from at)"]}])
+@pytest.mark.parametrize(
+    "looks", [{"rule": ["late: made > '2000-01-01' or made is null"]}, {"set": ["year = extract(year from made)"]}]
+)
 def test_only_the_records_whose_value_an_expression_cannot_see_are_set_aside(databases, reader, loader, kind, looks):
-    far = [value for value in FAR if kind != "date" or not value.startswith("2942")] + ["5874897-12-31"] * (kind == "date")
+    far = [value for value in FAR if kind != "date" or not value.startswith("2942")] + ["5874897-12-31"] * (
+        kind == "date"
+    )
     near = ["2024-02-29 12:34:56.789012", "2000-01-02", "9999-12-31", None]
     values = far + near
-    literals = ", ".join(f"({n}, {'null' if v is None else repr(v)}, {repr(v) if v else 'null'})" for n, v in enumerate(values))
+    literals = ", ".join(
+        f"({n}, {'null' if v is None else repr(v)}, {repr(v) if v else 'null'})" for n, v in enumerate(values)
+    )
     run_sql(
         databases[0],
-        f"create table public.t (id int primary key, at {kind}, other {kind})",
+        f"create table public.t (id int primary key, made {kind}, other {kind})",
         f"insert into public.t values {literals}, (100, '2024-01-01', 'infinity')",
     )
     report = move(databases, "public.t", reader=reader, loader=loader, **looks)
     assert (report.outcome, report.counts.loaded, report.counts.quarantined) == ("done", len(near) + 1, len(far))
-    query = f"select id, at::text, other::text from public.t where id >= {len(far)} order by id"
+    query = f"select id, made::text, other::text from public.t where id >= {len(far)} order by id"
     assert rows(databases[0], query) == rows(databases[1], query)
-    found = rows(databases[1], "select key, message, data ->> 'at' from keyhaul.quarantine order by key")
+    found = rows(databases[1], "select key, message, data ->> 'made' from keyhaul.quarantine order by key")
     assert [(key, message) for key, message, _ in found] == [
-        (str(n), "at: no expression can see this value (infinity, NaN or a date far away)") for n in range(len(far))
+        (str(n), "made: no expression can see this value (infinity, NaN or a date far away)") for n in range(len(far))
     ]
-    assert [(at,) for _, _, at in found] == rows(databases[0], f"select at::text from public.t where id < {len(far)} order by id")
+    assert [(made,) for _, _, made in found] == rows(
+        databases[0], f"select made::text from public.t where id < {len(far)} order by id"
+    )
 
 
 def test_a_numeric_that_an_expression_cannot_see_is_set_aside(databases):
@@ -201,7 +218,10 @@ def test_a_numeric_that_an_expression_cannot_see_is_set_aside(databases):
     )
     report = move(databases, "public.t", rule=["positive: a > 0"])
     assert (report.counts.loaded, report.counts.quarantined) == (2, 1)
-    assert rows(databases[1], "select id, a::text, b::text from public.t order by id") == [(2, "2.50", "NaN"), (3, "3.00", "3.00")]
+    assert rows(databases[1], "select id, a::text, b::text from public.t order by id") == [
+        (2, "2.50", "NaN"),
+        (3, "3.00", "3.00"),
+    ]
 
 
 SETTINGS = {
@@ -275,7 +295,11 @@ def zoned(databases, path, *, reader, loader, zone="Europe/Berlin"):
 @pytest.mark.parametrize("values", [LOCAL, LOCAL | FAR_LOCAL], ids=["near", "with values far away"])
 def test_a_local_time_becomes_its_instant_when_there_is_exactly_one(databases, tmp_path, reader, loader, values):
     literals = ", ".join(f"({n}, '{value}')" for n, value in enumerate(values))
-    run_sql(databases[0], "create table public.t (id int primary key, at timestamp)", f"insert into public.t values {literals}, (99, null)")
+    run_sql(
+        databases[0],
+        "create table public.t (id int primary key, at timestamp)",
+        f"insert into public.t values {literals}, (99, null)",
+    )
     run_sql(databases[1], "create table public.t (id int primary key, at timestamptz)")
     zoned(databases, tmp_path / "job.yaml", reader=reader, loader=loader)
     arrived = dict(rows(databases[1], "select id, at::text from public.t"))
@@ -287,11 +311,19 @@ def test_a_local_time_becomes_its_instant_when_there_is_exactly_one(databases, t
 @pytest.mark.parametrize(("reader", "loader"), PAIRS)
 @pytest.mark.parametrize("far", [False, True])
 def test_an_instant_becomes_the_local_time_of_the_zone(databases, tmp_path, reader, loader, far):
-    instants = {"2024-01-15 11:00:00+00": "2024-01-15 12:00:00", "2024-10-27 00:30:00.5+00": "2024-10-27 02:30:00.5", "2024-10-27 01:30:00+00": "2024-10-27 02:30:00"}
+    instants = {
+        "2024-01-15 11:00:00+00": "2024-01-15 12:00:00",
+        "2024-10-27 00:30:00.5+00": "2024-10-27 02:30:00.5",
+        "2024-10-27 01:30:00+00": "2024-10-27 02:30:00",
+    }
     if far:
         instants |= {"infinity": "infinity", "-infinity": "-infinity"}
     literals = ", ".join(f"({n}, '{value}')" for n, value in enumerate(instants))
-    run_sql(databases[0], "create table public.t (id int primary key, at timestamptz)", f"insert into public.t values {literals}")
+    run_sql(
+        databases[0],
+        "create table public.t (id int primary key, at timestamptz)",
+        f"insert into public.t values {literals}",
+    )
     run_sql(databases[1], "create table public.t (id int primary key, at timestamp)")
     zoned(databases, tmp_path / "job.yaml", reader=reader, loader=loader)
     assert dict(rows(databases[1], "select id, at::text from public.t")) == dict(enumerate(instants.values()))
@@ -300,5 +332,8 @@ def test_an_instant_becomes_the_local_time_of_the_zone(databases, tmp_path, read
 def test_a_local_time_without_a_declared_zone_is_refused(databases, tmp_path):
     run_sql(databases[0], "create table public.t (id int primary key, at timestamp)")
     run_sql(databases[1], "create table public.t (id int primary key, at timestamptz)")
-    with pytest.raises(RefusedError, match=r"write public\.t\.at: got timestamp .*Say in which zone .* source: \{time_zone: Europe/Berlin\}"):
+    with pytest.raises(
+        RefusedError,
+        match=r"write public\.t\.at: got timestamp .*Say in which zone .* source: \{time_zone: Europe/Berlin\}",
+    ):
         zoned(databases, tmp_path / "job.yaml", reader="connectorx", loader="copy", zone=None)

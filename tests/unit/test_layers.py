@@ -33,7 +33,7 @@ ROWS = [
     {"pool"},
     {"engine"},
     {"tally", "reporting"},
-    {"progress", "lookback", "planview", "configdoc"},
+    {"progress", "lookback", "planview", "configdoc", "typedoc"},
     {"quarantine"},
     {"cli"},
     {"__main__"},
@@ -57,6 +57,7 @@ MAY_TOUCH_THE_OUTSIDE = {
     ("keeper", "sys.exit"): "it ends a process that is its own",
     ("keeper", "os._exit"): "after a fork, the parent's cleanup is not the child's",
     ("configdoc", "sys.stdout"): "the text of a page, for `python -m keyhaul.configdoc > page`",
+    ("typedoc", "sys.stdout"): "the same, for `python -m keyhaul.typedoc > page`",
     ("sources.readers", "SystemExit"): "told from a panic of the driver and raised on, not made",
     ("progress", "sys.stderr"): "compared with, not written to: rich must redirect only the stream that it draws on",
 }
