@@ -109,7 +109,8 @@ def connect(dsn: Dsn, end: str, *, application_name: str, settings: Mapping[str,
         application_name=application_name, options=settings, connect_timeout_seconds=CONNECT_TIMEOUT_SECONDS
     )
     try:
-        return psycopg.connect(conninfo, autocommit=True)
+        # No prepared statements: a pooler between us and the server may not keep them.
+        return psycopg.connect(conninfo, autocommit=True, prepare_threshold=None)
     except psycopg.Error as error:
         text = redact(" ".join(str(error).split()), dsn)
         raise ConnectError(f"connect to {end} {dsn.label}: {_reason(error, text, end)}") from None

@@ -69,7 +69,7 @@ CASES = [(name, target) for name, (*_, targets) in PAIRS.items() for target in t
 def connection(server):
     with psycopg.connect(server.uri("postgres"), autocommit=True) as admin:
         admin.execute("create database computed")
-        with psycopg.connect(server.uri("computed"), autocommit=True) as conn:
+        with psycopg.connect(server.uri("computed"), autocommit=True, prepare_threshold=None) as conn:
             yield conn
         admin.execute("drop database computed with (force)")
 

@@ -64,9 +64,7 @@ def write_rows(
 
 def _fill_temporary(session: Session, columns: Sequence[WriteColumn], frame: pl.DataFrame, *, numbered: bool) -> None:
     definitions = [
-        sql.SQL("{} {}").format(
-            sql.Identifier(c.name), sql.SQL(c.target.pg_type if c.wire == DIRECT_WIRE else c.wire)
-        )
+        sql.SQL("{} {}").format(sql.Identifier(c.name), sql.SQL(c.target.pg_type if c.wire == DIRECT_WIRE else c.wire))
         for c in columns
     ]
     data = _arrow(frame, columns)

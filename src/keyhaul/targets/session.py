@@ -57,7 +57,7 @@ class CopySession:
     def __init__(self, conninfo: str) -> None:
         """Connect; the first statement begins a transaction."""
         try:
-            self._conn: psycopg.Connection[Any] = psycopg.connect(conninfo)
+            self._conn: psycopg.Connection[Any] = psycopg.connect(conninfo, prepare_threshold=None)
         except psycopg.Error as error:
             raise translate(error) from error
 
