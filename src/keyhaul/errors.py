@@ -33,6 +33,22 @@ class ChunkError(EtlError):
     """One chunk could not be moved; the others are not concerned."""
 
 
+class RejectedError(ChunkError):
+    """The target does not take a row: a constraint, an overflow, a trigger's exception.
+
+    Attributes:
+        sqlstate: the server's five letters.
+        constraint, column: named by the server, or empty.
+    """
+
+    def __init__(self, message: str, *, sqlstate: str = "", constraint: str = "", column: str = "") -> None:
+        """Keep what the server said beside its message."""
+        super().__init__(message)
+        self.sqlstate = sqlstate
+        self.constraint = constraint
+        self.column = column
+
+
 class TransientError(ChunkError):
     """A lost connection, a deadlock, a restarting server: worth another try, after a look in the ledger."""
 

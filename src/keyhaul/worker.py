@@ -12,13 +12,13 @@ import polars as pl
 import pyarrow as pa
 
 from keyhaul import events, pgtypes
-from keyhaul.errors import ChunkError, safe_message
+from keyhaul.errors import ChunkError, RejectedError, safe_message
 from keyhaul.mapping import as_text
 from keyhaul.model import RECORD, Timings
 from keyhaul.sources.readers import READERS, UnreadableValueError
 from keyhaul.stage import Stager
 from keyhaul.targets import postgres
-from keyhaul.targets.session import SESSIONS
+from keyhaul.targets.session import SESSIONS, CopySession
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from keyhaul.config import Dedup, Job
     from keyhaul.dsn import Dsn
     from keyhaul.mapping import WriteColumn
-    from keyhaul.model import Chunk, ChunkResult, Column, Observer
+    from keyhaul.model import Chunk, ChunkResult, Column, Observer, Staged
     from keyhaul.pgtypes import Route
     from keyhaul.sources.readers import Reader
     from keyhaul.sources.sql import SqlSource
@@ -136,10 +136,25 @@ class Worker:
         )
         entry = self._entry(chunk, attempt, timings, size)
         try:
-            return postgres.load(self._open_session(), task.target, columns, staged, entry)
+            return self._load(columns, staged, entry)
         except BaseException:
             self._drop_session()
             raise
+
+    def _load(self, columns: Sequence[WriteColumn], staged: Staged, entry: postgres.LedgerEntry) -> ChunkResult:
+        """Load a chunk; when the target rejects rows of it, through a session that can look for them."""
+        session = self._open_session()
+        try:
+            return postgres.load(session, self._task.target, columns, staged, entry)
+        except RejectedError:
+            if session.recovers:
+                raise
+        self._drop_session()
+        self._session = CopySession(target_uri(self._task, self.number))
+        try:
+            return postgres.load(self._session, self._task.target, columns, staged, entry)
+        finally:
+            self._drop_session()
 
     def committed(self, chunk: Chunk) -> ChunkResult | None:
         """Ask the ledger, over a fresh connection, whether a chunk is committed.

@@ -26,6 +26,7 @@ ROWS = [
     {"stage"},
     {"sources.readers", "sources.sql", "targets.session", "targets.ddl"},
     {"targets.rows"},
+    {"targets.isolate"},
     {"targets.postgres"},
     {"ledger"},
     {"worker"},

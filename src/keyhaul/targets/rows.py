@@ -21,7 +21,8 @@ INVALID: Final = pl.Schema(
     {RECORD: pl.Int64(), "stage": pl.String(), "rules": pl.List(pl.String()), "message": pl.String()}
 )
 
-_CHUNK: Final = sql.Identifier("pg_temp", "_keyhaul_chunk")
+CHUNK: Final = sql.Identifier("pg_temp", "_keyhaul_chunk")
+"""The temporary table through which rows go that the target has to cast."""
 
 
 def write_rows(
@@ -50,19 +51,20 @@ def write_rows(
         session.copy(table, _arrow(frame, columns), {c.name: c.encoder for c in columns})
         return none
     doubtful = [column for column in columns if column.may_fail]
-    _fill_temporary(session, columns, frame, numbered=bool(doubtful))
+    fill_temporary(session, columns, frame, numbered=bool(doubtful))
     invalid = _invalid(session, doubtful) if doubtful else none
     if invalid.height:
         records = sql.SQL(", ").join(map(sql.Literal, invalid[RECORD]))
-        session.execute(sql.SQL("delete from {} where {} in ({})").format(_CHUNK, sql.Identifier(RECORD), records))
+        session.execute(sql.SQL("delete from {} where {} in ({})").format(CHUNK, sql.Identifier(RECORD), records))
     names = sql.SQL(", ").join(sql.Identifier(c.name) for c in columns)
-    casts = sql.SQL(", ").join(_cast(column) for column in columns)
+    casts = sql.SQL(", ").join(cast_column(column) for column in columns)
     insert = sql.SQL("insert into {} ({}) overriding system value select {} from {}")
-    session.execute(insert.format(table, names, casts, _CHUNK))
+    session.execute(insert.format(table, names, casts, CHUNK))
     return invalid
 
 
-def _fill_temporary(session: Session, columns: Sequence[WriteColumn], frame: pl.DataFrame, *, numbered: bool) -> None:
+def fill_temporary(session: Session, columns: Sequence[WriteColumn], frame: pl.DataFrame, *, numbered: bool) -> None:
+    """Copy a chunk into the temporary table, with ``_record`` if it is to be `numbered`."""
     definitions = [
         sql.SQL("{} {}").format(sql.Identifier(c.name), sql.SQL(c.target.pg_type if c.wire == DIRECT_WIRE else c.wire))
         for c in columns
@@ -71,10 +73,10 @@ def _fill_temporary(session: Session, columns: Sequence[WriteColumn], frame: pl.
     if numbered:
         definitions.append(sql.SQL("{} bigint").format(sql.Identifier(RECORD)))
         data = data.append_column(RECORD, frame[RECORD].to_arrow())
-    session.execute(sql.SQL("drop table if exists {}").format(_CHUNK))
+    session.execute(sql.SQL("drop table if exists {}").format(CHUNK))
     create = sql.SQL("create temp table {} ({}) on commit drop")
     session.execute(create.format(sql.Identifier("_keyhaul_chunk"), sql.SQL(", ").join(definitions)))
-    session.copy(_CHUNK, data, {c.name: c.encoder for c in columns})
+    session.copy(CHUNK, data, {c.name: c.encoder for c in columns})
 
 
 def _invalid(session: Session, doubtful: Sequence[WriteColumn]) -> pl.DataFrame:
@@ -91,7 +93,7 @@ def _invalid(session: Session, doubtful: Sequence[WriteColumn]) -> pl.DataFrame:
     query = sql.SQL("select * from (select {}, {} from {}) as t(_record, {}) where {}").format(
         sql.Identifier(RECORD),
         sql.SQL(", ").join(tests),
-        _CHUNK,
+        CHUNK,
         sql.SQL(", ").join(sql.Identifier(f"bad{number}") for number in range(len(tests))),
         sql.SQL(" or ").join(sql.Identifier(f"bad{number}") for number in range(len(tests))),
     )
@@ -104,7 +106,7 @@ def _invalid(session: Session, doubtful: Sequence[WriteColumn]) -> pl.DataFrame:
     return pl.DataFrame(found, schema=INVALID, orient="row")
 
 
-def _cast(column: WriteColumn) -> sql.Composable:
+def cast_column(column: WriteColumn) -> sql.Composable:
     """Return what is selected from the temporary table; the assignment that follows checks the modifier."""
     name = sql.Identifier(column.name)
     if column.wire == DIRECT_WIRE:

@@ -10,7 +10,7 @@ import psycopg
 import pyarrow as pa
 from psycopg import sql
 
-from keyhaul.errors import ChunkError, TransientError, safe_message, without_values
+from keyhaul.errors import ChunkError, RejectedError, TransientError, safe_message, without_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -23,6 +23,10 @@ BATCH_ROWS: Final = 16_384
 TRANSIENT_SQLSTATES: Final = ("08", "57P01", "57P02", "57P03", "40001", "40P01", "53300", "55P03", "25006")
 """Classes and codes that another try may get past: connection, shutdown, serialisation, deadlock, too many
 connections, lock timeout, a server that is in recovery."""
+
+
+REJECTED_SQLSTATES: Final = ("22", "23", "44", "P0")
+"""Classes that speak of a row: data exception, integrity constraint, check option, a trigger's exception."""
 
 
 Statement = sql.SQL | sql.Composed
@@ -50,9 +54,15 @@ class Session(Protocol):
     def cancel(self) -> None:
         """Ask the server to stop what this session does; may be called from another thread."""
 
+    @property
+    def recovers(self) -> bool:
+        """Whether a savepoint can be rolled back to after an error."""
+
 
 class CopySession:
     """psycopg and a binary COPY that pgpq encodes, record batch by record batch."""
+
+    recovers = True
 
     def __init__(self, conninfo: str) -> None:
         """Connect; the first statement begins a transaction."""
@@ -107,6 +117,8 @@ class CopySession:
 
 class AdbcSession:
     """The ADBC driver and its bulk ingestion."""
+
+    recovers = False  # after an error, ROLLBACK TO SAVEPOINT does not bring the driver back
 
     def __init__(self, uri: str) -> None:
         """Connect; autocommit is off."""
@@ -216,4 +228,12 @@ def translate(error: BaseException) -> ChunkError:
     lost = isinstance(error, psycopg.OperationalError) and not state
     if lost or state.startswith(TRANSIENT_SQLSTATES) or ("onnection" in message and not state):
         return TransientError(message)
+    if state.startswith(REJECTED_SQLSTATES):
+        diagnostic: Any = getattr(error, "diag", None)
+        return RejectedError(
+            message,
+            sqlstate=state,
+            constraint=getattr(diagnostic, "constraint_name", None) or "",
+            column=getattr(diagnostic, "column_name", None) or "",
+        )
     return ChunkError(message)
