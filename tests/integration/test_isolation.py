@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.moving import move, rows, run_sql
+from moving import move, rows, run_sql
 
 
 def fill(databases, number, *target):
