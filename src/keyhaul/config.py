@@ -120,12 +120,28 @@ class Target(_Part):
         "ETL_INTO",
         min_length=1,
     )
-    mode: Literal["append"] | None = _setting(
+    mode: Literal["append", "skip", "upsert"] | None = _setting(
         None,
-        "What to do when the table already holds rows; without it the job is refused.",
-        "append",
-        "",
+        "What becomes of a row that is there already: append does not look, skip keeps what is there, upsert "
+        "updates what differs. Without a mode a table that holds rows is refused.",
+        "append, skip or upsert",
+        "--mode",
         "ETL_MODE",
+    )
+    conflict: Names | None = _setting(
+        None,
+        "Columns of the unique index that says what is there already, for skip and upsert; the primary key by default.",
+        "a column or a list of columns",
+        "--conflict",
+        "ETL_CONFLICT",
+    )
+    newer_by: str | None = _setting(
+        None,
+        "For upsert: only a row with a greater value in this column replaces the one that is there.",
+        "a column",
+        "--newer-by",
+        "ETL_NEWER_BY",
+        min_length=1,
     )
     no_create: bool = _setting(
         False,
@@ -275,7 +291,12 @@ class Job(_Part):
             "transform": [_step_identity(step) for step in self.transform],
             "dedup": {"on": list(dedup.on), "order_by": list(dedup.order_by), "keep": dedup.keep} if dedup else None,
             "rules": {rule.name: steps.rule_identity(rule) for rule in self.rules},
-            "target": {"table": self.target.table, "mode": self.target.mode},
+            "target": {
+                "table": self.target.table,
+                "mode": self.target.mode,
+                "conflict": list(self.target.conflict) if self.target.conflict else None,
+                "newer_by": self.target.newer_by,
+            },
         }
 
     def fingerprint(self) -> str:

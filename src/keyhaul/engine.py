@@ -178,8 +178,8 @@ class _Run:
         empty_first = target.holds_rows and job.target.mode is None
         if empty_first and not prepared.ends.embedded_target:
             msg = (
-                f"load {target.label}: it already holds rows and no mode is given. Give mode: append in the job file "
-                "(or ETL_MODE=append) to add to them, or empty the table"
+                f"load {target.label}: it already holds rows and no mode is given. Give --mode append to add to "
+                "them, skip to keep what is there, upsert to update it, or empty the table"
             )
             raise RefusedError(msg)
         plan = prepared.source.plan(job.chunk)

@@ -244,8 +244,8 @@ class Ledger:
     def totals(self, run_id: str) -> Totals:
         """Sum the run's committed chunks."""
         row = self._execute_again("totals", run_id=run_id).fetchone()
-        done, failed, planned, *numbers = row or (0,) * 9
-        names = ("read", "loaded", "unchanged", "duplicate", "filtered", "quarantined")
+        done, failed, planned, *numbers = row or (0,) * 10
+        names = ("read", "loaded", "unchanged", "duplicate", "filtered", "quarantined", "updated")
         return Totals(
             done=done, failed=failed, planned=planned, counts=Counts(**dict(zip(names, numbers, strict=True)))
         )

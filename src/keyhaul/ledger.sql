@@ -36,6 +36,7 @@ create table if not exists {schema}.chunks (
     attempts          integer not null default 0,
     rows_read         bigint not null default 0,
     rows_loaded       bigint not null default 0,
+    rows_updated      bigint not null default 0,
     rows_unchanged    bigint not null default 0,
     rows_duplicate    bigint not null default 0,
     rows_filtered     bigint not null default 0,
@@ -132,12 +133,12 @@ select chunk, kind, lower_bound, upper_bound, estimated_rows from {schema}.chunk
 
 -- name: claim_chunk
 -- Lock the chunk's row: a second task with the same chunk waits here, and then finds it done.
-select status, rows_read, rows_loaded, rows_unchanged, rows_duplicate, rows_filtered, rows_quarantined, bytes_read, attempts
+select status, rows_read, rows_loaded, rows_unchanged, rows_duplicate, rows_filtered, rows_quarantined, rows_updated, bytes_read, attempts
   from {schema}.chunks where run_id = {run_id} and chunk = {chunk} for update;
 
 -- name: chunk_done
 -- The record of a loaded chunk, in the transaction that loaded it.
-update {schema}.chunks set status = 'done', attempts = {attempts}, rows_read = {rows_read}, rows_loaded = {rows_loaded},
+update {schema}.chunks set status = 'done', attempts = {attempts}, rows_read = {rows_read}, rows_loaded = {rows_loaded}, rows_updated = {rows_updated},
        rows_unchanged = {rows_unchanged}, rows_duplicate = {rows_duplicate}, rows_filtered = {rows_filtered},
        rows_quarantined = {rows_quarantined}, warned = {warned}::jsonb, read_seconds = {read_seconds},
        transform_seconds = {transform_seconds}, stage_seconds = {stage_seconds},
@@ -167,7 +168,7 @@ select count(*) from {schema}.quarantine where run_id = {run_id} and chunk = {ch
 select count(*) filter (where status = 'done'), count(*) filter (where status = 'failed'), count(*),
        coalesce(sum(rows_read), 0)::bigint, coalesce(sum(rows_loaded), 0)::bigint, coalesce(sum(rows_unchanged), 0)::bigint,
        coalesce(sum(rows_duplicate), 0)::bigint, coalesce(sum(rows_filtered), 0)::bigint,
-       coalesce(sum(rows_quarantined), 0)::bigint
+       coalesce(sum(rows_quarantined), 0)::bigint, coalesce(sum(rows_updated), 0)::bigint
   from {schema}.chunks where run_id = {run_id};
 
 -- name: sum_warned

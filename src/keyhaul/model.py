@@ -90,7 +90,10 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """The balance of a chunk or a run: ``read = loaded + unchanged + duplicate + filtered + quarantined``."""
+    """The balance of a chunk or a run: ``read = loaded + unchanged + duplicate + filtered + quarantined``.
+
+    Of the rows loaded, `updated` replaced one that was there; the others were inserted.
+    """
 
     read: int = 0
     loaded: int = 0
@@ -98,6 +101,7 @@ class Counts:
     duplicate: int = 0
     filtered: int = 0
     quarantined: int = 0
+    updated: int = 0
 
     def __add__(self, other: Counts) -> Counts:
         """Add two balances, term by term."""
@@ -108,6 +112,7 @@ class Counts:
             duplicate=self.duplicate + other.duplicate,
             filtered=self.filtered + other.filtered,
             quarantined=self.quarantined + other.quarantined,
+            updated=self.updated + other.updated,
         )
 
     @property

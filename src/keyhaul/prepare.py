@@ -26,6 +26,7 @@ from keyhaul.model import RECORD
 from keyhaul.shapes import differences
 from keyhaul.sources.sql import SqlSource
 from keyhaul.stage import compile_rules
+from keyhaul.targets.modes import with_mode
 from keyhaul.targets.postgres import TargetTable, inspect_target
 from keyhaul.transform import Transform, compile_transform
 
@@ -294,6 +295,7 @@ def _compile(
     _check_names([*given, target.schema, target.table, *transform.output])
     zone = _check_zone(job)
     columns = build_mapping(transform.output, sources, target.columns, target.label, time_zone=zone)
+    target = with_mode(target_conn, target, job.target, [column.name for column in columns])
     _check_shapes(source_conn, target_conn, target, transform, sources, columns)
     if not columns:
         msg = f"load {target.label}: no column is left after the transform. Drop fewer"

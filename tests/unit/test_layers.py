@@ -28,6 +28,7 @@ ROWS = [
     {"targets.rows"},
     {"targets.isolate"},
     {"targets.postgres"},
+    {"targets.modes"},
     {"ledger"},
     {"worker"},
     {"prepare"},

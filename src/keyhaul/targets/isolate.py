@@ -14,12 +14,10 @@ from psycopg import sql
 
 from keyhaul.errors import ChunkError, RejectedError
 from keyhaul.model import RECORD
-from keyhaul.targets.rows import CHUNK, INVALID, cast_column, fill_temporary, write_rows
+from keyhaul.targets.rows import CHUNK, INVALID, Placed, cast_column, fill_temporary, write_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from keyhaul.mapping import WriteColumn
+    from keyhaul.targets.rows import Destination
     from keyhaul.targets.session import Session
 
 FAILED_COPIES_BEFORE_SETS: Final = 48
@@ -50,51 +48,56 @@ _WORDS: Final = {"f": "violates foreign key constraint", "u": "violates unique c
 
 @dataclass(slots=True)
 class _Search:
-    """The state of one search: what is left to try, and what was found."""
+    """The state of one search: what is left to try, what was stored, and what was rejected."""
 
     pending: list[pl.DataFrame]
     rejected: list[pl.DataFrame]
-    loaded: int = 0
+    inserted: int = 0
+    updated: int = 0
+    unchanged: int = 0
+    duplicate: int = 0
     failed_copies: int = 0
     asked_sets: bool = False
 
 
 def write_chunk(
-    session: Session, table: sql.Identifier, columns: Sequence[WriteColumn], frame: pl.DataFrame
-) -> tuple[int, pl.DataFrame]:
+    session: Session, destination: Destination, frame: pl.DataFrame
+) -> Placed:
     """Write a chunk's rows; if the target rejects some, load the others and return those with the reason.
 
     Args:
         session: in a transaction that has locked the chunk's ledger row.
-        table: the target.
-        columns: how each column is written.
+        destination: the table, and what to do with a row that is there.
         frame: the accepted rows, with ``_record``.
 
     Returns:
-        The rows that the target stored, by its own statistics of this transaction, and the rejected
-        records as ``_record``, ``stage``, ``rules`` and ``message``.
+        What became of the rows; `invalid` has the rejected records as well.
 
     Raises:
         RejectedError: a row is rejected, and this session cannot go on after an error (`Session.recovers`).
         ChunkError: an error that is not about a row, or a trigger that drops or adds rows.
     """
     search = _Search(pending=[], rejected=[])
-    error = _try(session, table, columns, frame, search) if frame.height else None
+    error = _try(session, destination, frame, search) if frame.height else None
     if error is not None:
-        search = isolate(session, table, columns, frame)
-    rejected = pl.concat(search.rejected) if search.rejected else pl.DataFrame(schema=INVALID)
-    return search.loaded, rejected
+        search = isolate(session, destination, frame)
+    return Placed(
+        inserted=search.inserted,
+        updated=search.updated,
+        unchanged=search.unchanged,
+        duplicate=search.duplicate,
+        invalid=pl.concat(search.rejected) if search.rejected else pl.DataFrame(schema=INVALID),
+    )
 
 
 def isolate(
-    session: Session, table: sql.Identifier, columns: Sequence[WriteColumn], frame: pl.DataFrame
+    session: Session, destination: Destination, frame: pl.DataFrame
 ) -> _Search:
     """Load all records of a chunk that the target takes, and find the reason for each of the others.
 
     Args:
         session: in a transaction, with nothing of this chunk written.
-        table: the target.
-        columns: how each column is written.
+        destination: the table, and what to do with a row that is there.
         frame: the accepted rows, with ``_record``.
 
     Returns:
@@ -104,27 +107,27 @@ def isolate(
         ChunkError: an error that is not about the rows.
     """
     search = _Search(pending=[frame], rejected=[])
-    _halve(session, table, columns, search)
+    _halve(session, destination, search)
     while search.rejected:
         # A record may have waited for another of its chunk (a reference within the table): as long as
         # rows were loaded meanwhile, those that lacked a reference get another try.
         waiting = pl.concat(search.rejected)
         orphans = waiting.filter(pl.col("message").str.contains("SQLSTATE 23503", literal=True))
-        if not orphans.height or not _refers_to_itself(session, table):
+        if not orphans.height or not _refers_to_itself(session, destination.table):
             break
         rest = waiting.filter(~pl.col(RECORD).is_in(orphans[RECORD].implode()))
-        again = _Search(pending=[frame.filter(pl.col(RECORD).is_in(orphans[RECORD].implode()))], rejected=[])
-        _halve(session, table, columns, again)
-        search = _Search(pending=[], rejected=[rest, *again.rejected], loaded=search.loaded + again.loaded)
-        if not again.loaded:
+        search.pending, search.rejected = [frame.filter(pl.col(RECORD).is_in(orphans[RECORD].implode()))], [rest]
+        before = search.inserted + search.updated
+        _halve(session, destination, search)
+        if search.inserted + search.updated == before:
             break
     return search
 
 
-def _halve(session: Session, table: sql.Identifier, columns: Sequence[WriteColumn], search: _Search) -> None:
+def _halve(session: Session, destination: Destination, search: _Search) -> None:
     while search.pending:
         part = search.pending.pop()
-        error = _try(session, table, columns, part, search)
+        error = _try(session, destination, part, search)
         if error is None:
             continue
         if part.height == 1:
@@ -134,7 +137,7 @@ def _halve(session: Session, table: sql.Identifier, columns: Sequence[WriteColum
         if search.failed_copies > FAILED_COPIES_BEFORE_SETS and not search.asked_sets:
             search.asked_sets = True
             left = pl.concat([part, *reversed(search.pending)])
-            guilty = _ask_sets(session, table, columns, left)
+            guilty = _ask_sets(session, destination, left)
             if guilty.height:
                 search.rejected.append(guilty)
                 innocent = left.filter(~pl.col(RECORD).is_in(guilty[RECORD].implode()))
@@ -145,13 +148,12 @@ def _halve(session: Session, table: sql.Identifier, columns: Sequence[WriteColum
 
 
 def _try(
-    session: Session, table: sql.Identifier, columns: Sequence[WriteColumn], part: pl.DataFrame, search: _Search
+    session: Session, destination: Destination, part: pl.DataFrame, search: _Search
 ) -> RejectedError | None:
     """Write a part inside a savepoint; return the error for which it was taken back."""
     session.execute(sql.SQL("savepoint keyhaul_part"))
-    before = _inserted(session, table)
     try:
-        invalid = write_rows(session, table, columns, part)
+        placed = write_rows(session, destination, part)
         # Deferred constraints are asked now: at COMMIT it would be too late to find the guilty row.
         session.execute(sql.SQL("set constraints all immediate"))
     except RejectedError as error:
@@ -160,29 +162,14 @@ def _try(
         session.execute(sql.SQL("rollback to savepoint keyhaul_part"))
         session.execute(sql.SQL("release savepoint keyhaul_part"))
         return error
-    stored, sent = _inserted(session, table) - before, part.height - invalid.height
-    if stored != sent:
-        msg = (
-            f"load chunk: {table.as_string(None)} stored {stored:,} of {sent:,} rows; "
-            "a trigger or rule there drops or adds rows. Disable it for the load"
-        )
-        raise ChunkError(msg)
     session.execute(sql.SQL("release savepoint keyhaul_part"))
-    search.loaded += stored
-    if invalid.height:
-        search.rejected.append(invalid)
+    search.inserted += placed.inserted
+    search.updated += placed.updated
+    search.unchanged += placed.unchanged
+    search.duplicate += placed.duplicate
+    if placed.invalid.height:
+        search.rejected.append(placed.invalid)
     return None
-
-
-def _inserted(session: Session, table: sql.Identifier) -> int:
-    name = table.as_string(None)
-    rows = session.execute(
-        sql.SQL(
-            "select coalesce(sum(pg_stat_get_xact_tuples_inserted(oid)), 0)::bigint from (select {name}::regclass::oid"
-            " union select relid::oid from pg_partition_tree({name}::regclass)) as parts(oid)"
-        ).format(name=sql.Literal(name))
-    )
-    return int(rows[0][0])
 
 
 def _verdict(record: int, error: RejectedError) -> pl.DataFrame:
@@ -201,11 +188,12 @@ def _refers_to_itself(session: Session, table: sql.Identifier) -> bool:
 
 
 def _ask_sets(
-    session: Session, table: sql.Identifier, columns: Sequence[WriteColumn], frame: pl.DataFrame
+    session: Session, destination: Destination, frame: pl.DataFrame
 ) -> pl.DataFrame:
     """Ask each constraint for the rows that break it: an anti-join for references, a window for uniques."""
     session.execute(sql.SQL("savepoint keyhaul_sets"))
     try:
+        columns, table = destination.columns, destination.table
         fill_temporary(session, columns, frame, numbered=True)
         casts = sql.SQL(", ").join(
             sql.SQL("{} as {}").format(cast_column(c), sql.Identifier(c.name)) for c in columns
@@ -215,6 +203,8 @@ def _ask_sets(
         found: dict[int, list[tuple[str, str]]] = {}
         query = sql.SQL(_CONSTRAINTS).format(table=sql.Literal(table.as_string(None)))
         for constraint in session.execute(query):
+            if constraint[1] == "u" and set(constraint[3] or ()) == set(destination.conflict):
+                continue  # that a row is there already is what the mode is for
             for record in _breaking(session, table, rows, constraint, known):
                 found.setdefault(record, []).append((constraint[0], constraint[1]))
     except ChunkError:

@@ -17,6 +17,7 @@ from keyhaul.pgtypes import ddl_type
 from keyhaul.sql import statement
 from keyhaul.targets.ddl import Ddl, compose_ddl
 from keyhaul.targets.isolate import write_chunk
+from keyhaul.targets.rows import Destination
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -37,6 +38,8 @@ class TargetTable:
         columns: what it has, or what `ddl` will give it.
         ddl: the statements that create it and finish it; empty when it is there.
         holds_rows: at least one row is there now.
+        primary_key: its columns, there or to be created.
+        mode, conflict, newer_by: what becomes of a row that is there already; see `Destination`.
     """
 
     schema: str
@@ -44,6 +47,20 @@ class TargetTable:
     columns: tuple[Column, ...]
     ddl: Ddl = field(default_factory=Ddl)
     holds_rows: bool = False
+    primary_key: tuple[str, ...] = ()
+    mode: str = "append"
+    conflict: tuple[str, ...] = ()
+    newer_by: str | None = None
+
+    def destination(self, columns: Sequence[WriteColumn]) -> Destination:
+        """Return where rows with these columns go."""
+        return Destination(
+            table=self.identifier,
+            columns=tuple(columns),
+            mode=self.mode,
+            conflict=self.conflict,
+            newer_by=self.newer_by,
+        )
 
     @property
     def identifier(self) -> sql.Identifier:
@@ -91,7 +108,7 @@ def inspect_target(
             raise RefusedError(msg)
         _may_insert(conn, relation.from_item, relation.label)
         held = conn.execute(sql.SQL("select exists (select from {})").format(relation.from_item)).fetchone()
-        return TargetTable(schema=schema, table=table, columns=relation.columns, holds_rows=bool(held and held[0]))
+        return TargetTable(schema=schema, table=table, columns=relation.columns, holds_rows=bool(held and held[0]), primary_key=relation.primary_key)
     schema, table = _new_name(conn, name)
     if not create:
         msg = f"load {schema}.{table}: it is not there, and --no-create is given. Create it, or change --into"
@@ -110,7 +127,7 @@ def inspect_target(
         key=key,
         foreign_keys=foreign_keys,
     )
-    return TargetTable(schema=schema, table=table, columns=columns, ddl=ddl)
+    return TargetTable(schema=schema, table=table, columns=columns, ddl=ddl, primary_key=tuple(key))
 
 
 def _may_insert(conn: psycopg.Connection[Any], item: sql.Composable, label: str) -> None:
@@ -214,11 +231,12 @@ def ask_ledger(session: Session, entry: LedgerEntry) -> ChunkResult | None:
     if not rows:
         msg = f"ask ledger: run {entry.run_id} has no chunk {entry.chunk}; someone has deleted it"
         raise ChunkError(msg)
-    status, read, loaded, unchanged, duplicate, filtered, quarantined, size, attempts = rows[0]
+    status, read, loaded, unchanged, duplicate, filtered, quarantined, updated, size, attempts = rows[0]
     if status != "done":
         return None
     counts = Counts(
-        read=read, loaded=loaded, unchanged=unchanged, duplicate=duplicate, filtered=filtered, quarantined=quarantined
+        read=read, loaded=loaded, unchanged=unchanged, duplicate=duplicate, filtered=filtered, quarantined=quarantined,
+        updated=updated,
     )
     return ChunkResult(chunk=entry.chunk, counts=counts, timings=Timings(), attempts=attempts, bytes_read=size)
 
@@ -240,10 +258,17 @@ def load(
     already = ask_ledger(session, entry)
     if already is not None:
         return already
-    loaded, invalid = write_chunk(session, target.identifier, columns, staged.accepted)
+    placed = write_chunk(session, target.destination(columns), staged.accepted)
     _write_quarantine(session, staged.rejected, entry)
-    _write_quarantine(session, staged.describe(invalid), entry)
-    counts = replace(staged.counts, loaded=loaded, quarantined=_count_quarantine(session, entry))
+    _write_quarantine(session, staged.describe(placed.invalid), entry)
+    counts = replace(
+        staged.counts,
+        loaded=placed.inserted + placed.updated,
+        updated=placed.updated,
+        unchanged=placed.unchanged,
+        duplicate=staged.counts.duplicate + placed.duplicate,
+        quarantined=_count_quarantine(session, entry),
+    )
     result = _record(session, counts, staged, entry)
     session.commit()
     return result
@@ -283,6 +308,7 @@ def _record(session: Session, counts: Counts, staged: Staged, entry: LedgerEntry
             attempts=entry.attempts,
             rows_read=counts.read,
             rows_loaded=counts.loaded,
+            rows_updated=counts.updated,
             rows_unchanged=counts.unchanged,
             rows_duplicate=counts.duplicate,
             rows_filtered=counts.filtered,

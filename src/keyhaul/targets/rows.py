@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
@@ -21,46 +22,160 @@ INVALID: Final = pl.Schema(
     {RECORD: pl.Int64(), "stage": pl.String(), "rules": pl.List(pl.String()), "message": pl.String()}
 )
 
+NO_EQUALITY: Final = frozenset(
+    {"json", "xml", "point", "line", "lseg", "box", "path", "polygon", "circle", "jsonpath"}
+)
+"""Types without an = that means the same value (that of the geometric ones compares areas or has a tolerance)."""
+
 CHUNK: Final = sql.Identifier("pg_temp", "_keyhaul_chunk")
 """The temporary table through which rows go that the target has to cast."""
 
 
-def write_rows(
-    session: Session, table: sql.Identifier, columns: Sequence[WriteColumn], frame: pl.DataFrame
-) -> pl.DataFrame:
-    """Write a chunk's rows into the target's table, inside the session's transaction.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Destination:
+    """Where a job's rows go, and what becomes of one that is there already.
+
+    Attributes:
+        table: the target.
+        columns: how each column is written.
+        mode: ``append``, ``skip`` (what is there stays) or ``upsert`` (what differs is updated).
+        conflict: the columns of the unique index that says what is there already; empty for append.
+        newer_by: upsert only a row whose value here is greater than the one that is there.
+    """
+
+    table: sql.Identifier
+    columns: tuple[WriteColumn, ...]
+    mode: str = "append"
+    conflict: tuple[str, ...] = ()
+    newer_by: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """What became of the rows of one write, counted by the target.
+
+    Attributes:
+        inserted, updated: stored.
+        unchanged: there already, and kept (skip) or equal or newer (upsert).
+        duplicate: another row of the same write has their conflict columns and was preferred.
+        invalid: records with a text that the target's type does not take, as ``_record``, ``stage``,
+            ``rules`` and ``message``; not written.
+    """
+
+    inserted: int = 0
+    updated: int = 0
+    unchanged: int = 0
+    duplicate: int = 0
+    invalid: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=INVALID))
+
+
+def write_rows(session: Session, destination: Destination, frame: pl.DataFrame) -> Placed:
+    """Write rows into the target's table, inside the session's transaction.
 
     Args:
         session: the worker's.
-        table: the target.
-        columns: how each column is written.
+        destination: the table, and what to do with a row that is there.
         frame: the accepted rows, with ``_record``.
 
-    Returns:
-        The records with a text that the target's type does not take, as ``_record``, ``stage``, ``rules``
-        and ``message``; they are not written.
-
     Raises:
-        ChunkError: the target rejects the rows; or holds such a text and is older than PostgreSQL 16,
-            which has no way to ask for one without an error.
+        RejectedError: the target does not take a row.
+        ChunkError: a trigger drops or adds rows; or a text is not of its type and the server is older
+            than PostgreSQL 16, which has no way to ask for one without an error.
     """
-    none = pl.DataFrame(schema=INVALID)
     if not frame.height:
-        return none
-    if all(column.wire == DIRECT_WIRE for column in columns):
+        return Placed()
+    columns, table = destination.columns, destination.table
+    before = _stored(session, table)
+    if destination.mode == "append" and all(column.wire == DIRECT_WIRE for column in columns):
         session.copy(table, _arrow(frame, columns), {c.name: c.encoder for c in columns})
-        return none
+        return _appended(session, table, before, frame.height, pl.DataFrame(schema=INVALID))
     doubtful = [column for column in columns if column.may_fail]
-    fill_temporary(session, columns, frame, numbered=bool(doubtful))
-    invalid = _invalid(session, doubtful) if doubtful else none
+    fill_temporary(session, columns, frame, numbered=bool(doubtful) or destination.mode == "upsert")
+    invalid = _invalid(session, doubtful) if doubtful else pl.DataFrame(schema=INVALID)
     if invalid.height:
         records = sql.SQL(", ").join(map(sql.Literal, invalid[RECORD]))
         session.execute(sql.SQL("delete from {} where {} in ({})").format(CHUNK, sql.Identifier(RECORD), records))
+    sent = frame.height - invalid.height
+    duplicate = _drop_rivals(session, destination) if destination.mode == "upsert" else 0
     names = sql.SQL(", ").join(sql.Identifier(c.name) for c in columns)
     casts = sql.SQL(", ").join(cast_column(column) for column in columns)
-    insert = sql.SQL("insert into {} ({}) overriding system value select {} from {}")
-    session.execute(insert.format(table, names, casts, CHUNK))
-    return invalid
+    insert = sql.SQL("insert into {} as _there ({}) overriding system value select {} from {}{}")
+    session.execute(insert.format(table, names, casts, CHUNK, _on_conflict(destination)))
+    if destination.mode == "append":
+        return _appended(session, table, before, sent, invalid)
+    after = _stored(session, table)
+    inserted, updated = after[0] - before[0], after[1] - before[1]
+    return Placed(
+        inserted=inserted,
+        updated=updated,
+        unchanged=sent - duplicate - inserted - updated,
+        duplicate=duplicate,
+        invalid=invalid,
+    )
+
+
+def _appended(
+    session: Session, table: sql.Identifier, before: tuple[int, int], sent: int, invalid: pl.DataFrame
+) -> Placed:
+    stored = _stored(session, table)[0] - before[0]
+    if stored != sent:
+        msg = (
+            f"load chunk: {'.'.join(table.as_string(None).split('.'))} stored {stored:,} of {sent:,} rows; "
+            "a trigger or rule there drops or adds rows. Disable it for the load"
+        )
+        raise ChunkError(msg)
+    return Placed(inserted=stored, invalid=invalid)
+
+
+def _stored(session: Session, table: sql.Identifier) -> tuple[int, int]:
+    """Return the rows that this transaction has inserted and updated, by the server's own statistics."""
+    rows = session.execute(
+        sql.SQL(
+            "select coalesce(sum(pg_stat_get_xact_tuples_inserted(oid)), 0)::bigint,"
+            " coalesce(sum(pg_stat_get_xact_tuples_updated(oid)), 0)::bigint from (select {name}::regclass::oid"
+            " union select relid::oid from pg_partition_tree({name}::regclass)) as parts(oid)"
+        ).format(name=sql.Literal(table.as_string(None)))
+    )
+    return int(rows[0][0]), int(rows[0][1])
+
+
+def _drop_rivals(session: Session, destination: Destination) -> int:
+    """Leave one row for each conflict key in the temporary table: the newest, then the last; return the others' number."""
+    casts = {column.name: cast_column(column) for column in destination.columns}
+    keys = sql.SQL(", ").join(casts[name] for name in destination.conflict)
+    present = sql.SQL(" and ").join(sql.SQL("{} is not null").format(casts[name]) for name in destination.conflict)
+    order = [sql.SQL("{} desc").format(sql.Identifier(RECORD))]
+    if destination.newer_by:
+        order.insert(0, sql.SQL("{} desc nulls last").format(casts[destination.newer_by]))
+    query = sql.SQL(
+        "with ranked as (select ctid as place, row_number() over (partition by {keys} order by {order}) as n"
+        " from {chunk} where {present}), gone as (delete from {chunk} where ctid in (select place from ranked where n > 1)"
+        " returning 1) select count(*) from gone"
+    ).format(keys=keys, order=sql.SQL(", ").join(order), chunk=CHUNK, present=present)
+    return int(session.execute(query)[0][0])
+
+
+def _on_conflict(destination: Destination) -> sql.Composable:
+    if destination.mode == "append":
+        return sql.SQL("")
+    keys = sql.SQL(", ").join(map(sql.Identifier, destination.conflict))
+    others = [c for c in destination.columns if c.name not in destination.conflict]
+    if destination.mode == "skip" or not others:
+        return sql.SQL(" on conflict ({}) do nothing").format(keys)
+    assignments = sql.SQL(", ").join(sql.SQL("{0} = excluded.{0}").format(sql.Identifier(c.name)) for c in others)
+    differs = sql.SQL(" or ").join(_differs(column) for column in others)
+    newer: sql.Composable = sql.SQL("")
+    if destination.newer_by:
+        name = sql.Identifier(destination.newer_by)
+        newer = sql.SQL(" and (_there.{0} is null or excluded.{0} > _there.{0})").format(name)
+    return sql.SQL(" on conflict ({}) do update set {} where ({}){}").format(keys, assignments, differs, newer)
+
+
+def _differs(column: WriteColumn) -> sql.Composable:
+    name = sql.Identifier(column.name)
+    if column.target.base_type in NO_EQUALITY:
+        return sql.SQL("_there.{0}::text is distinct from excluded.{0}::text").format(name)
+    return sql.SQL("_there.{0} is distinct from excluded.{0}").format(name)
 
 
 def fill_temporary(session: Session, columns: Sequence[WriteColumn], frame: pl.DataFrame, *, numbered: bool) -> None:
