@@ -291,12 +291,7 @@ class Job(_Part):
             "transform": [_step_identity(step) for step in self.transform],
             "dedup": {"on": list(dedup.on), "order_by": list(dedup.order_by), "keep": dedup.keep} if dedup else None,
             "rules": {rule.name: steps.rule_identity(rule) for rule in self.rules},
-            "target": {
-                "table": self.target.table,
-                "mode": self.target.mode,
-                "conflict": list(self.target.conflict) if self.target.conflict else None,
-                "newer_by": self.target.newer_by,
-            },
+            "target": self.target.model_dump(include={"table", "mode", "conflict", "newer_by"}, mode="json"),
         }
 
     def fingerprint(self) -> str:

@@ -1,7 +1,6 @@
 """A row that the target rejects costs itself: it is quarantined with the constraint, the others load."""
 
 import pytest
-
 from moving import move, rows, run_sql
 
 
@@ -15,7 +14,9 @@ def fill(databases, number, *target):
 
 
 def quarantined(databases, report):
-    query = f"select key::int, rules, stage, message from keyhaul.quarantine where run_id = '{report.run_id}' order by 1"
+    query = (
+        f"select key::int, rules, stage, message from keyhaul.quarantine where run_id = '{report.run_id}' order by 1"
+    )
     return rows(databases[1], query)
 
 

@@ -1,8 +1,9 @@
 """skip and upsert: what is there already is kept or updated, and counted apart."""
 
 import pytest
-from keyhaul.errors import RefusedError
 from moving import move, rows, run_sql
+
+from keyhaul.errors import RefusedError
 
 TABLE = "create table public.t (id int primary key, amount numeric(10,2), note text, doc json, updated_at timestamp)"
 

@@ -16,7 +16,7 @@ from keyhaul import catalog
 from keyhaul.mapping import split, write_column
 from keyhaul.model import RECORD
 from keyhaul.pgtypes import SESSION_SETTINGS
-from keyhaul.targets.rows import write_rows
+from keyhaul.targets.rows import Destination, write_rows
 from keyhaul.targets.session import CopySession
 
 EXAMPLES = int(os.environ.get("KEYHAUL_TEST_EXAMPLES", "15"))
@@ -111,8 +111,9 @@ def carried(conn, session, values, dtype):
     session.execute(sql.SQL("rollback"))
     accepted, rejected = split(data, columns)
     found = dict.fromkeys(rejected[RECORD], False)
+    destination = Destination(table=sql.Identifier("public", "t"), columns=tuple(columns))
     for record in accepted[RECORD]:
-        write_rows(session, sql.Identifier("public", "t"), columns, accepted.filter(pl.col(RECORD) == record))
+        write_rows(session, destination, accepted.filter(pl.col(RECORD) == record))
         found[record] = session.execute(sql.SQL("delete from public.t returning x::text"))[0][0]
         session.execute(sql.SQL("commit"))
     return [found[number] for number in range(len(values))]

@@ -170,7 +170,7 @@ rules:
   bad name: "x"
   r: {chek: "x"}
   s: {check: "x", on_fail: explode}
-target: {mode: replace}
+target: {mode: insert}
 order: up
 stop_on_error: yes
 allow_quarantined: 101%
@@ -198,7 +198,7 @@ allow_quarantined: 101%
             "Give --dedup or dedup.on: in the job file"
         ),
         "job.yaml line 14: dedup.keeps: got an unknown key, expected keep",
-        'job.yaml line 20: target.mode: got "replace", expected append',
+        'job.yaml line 20: target.mode: got "insert", expected append, skip or upsert',
         'job.yaml line 5: workers: got "2", expected a whole number from 1 to 1024',
         'job.yaml line 21: order: got "up", expected asc or desc',
         'job.yaml line 22: stop_on_error: got "yes", expected true or false',
@@ -494,7 +494,7 @@ class _Plain(yaml.SafeLoader):
         ("chunk: 50000", "chunk: many", False),
         ("keep: last", "keep: newest", False),
         ("on: [id]", "onn: [id]", False),
-        ("mode: append", "mode: replace", False),
+        ("mode: append", "mode: insert", False),
         ("- where:", "- were:", False),
         ("on_fail: quarantine", "on_fail: x", False),
         ("key: id", "key: [a, b]", True),

@@ -43,7 +43,11 @@ select i.relname, 'u', null,
 """
 
 _STATES: Final = {"f": "23503", "u": "23505", "c": "23514"}
-_WORDS: Final = {"f": "violates foreign key constraint", "u": "violates unique constraint", "c": "violates check constraint"}
+_WORDS: Final = {
+    "f": "violates foreign key constraint",
+    "u": "violates unique constraint",
+    "c": "violates check constraint",
+}
 
 
 @dataclass(slots=True)
@@ -60,9 +64,7 @@ class _Search:
     asked_sets: bool = False
 
 
-def write_chunk(
-    session: Session, destination: Destination, frame: pl.DataFrame
-) -> Placed:
+def write_chunk(session: Session, destination: Destination, frame: pl.DataFrame) -> Placed:
     """Write a chunk's rows; if the target rejects some, load the others and return those with the reason.
 
     Args:
@@ -90,9 +92,7 @@ def write_chunk(
     )
 
 
-def isolate(
-    session: Session, destination: Destination, frame: pl.DataFrame
-) -> _Search:
+def isolate(session: Session, destination: Destination, frame: pl.DataFrame) -> _Search:
     """Load all records of a chunk that the target takes, and find the reason for each of the others.
 
     Args:
@@ -147,9 +147,7 @@ def _halve(session: Session, destination: Destination, search: _Search) -> None:
         search.pending += [part[middle:], part[:middle]]
 
 
-def _try(
-    session: Session, destination: Destination, part: pl.DataFrame, search: _Search
-) -> RejectedError | None:
+def _try(session: Session, destination: Destination, part: pl.DataFrame, search: _Search) -> RejectedError | None:
     """Write a part inside a savepoint; return the error for which it was taken back."""
     session.execute(sql.SQL("savepoint keyhaul_part"))
     try:
@@ -179,7 +177,8 @@ def _verdict(record: int, error: RejectedError) -> pl.DataFrame:
 
 def _refers_to_itself(session: Session, table: sql.Identifier) -> bool:
     query = sql.SQL(
-        "select exists (select from pg_constraint where contype = 'f' and conrelid = confrelid and conrelid = {}::regclass)"
+        "select exists (select from pg_constraint"
+        " where contype = 'f' and conrelid = confrelid and conrelid = {}::regclass)"
     )
     return bool(session.execute(query.format(sql.Literal(table.as_string(None))))[0][0])
 
@@ -187,17 +186,13 @@ def _refers_to_itself(session: Session, table: sql.Identifier) -> bool:
 # --- the constraints as sets -------------------------------------------------------------------------
 
 
-def _ask_sets(
-    session: Session, destination: Destination, frame: pl.DataFrame
-) -> pl.DataFrame:
+def _ask_sets(session: Session, destination: Destination, frame: pl.DataFrame) -> pl.DataFrame:
     """Ask each constraint for the rows that break it: an anti-join for references, a window for uniques."""
     session.execute(sql.SQL("savepoint keyhaul_sets"))
     try:
         columns, table = destination.columns, destination.table
         fill_temporary(session, columns, frame, numbered=True)
-        casts = sql.SQL(", ").join(
-            sql.SQL("{} as {}").format(cast_column(c), sql.Identifier(c.name)) for c in columns
-        )
+        casts = sql.SQL(", ").join(sql.SQL("{} as {}").format(cast_column(c), sql.Identifier(c.name)) for c in columns)
         rows = sql.SQL("(select {}, {} from {}) as t").format(sql.Identifier(RECORD), casts, CHUNK)
         known = {column.name for column in columns}
         found: dict[int, list[tuple[str, str]]] = {}
@@ -217,7 +212,9 @@ def _ask_sets(
             record,
             "load",
             [name for name, _ in broken],
-            "; ".join(f"load chunk: {_WORDS[kind]} (SQLSTATE {_STATES[kind]}, constraint {name})" for name, kind in broken),
+            "; ".join(
+                f"load chunk: {_WORDS[kind]} (SQLSTATE {_STATES[kind]}, constraint {name})" for name, kind in broken
+            ),
         )
         for record, broken in sorted(found.items())
     ]
@@ -258,7 +255,5 @@ def _breaking(
             "select {record} from {rows} where {present} and exists (select from {table} as r where {same}) union"
             " select _r from (select {record}, row_number() over (partition by {mine} order by {record}) from {rows}"
             " where {present}) as w(_r, n) where n > 1"
-        ).format(
-            record=record, rows=rows, present=present, table=table, same=same, mine=sql.SQL(", ").join(mine)
-        )
+        ).format(record=record, rows=rows, present=present, table=table, same=same, mine=sql.SQL(", ").join(mine))
     return [row[0] for row in session.execute(query)]

@@ -43,7 +43,9 @@ def with_mode(
     if mode == "append":
         if settings.conflict or settings.newer_by:
             given = "conflict" if settings.conflict else "newer_by"
-            msg = f"load {target.label}: {given} is given, expected it with mode skip or upsert only. Give --mode upsert"
+            msg = (
+                f"load {target.label}: {given} is given, expected it with mode skip or upsert only. Give --mode upsert"
+            )
             raise RefusedError(msg)
         return target
     if settings.newer_by and mode == "skip":
@@ -51,11 +53,17 @@ def with_mode(
         raise RefusedError(msg)
     conflict = tuple(settings.conflict or target.primary_key)
     if not conflict:
-        msg = f"load {target.label}: it has no primary key, and mode {mode} must know which rows are the same. Give --conflict"
+        msg = (
+            f"load {target.label}: it has no primary key, and mode {mode} must know which rows are the same. "
+            "Give --conflict"
+        )
         raise RefusedError(msg)
     missing = [name for name in (*conflict, *filter(None, [settings.newer_by])) if name not in written]
     if missing:
-        msg = f"load {target.label}: mode {mode} looks at {', '.join(missing)}, which the job does not write. Change --conflict or --newer-by"
+        msg = (
+            f"load {target.label}: mode {mode} looks at {', '.join(missing)}, which the job does not write. "
+            "Change --conflict or --newer-by"
+        )
         raise RefusedError(msg)
     if target.ddl.before:
         unique = [set(target.primary_key)]

@@ -108,7 +108,13 @@ def inspect_target(
             raise RefusedError(msg)
         _may_insert(conn, relation.from_item, relation.label)
         held = conn.execute(sql.SQL("select exists (select from {})").format(relation.from_item)).fetchone()
-        return TargetTable(schema=schema, table=table, columns=relation.columns, holds_rows=bool(held and held[0]), primary_key=relation.primary_key)
+        return TargetTable(
+            schema=schema,
+            table=table,
+            columns=relation.columns,
+            holds_rows=bool(held and held[0]),
+            primary_key=relation.primary_key,
+        )
     schema, table = _new_name(conn, name)
     if not create:
         msg = f"load {schema}.{table}: it is not there, and --no-create is given. Create it, or change --into"
@@ -235,7 +241,12 @@ def ask_ledger(session: Session, entry: LedgerEntry) -> ChunkResult | None:
     if status != "done":
         return None
     counts = Counts(
-        read=read, loaded=loaded, unchanged=unchanged, duplicate=duplicate, filtered=filtered, quarantined=quarantined,
+        read=read,
+        loaded=loaded,
+        unchanged=unchanged,
+        duplicate=duplicate,
+        filtered=filtered,
+        quarantined=quarantined,
         updated=updated,
     )
     return ChunkResult(chunk=entry.chunk, counts=counts, timings=Timings(), attempts=attempts, bytes_read=size)

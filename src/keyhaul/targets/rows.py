@@ -22,9 +22,7 @@ INVALID: Final = pl.Schema(
     {RECORD: pl.Int64(), "stage": pl.String(), "rules": pl.List(pl.String()), "message": pl.String()}
 )
 
-NO_EQUALITY: Final = frozenset(
-    {"json", "xml", "point", "line", "lseg", "box", "path", "polygon", "circle", "jsonpath"}
-)
+NO_EQUALITY: Final = frozenset({"json", "xml", "point", "line", "lseg", "box", "path", "polygon", "circle", "jsonpath"})
 """Types without an = that means the same value (that of the geometric ones compares areas or has a tolerance)."""
 
 CHUNK: Final = sql.Identifier("pg_temp", "_keyhaul_chunk")
@@ -120,7 +118,7 @@ def _appended(
     stored = _stored(session, table)[0] - before[0]
     if stored != sent:
         msg = (
-            f"load chunk: {'.'.join(table.as_string(None).split('.'))} stored {stored:,} of {sent:,} rows; "
+            f"load chunk: {table.as_string(None).replace(chr(34), '')} stored {stored:,} of {sent:,} rows; "
             "a trigger or rule there drops or adds rows. Disable it for the load"
         )
         raise ChunkError(msg)
@@ -140,7 +138,7 @@ def _stored(session: Session, table: sql.Identifier) -> tuple[int, int]:
 
 
 def _drop_rivals(session: Session, destination: Destination) -> int:
-    """Leave one row for each conflict key in the temporary table: the newest, then the last; return the others' number."""
+    """Leave one row for each conflict key in the temporary table, the newest, then the last; return how many went."""
     casts = {column.name: cast_column(column) for column in destination.columns}
     keys = sql.SQL(", ").join(casts[name] for name in destination.conflict)
     present = sql.SQL(" and ").join(sql.SQL("{} is not null").format(casts[name]) for name in destination.conflict)
@@ -149,8 +147,9 @@ def _drop_rivals(session: Session, destination: Destination) -> int:
         order.insert(0, sql.SQL("{} desc nulls last").format(casts[destination.newer_by]))
     query = sql.SQL(
         "with ranked as (select ctid as place, row_number() over (partition by {keys} order by {order}) as n"
-        " from {chunk} where {present}), gone as (delete from {chunk} where ctid in (select place from ranked where n > 1)"
-        " returning 1) select count(*) from gone"
+        " from {chunk} where {present}),"
+        " gone as (delete from {chunk} where ctid in (select place from ranked where n > 1) returning 1)"
+        " select count(*) from gone"
     ).format(keys=keys, order=sql.SQL(", ").join(order), chunk=CHUNK, present=present)
     return int(session.execute(query)[0][0])
 
