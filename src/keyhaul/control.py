@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 
 
@@ -26,4 +27,4 @@ class Control:
         if self.signal:
             self.cancelled.set()
         self.signal = self.signal or number
-        self.stop(f"interrupted by signal {number}")
+        self.stop("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)

@@ -29,6 +29,9 @@ def balance(counts: Counts) -> Iterable[RenderableType]:
         number: int = getattr(counts, name)
         style = "bold" if name == "read" else "yellow" if name == "quarantined" and number else ""
         table.add_row("", Text(name, style), Text(f"{number:,}", style))
+        if name == "loaded" and counts.updated:
+            table.add_row("", Text("  inserted"), Text(f"{counts.loaded - counts.updated:,}"))
+            table.add_row("", Text("  updated"), Text(f"{counts.updated:,}"))
     yield table
     if counts.balanced:
         yield Text("  ✓ balanced: read = loaded + unchanged + duplicate + filtered + quarantined", "green")
