@@ -11,6 +11,7 @@ def move(databases, table, *, key="id", **flags):
     """Move `table` from the first database to the second as a fresh run; returns the report."""
     source, target = databases
     given = {"source": source, "target": target, "table": table, "key": key, "job": "move", **flags}
+    given = {name: value for name, value in given.items() if value is not None}
     return run(load_job(None, given, {}), lambda _event: None, Control(), fresh=True)
 
 

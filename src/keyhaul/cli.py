@@ -152,7 +152,11 @@ def _run(job: Job, *, fresh: bool, mode: Progress, quiet: bool) -> int:
             look_back_options=_look_back_options(job),
             quiet=quiet,
         )
-    return exit_code(report, job)
+    code = exit_code(report, job)
+    if quiet and code == QUARANTINED:
+        count = report.counts.quarantined
+        _say(f"{count:,} records are quarantined, more than allowed. See: etl quarantine {report.run_id}")
+    return code
 
 
 class _Interrupted(BaseException):
@@ -276,6 +280,9 @@ def show_quarantine(
 
     with _ledger(target, home, ledger_schema) as (conn, schema):
         run_id = lookback.find_run(conn, schema, run)
+        if export is not None and str(export) == "-":
+            msg = "export quarantine: got -, expected a file's name, for example bad.csv"
+            raise ConfigError(msg)
         if export is not None:
             written = quarantine.export_quarantine(conn, schema, run_id, export, force=force)
             typer.echo(f"wrote {written:,} records of run {run_id} to {export}")
@@ -311,6 +318,7 @@ def _root(
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    os.environ["PGCLIENTENCODING"] = "UTF8"  # libpq prefers a user's own to what a session sets
     try:
         app()
     except _Interrupted as stop:

@@ -80,6 +80,7 @@ class _Run:
         self._started = started
         self._sitting = 1
         self._begun = False
+        self._expected_rows: int | None = None
         self._ledger = Ledger(self._connect_ledger, self._job.ledger_schema, self._job.job)
 
     # --- before the first read -------------------------------------------------------------------
@@ -95,6 +96,12 @@ class _Run:
                 msg = (
                     f"resume run {unfinished.run_id}: {target.label} is not there any more, though chunks of this run "
                     "were loaded into it. Give --fresh to start a new run"
+                )
+                raise RefusedError(msg)
+            if ledger.totals(unfinished.run_id).counts.loaded and not target.holds_rows:
+                msg = (
+                    f"resume run {unfinished.run_id}: {target.label} is empty, though chunks of this run were loaded "
+                    "into it. Give --fresh to start a new run"
                 )
                 raise RefusedError(msg)
             workers = self._count_workers(len(ledger.open_chunks(unfinished.run_id)))
@@ -179,10 +186,13 @@ class _Run:
         if empty_first and not prepared.ends.embedded_target:
             msg = (
                 f"load {target.label}: it already holds rows and no mode is given. Give --mode append to add to "
-                "them, skip to keep what is there, upsert to update it, or empty the table"
+                "them, skip to keep what is there, upsert to update it; or empty the table "
+                "(and give --fresh if a run is unfinished)"
             )
             raise RefusedError(msg)
         plan = prepared.source.plan(job.chunk)
+        if plan.exact and prepared.source.relation.kind in {"q", "v"}:
+            self._expected_rows = plan.estimated_rows
         workers = self._count_workers(len(plan.chunks))
         conn = self._ledger.connection
         with conn.transaction():
@@ -266,6 +276,17 @@ class _Run:
 
     # --- the end ---------------------------------------------------------------------------------
 
+    def _unstable(self) -> str:
+        """Return what is wrong when a view or query gave other rows to the chunks than to the plan."""
+        read = self._ledger.range_rows_read(self._run_id)
+        if self._expected_rows is None or read == self._expected_rows:
+            return ""
+        return (
+            f"the source gave {self._expected_rows:,} rows when it was planned and {read:,} when it was read, in the "
+            "same snapshot: its answer is not the same each time. Empty the target, put the query's rows into a table "
+            "(create table … as …) and move that"
+        )
+
     def _finish_table(self, reason: str) -> tuple[bool, str]:
         """Create the indexes and constraints that wait for the rows; returns whether all of them are there."""
         target = self._prepared.target
@@ -293,9 +314,13 @@ class _Run:
             reason = f"{len(failed)} of {totals.planned} chunks failed"
             if not failed:
                 reason = "the target has lost chunks that it had committed (a crash with synchronous_commit = off?)"
-        if complete:
+        unstable = self._unstable() if complete else ""
+        if unstable:
+            complete, reason = False, unstable
+        elif complete:
             complete, reason = self._finish_table(reason)
-        ledger.end(self._run_id, "done" if complete else "stopped", None if complete else reason)
+        status = "done" if complete else "abandoned" if unstable else "stopped"
+        ledger.end(self._run_id, status, None if complete else reason)
         report = Report(
             run_id=self._run_id,
             job=self._job.job,

@@ -259,6 +259,11 @@ class Ledger:
         """Return rule → records, largest first; a record that failed two rules counts for both."""
         return dict(self._execute_again("quarantined_by_rule", run_id=run_id).fetchall())
 
+    def range_rows_read(self, run_id: str) -> int:
+        """Return the rows that the chunks with a key range read."""
+        row = self._execute_again("range_rows_read", run_id=run_id).fetchone()
+        return int(row[0]) if row else 0
+
     def warned(self, run_id: str) -> dict[str, int]:
         """Return rule → rows that failed a rule with ``on_fail: warn``."""
         return dict(self._execute_again("sum_warned", run_id=run_id).fetchall())

@@ -171,6 +171,10 @@ select count(*) filter (where status = 'done'), count(*) filter (where status = 
        coalesce(sum(rows_quarantined), 0)::bigint, coalesce(sum(rows_updated), 0)::bigint
   from {schema}.chunks where run_id = {run_id};
 
+-- name: range_rows_read
+-- Rows read by the chunks with a key range, to compare with what an exact plan expected.
+select coalesce(sum(rows_read), 0)::bigint from {schema}.chunks where run_id = {run_id} and kind = 'range';
+
 -- name: sum_warned
 -- Rows that failed a rule with `on_fail: warn`, by rule.
 select w.key, sum(w.value::bigint)::bigint from {schema}.chunks c, jsonb_each_text(c.warned) w

@@ -184,6 +184,9 @@ SESSION_SETTINGS: Final[dict[str, str]] = {
     "client_encoding": "UTF8",
     "lc_monetary": "C",
     "xmloption": "content",
+    "array_nulls": "on",
+    "transform_null_equals": "off",
+    "row_security": "off",
 }
 """What both sessions set, so that a text form means the same on either side. Not search_path: the user's
 query, and the triggers of the user's tables, may rely on theirs."""

@@ -111,7 +111,7 @@ def connect(dsn: Dsn, end: str, *, application_name: str, settings: Mapping[str,
     )
     try:
         # No prepared statements: a pooler between us and the server may not keep them.
-        return psycopg.connect(conninfo, autocommit=True, prepare_threshold=None)
+        return psycopg.connect(conninfo, autocommit=True, prepare_threshold=None, client_encoding="UTF8")
     except psycopg.Error as error:
         text = redact(" ".join(str(error).split()), dsn)
         raise ConnectError(f"connect to {end} {dsn.label}: {_reason(error, text, end)}") from None
@@ -291,6 +291,7 @@ def _compile(
         create=not job.target.no_create,
         foreign_keys=job.target.with_foreign_keys,
     )
+    _refuse_itself(ends, source, target)
     given = [part for name in (job.source.table, into) if name for part in _parts(target_conn, name)]
     _check_names([*given, target.schema, target.table, *transform.output])
     zone = _check_zone(job)
@@ -319,10 +320,17 @@ def _compile(
 
 def _open_source(job: Job, conn: psycopg.Connection[Any]) -> SqlSource:
     source = SqlSource.open(conn, table=job.source.table, query=job.source.query, key=job.key)
-    if source.relation.column(RECORD) is not None:
-        msg = f"read {source.relation.label}: a column is called {RECORD}, which is keyhaul's own. Rename it in a query"
+    own = [column.name for column in source.relation.columns if column.name.lower() == RECORD]
+    if own:
+        msg = f"read {source.relation.label}: a column is called {own[0]}, which is keyhaul's own. Rename it in a query"
         raise RefusedError(msg)
     return source
+
+
+def _refuse_itself(ends: Ends, source: SqlSource, target: TargetTable) -> None:
+    if ends.source.identity == ends.target.identity and source.relation.label == target.label:
+        msg = f"load {target.label}: it is the table that is read. Give another one in --into, or another --target"
+        raise RefusedError(msg)
 
 
 def _types_of(transform: Transform, sources: Mapping[str, Column]) -> list[int]:

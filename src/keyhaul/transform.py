@@ -210,7 +210,7 @@ def _compile_set(step: Step, state: _State) -> Callable[[pl.LazyFrame], pl.LazyF
     results: dict[str, tuple[pl.DataType, frozenset[str], str | None]] = {}
     for column, text in step.set.items():
         at = step.places.get(column, step.at)
-        if column == RECORD:
+        if column.lower() == RECORD:
             problems.append(f"{at}: set {RECORD}: this name is keyhaul's own. Choose another")
             continue
         try:

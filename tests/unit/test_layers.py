@@ -24,6 +24,7 @@ ROWS = [
     {"transform", "computed"},
     {"mapping", "copies"},
     {"stage"},
+    {"sources.stability"},
     {"sources.readers", "sources.sql", "targets.session", "targets.ddl"},
     {"targets.rows"},
     {"targets.isolate"},

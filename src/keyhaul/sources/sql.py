@@ -13,6 +13,7 @@ from keyhaul.definition import read_definition
 from keyhaul.errors import ConfigError, RefusedError
 from keyhaul.model import Plan
 from keyhaul.plan import Key, chunks_between
+from keyhaul.sources.stability import check_stable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -70,6 +71,7 @@ class SqlSource:
         """
         conn.execute("begin isolation level repeatable read read only")
         relation = catalog.describe_query(conn, query) if query is not None else _find_table(conn, table or "")
+        check_stable(conn, relation, query)
         _check_key(conn, relation, key)
         row = conn.execute("select pg_export_snapshot()").fetchone()
         return cls(conn=conn, relation=relation, key=tuple(key), snapshot=row[0] if row else "")
@@ -286,7 +288,13 @@ def _find_table(conn: psycopg.Connection[Any], table: str) -> Relation:
     try:
         conn.execute(sql.SQL("select from {} limit 0").format(relation.from_item))
     except errors.InsufficientPrivilege as error:
-        msg = f"read source table: this user may not read {relation.label}. Grant SELECT on it"
+        if "row-level security" in str(error):
+            msg = (
+                f"read source table: row-level security hides rows of {relation.label} from this user. Read as its "
+                "owner or a user with BYPASSRLS, or select what may be seen in a query over a view"
+            )
+        else:
+            msg = f"read source table: this user may not read {relation.label}. Grant SELECT on it"
         raise ConfigError(msg) from error
     return relation
 

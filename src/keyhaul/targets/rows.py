@@ -113,9 +113,10 @@ def write_rows(session: Session, destination: Destination, frame: pl.DataFrame) 
 
 
 def _appended(
-    session: Session, table: sql.Identifier, before: tuple[int, int], sent: int, invalid: pl.DataFrame
+    session: Session, table: sql.Identifier, before: tuple[int, int, int], sent: int, invalid: pl.DataFrame
 ) -> Placed:
-    stored = _stored(session, table)[0] - before[0]
+    now = _stored(session, table)
+    stored = now[0] - before[0] - (now[2] - before[2])
     if stored != sent:
         msg = (
             f"load chunk: {table.as_string(None).replace(chr(34), '')} stored {stored:,} of {sent:,} rows; "
@@ -125,16 +126,17 @@ def _appended(
     return Placed(inserted=stored, invalid=invalid)
 
 
-def _stored(session: Session, table: sql.Identifier) -> tuple[int, int]:
-    """Return the rows that this transaction has inserted and updated, by the server's own statistics."""
+def _stored(session: Session, table: sql.Identifier) -> tuple[int, int, int]:
+    """Return the rows that this transaction has inserted, updated and deleted, by the server's own statistics."""
     rows = session.execute(
         sql.SQL(
             "select coalesce(sum(pg_stat_get_xact_tuples_inserted(oid)), 0)::bigint,"
-            " coalesce(sum(pg_stat_get_xact_tuples_updated(oid)), 0)::bigint from (select {name}::regclass::oid"
+            " coalesce(sum(pg_stat_get_xact_tuples_updated(oid)), 0)::bigint,"
+            " coalesce(sum(pg_stat_get_xact_tuples_deleted(oid)), 0)::bigint from (select {name}::regclass::oid"
             " union select relid::oid from pg_partition_tree({name}::regclass)) as parts(oid)"
         ).format(name=sql.Literal(table.as_string(None)))
     )
-    return int(rows[0][0]), int(rows[0][1])
+    return int(rows[0][0]), int(rows[0][1]), int(rows[0][2])
 
 
 def _drop_rivals(session: Session, destination: Destination) -> int:

@@ -67,7 +67,9 @@ class CopySession:
     def __init__(self, conninfo: str) -> None:
         """Connect; the first statement begins a transaction."""
         try:
-            self._conn: psycopg.Connection[Any] = psycopg.connect(conninfo, prepare_threshold=None)
+            self._conn: psycopg.Connection[Any] = psycopg.connect(
+                conninfo, prepare_threshold=None, client_encoding="UTF8"
+            )
         except psycopg.Error as error:
             raise translate(error) from error
 
