@@ -221,6 +221,7 @@ def _compile_set(step: Step, state: _State) -> Callable[[pl.LazyFrame], pl.LazyF
         roots = expression.meta.root_names()
         copied = roots[0] if expression.meta.is_column() else None
         depends = frozenset().union(*(state.depends[name] for name in roots))
+        state.needed |= depends  # the step is evaluated, even when its result is dropped later
         if copied is None:
             state.used |= depends
         named[f"_keyhaul_set_{len(named)}"] = expression

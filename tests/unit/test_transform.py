@@ -375,3 +375,9 @@ def test_a_python_step_that_breaks_its_promise_fails_the_chunk(steps_module, nam
 def test_a_python_step_that_cannot_be_called_is_refused_with_its_place(target, message):
     with pytest.raises(ConfigError, match=f"^job.yaml line 11: import {target}: .*{message}"):
         compile_transform([python(target)], SOURCE)
+
+
+def test_a_column_that_is_set_and_dropped_again_with_its_inputs_is_still_evaluated():
+    steps = [set_(x="a + 1"), Step(kind="drop", drop=("x", "a"), at="job.yaml line 8")]
+    transform = compile_transform(steps, SOURCE)
+    assert "a" in transform.needed
