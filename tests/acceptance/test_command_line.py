@@ -52,7 +52,7 @@ def test_json_is_one_object_a_line_and_ends_with_the_report(etl, source, target)
     report = events[-1]["report"]
     assert (report["outcome"], report["chunks_planned"], report["chunks_done"]) == ("done", 10, 10)
     assert report["counts"] == {
-        "read": 100, "loaded": 94, "unchanged": 0, "duplicate": 0, "filtered": 0, "quarantined": 6
+        "read": 100, "loaded": 94, "unchanged": 0, "duplicate": 0, "filtered": 0, "quarantined": 6, "updated": 0
     }  # fmt: skip
     assert report["quarantined_by_reason"] == {"few": 6}
     assert report["run_id"] == value(target, "select run_id from keyhaul.runs")
@@ -65,13 +65,25 @@ def test_quiet_prints_nothing_when_all_is_well(etl, source, target):
 
 
 def test_quiet_still_says_what_stopped_a_run_and_how_to_go_on(etl, source, target):
-    fetch(target, "create table public.items (id bigint, name text, amount numeric, constraint fair check (id <> 55))")
+    fetch(
+        target,
+        "create table public.items (id bigint, name text, amount numeric);"
+        "create function public.fair() returns trigger language plpgsql as"
+        " $$ begin if new.id <> 55 then return new; end if; return null; end $$;"
+        "create trigger fair before insert on public.items for each row execute function public.fair()",
+    )
     done = etl(*command(source, target, "--quiet"))
     assert done.returncode == 3
     said = done.stdout + done.stderr
     assert "chunk 6" in said
-    assert "fair" in said
+    assert "a trigger or rule there drops or adds rows" in said
     assert "Next: etl chunked" in said
+
+
+def test_quiet_says_that_more_was_quarantined_than_allowed(etl, source, target):
+    done = etl(*command(source, target, *RULE, "--quiet"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "6 records are quarantined, more than allowed. See: etl quarantine" in done.stderr
 
 
 def test_a_log_says_what_was_done_and_where_the_quarantine_is(etl, source, target):
