@@ -182,8 +182,8 @@ def describe_table(conn: psycopg.Connection[Any], oid: int, schema: str, table: 
     )
 
 
-def describe_query(conn: psycopg.Connection[Any], query: str) -> Relation:
-    """Ask the server for the columns of a query, without running it.
+def describe_query(conn: psycopg.Connection[Any], query: str, what: str = "source.query") -> Relation:
+    """Ask the server for the columns of a query, without running it; `what` is its name in messages.
 
     Raises:
         ConfigError: the server does not accept the query, or two of its columns have one name.
@@ -192,18 +192,18 @@ def describe_query(conn: psycopg.Connection[Any], query: str) -> Relation:
     try:
         cursor = conn.execute(sql.SQL("select * from {} limit 0").format(item))
     except errors.Error as error:
-        msg = f"read source.query: {error.diag.message_primary or error}, expected one SELECT"
+        msg = f"read {what}: {error.diag.message_primary or error}, expected one SELECT"
         raise ConfigError(msg) from error
     result = cursor.pgresult
     if result is None:
-        msg = "read source.query: it returns no columns, expected one SELECT"
+        msg = f"read {what}: it returns no columns, expected one SELECT"
         raise ConfigError(msg)
     numbers = range(result.nfields)
     names = [(result.fname(i) or b"").decode() for i in numbers]
     twice = sorted({name for name in names if names.count(name) > 1 or name == "?column?"})
     if twice:
         listed = ", ".join(twice)
-        msg = f"read source.query: the column names {listed} are not unique, expected a name of its own for each"
+        msg = f"read {what}: the column names {listed} are not unique, expected a name of its own for each"
         raise ConfigError(msg)
     columns = _columns(conn, names, [result.ftype(i) for i in numbers], [result.fmod(i) for i in numbers])
     return Relation(from_item=item, label="query", oid=None, kind="q", columns=tuple(columns))

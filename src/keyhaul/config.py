@@ -18,7 +18,7 @@ from keyhaul.draft import Draft, Place, spell
 from keyhaul.dsn import Dsn
 from keyhaul.errors import ConfigError
 from keyhaul.fields import Allowed, Names, Rules, Steps
-from keyhaul.identity import module_digest
+from keyhaul.identity import file_digest, module_digest
 from keyhaul.layers import EMBEDDED, EMBEDDED_TABLE, Setting
 from keyhaul.steps import Rule, Step
 from keyhaul.yamlfile import read_yaml
@@ -204,7 +204,7 @@ class Job(_Part):
     )
     transform: Steps = _setting(
         (),
-        "Steps, in order: set, where, rename, drop, python.",
+        "Steps, in order: set, where, rename, drop, lookup, python.",
         "a list of steps",
         "--set, --where",
     )
@@ -278,7 +278,7 @@ class Job(_Part):
 
         Left out is what may change between a run and its resumption: workers, reader, loader, order,
         limits, home, and the target's address, which is where the ledger is. A Python step is
-        represented by its name and, when its file can be found, the file's SHA-256.
+        represented by its name and, when its file can be found, the file's SHA-256; so is a lookup's file.
         """
         source = self.source
         uri = EMBEDDED if source.uri == EMBEDDED else Dsn.parse(source.uri, "source.uri").identity
@@ -301,6 +301,8 @@ class Job(_Part):
 
 def _step_identity(step: Step) -> dict[str, Any]:
     digest = module_digest(step.python.partition(":")[0]) if step.kind == "python" else None
+    if step.lookup and step.lookup.file:
+        digest = file_digest(step.lookup.file)
     return steps.step_identity(step) | ({"sha256": digest} if digest else {})
 
 

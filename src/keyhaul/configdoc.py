@@ -46,7 +46,32 @@ columns as they were before the step |
 as filtered |
 | `rename` | `rename: {old: new}` | renames columns |
 | `drop` | `drop: [a, b]` or `drop: a` | leaves columns out |
+| `lookup` | `lookup: {source: {file: airlines.csv}, on: carrier, take: {airline: name}}` | takes columns from a \
+table, query or file by key; see below |
 | `python` | `python: "module:function"` | calls a function from LazyFrame to LazyFrame; only with `--allow-python` |
+
+### Lookups
+
+| key | value | default | meaning |
+|---|---|---|---|
+| `source` | a mapping with one of `table`, `query`, `file` | required | `table: public.airlines` or \
+`query: "select …"`, read in the run's snapshot of the job's source, or from another database with `uri:`; \
+`file:` ends in .csv or .parquet, its path is from the current directory |
+| `on` | a column, a list, or a mapping from column to the lookup's column | required | what must be equal; NULL \
+equals nothing |
+| `take` | a column, a list, or a mapping from new column to the lookup's column | required | what is added |
+| `missing` | `keep` or `quarantine` | `keep` | a record without match gets NULLs, or goes to quarantine (stage \
+`lookup`, rule `lookup:NAME`); a NULL in `on` has no match |
+| `first` | a column of the lookup |  | of several rows with one key, the one with the lowest value here is taken \
+(NULL last, text by its bytes); without it several rows with one key are refused |
+| `limit_mb` | a whole number from 1 | `256` | the most it may hold in memory, in MB of 1,000,000 bytes |
+| `name` | 1 to 56 of letters, digits, _ . - | the table's or file's name, or `query` | NAME in the quarantine |
+
+A lookup is read once, before the first row, and held in memory by all workers together. Both sides of `on` have one
+type, or are integers, or the lookup's values become the chunk's type without a change; text is compared byte by byte.
+A CSV file has a first line with names; a column's type is what all its values are, text for a key that is compared
+with text (so that `007` stays), and an empty field is NULL. A taken column counts as computed: later steps and rules
+may use it.
 
 ## Rules
 
@@ -66,7 +91,8 @@ aliases, merge keys, tags, a second document, a file above 1 MB.
 ## What makes a job the same
 
 A run is resumed only by the same job: source database (host, port, name), table or query, key, chunk, transform
-(with the file of a Python step), dedup, rules, target table and mode. Everything else may change in between.
+(with the file of a Python step or a lookup), dedup, rules, target table and mode. Everything else may change in
+between.
 """
 
 

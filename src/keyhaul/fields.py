@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import GetPydanticSchema, WithJsonSchema
 from pydantic_core import core_schema
 
-from keyhaul import steps
+from keyhaul import entries, steps
 from keyhaul.allowance import Allowance, read_allowance
 from keyhaul.steps import Rule, Step
 
@@ -33,7 +33,7 @@ def _by(function: Callable[[Any], Any], **schema: object) -> tuple[Any, Any]:
     return checked, WithJsonSchema(dict(schema))
 
 
-Names = Annotated[tuple[str, ...], *_by(_names, **steps.ONE_OR_MORE)]
+Names = Annotated[tuple[str, ...], *_by(_names, **entries.ONE_OR_MORE)]
 Steps = Annotated[tuple[Step, ...], *_by(tuple, type="array", items=steps.STEP_SCHEMA)]
 Rules = Annotated[tuple[Rule, ...], *_by(tuple, **steps.RULES_SCHEMA)]
 Allowed = Annotated[

@@ -49,4 +49,13 @@ def module_digest(module: str) -> str | None:
         search = list(spec.submodule_search_locations or []) if spec else None
     if spec is None or not spec.origin or not Path(spec.origin).is_file():
         return None
-    return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
+    return file_digest(spec.origin)
+
+
+def file_digest(path: str) -> str | None:
+    """Return the SHA-256 of a file, read in pieces; None when there is no such file or it cannot be read."""
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None

@@ -24,6 +24,7 @@ from keyhaul.ledger import session_name
 from keyhaul.mapping import build_mapping
 from keyhaul.model import RECORD
 from keyhaul.shapes import differences
+from keyhaul.sources.lookups import LookupSource
 from keyhaul.sources.sql import SqlSource
 from keyhaul.stage import compile_rules
 from keyhaul.targets.modes import with_mode
@@ -99,7 +100,7 @@ def connect(dsn: Dsn, end: str, *, application_name: str, settings: Mapping[str,
 
     Args:
         dsn: which database.
-        end: ``source`` or ``target``, for messages.
+        end: ``source``, ``target`` or ``lookup``, for messages.
         application_name: shown in pg_stat_activity.
         settings: of the session.
 
@@ -118,7 +119,7 @@ def connect(dsn: Dsn, end: str, *, application_name: str, settings: Mapping[str,
 
 
 def _reason(error: psycopg.Error, text: str, end: str) -> str:
-    flag = f"--{end} (or ETL_{end.upper()}_URL, or {end}.uri)"
+    flag = "source.uri of the lookup" if end == "lookup" else f"--{end} (or ETL_{end.upper()}_URL, or {end}.uri)"
     lowered = text.lower()
     causes = (
         (
@@ -229,7 +230,7 @@ def prepare(job: Job, ends: Ends, *, run_id: str = "plan") -> Prepared:
         ConfigError: a table, key, column, expression or rule does not fit.
         RefusedError: a column cannot be carried, or has no place in the target.
     """
-    _check_tls(job, ends)
+    _check_tls(job, ends.source)
     with ExitStack() as stack:
         source_conn = connect(
             ends.source,
@@ -250,8 +251,8 @@ def prepare(job: Job, ends: Ends, *, run_id: str = "plan") -> Prepared:
         return prepared
 
 
-def _check_tls(job: Job, ends: Ends) -> None:
-    mode = ends.source.options.get("sslmode", "")
+def _check_tls(job: Job, dsn: Dsn) -> None:
+    mode = dsn.options.get("sslmode", "")
     if job.source.reader == "connectorx" and mode.startswith("verify"):
         msg = (
             f"read source: connectorx cannot do sslmode={mode} (with sslmode=require and sslrootcert it checks the CA, "
@@ -271,7 +272,8 @@ def _compile(
     source = _open_source(job, source_conn)
     routes = source.routes()
     sources = {column.name: column for column in source.relation.columns}
-    transform = compile_transform(job.transform, {name: route.dtype for name, route in routes.items()})
+    types = {name: route.dtype for name, route in routes.items()}
+    transform = compile_transform(job.transform, types, _lookups(job, ends.source, source).load)
     read_columns = tuple(name for name in routes if name in transform.needed or name in job.key)
     _refuse_routes(routes, read_columns)
     schema = {name: column.dtype for name, column in transform.output.items()}
@@ -294,8 +296,7 @@ def _compile(
     _refuse_itself(ends, source, target)
     given = [part for name in (job.source.table, into) if name for part in _parts(target_conn, name)]
     _check_names([*given, target.schema, target.table, *transform.output])
-    zone = _check_zone(job)
-    columns = build_mapping(transform.output, sources, target.columns, target.label, time_zone=zone)
+    columns = build_mapping(transform.output, sources, target.columns, target.label, time_zone=_check_zone(job))
     target = with_mode(target_conn, target, job.target, [column.name for column in columns])
     _check_shapes(source_conn, target_conn, target, transform, sources, columns)
     if not columns:
@@ -315,6 +316,24 @@ def _compile(
         checks=checks,
         columns=columns,
         read_columns=read_columns,
+    )
+
+
+def _lookups(job: Job, dsn: Dsn, source: SqlSource) -> LookupSource:
+    settings = session_settings(job, default_transaction_read_only="on", lock_timeout="30s")
+
+    def open_other(other: Dsn) -> tuple[psycopg.Connection[Any], Dsn]:
+        _check_tls(job, other)
+        conn = connect(other, "lookup", application_name="keyhaul lookup", settings=settings)
+        return conn, _with_login(other, conn)
+
+    return LookupSource(
+        conn=source.conn,
+        snapshot=source.snapshot,
+        dsn=dsn,
+        reader=job.source.reader,
+        settings=settings,
+        open_other=open_other,
     )
 
 

@@ -234,7 +234,7 @@ class Stager:
         Args:
             source: the chunk as read, with ``_record``; the quarantine keeps these values.
             frame: the chunk after the transform.
-            failed: records that the transform could not do, as ``_record`` and ``message``.
+            failed: records that the transform could not do, as ``_record``, ``message`` and ``rule``.
             columns: the mapping of this chunk, when it is not the run's.
 
         Raises:
@@ -242,7 +242,8 @@ class Stager:
             ChunkError: a rule cannot be evaluated for too many records.
         """
         filtered = source.height - failed.height - frame.height
-        rejected = [failed.select(RECORD, rules=pl.lit(["transform"]), message="message", stage=pl.lit("transform"))]
+        stage = pl.when(pl.col("rule") == "transform").then(pl.lit("transform")).otherwise(pl.lit("lookup"))
+        rejected = [failed.select(RECORD, rules=pl.concat_list("rule"), message="message", stage=stage)]
         warned: dict[str, int] = {}
         if self._checks and frame.height:
             frame, broken = self._apply_rules(frame, warned)

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from keyhaul.draft import shown
+from keyhaul.entries import ONE_OR_MORE, PAIRS, TEXT, read_names, read_pairs
+from keyhaul.lookupstep import LOOKUP_SCHEMA, Lookup, lookup_identity, read_lookup
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -20,23 +22,20 @@ if TYPE_CHECKING:
 
 OnFail = Literal["quarantine", "warn", "stop"]
 ON_FAIL: tuple[OnFail, ...] = ("quarantine", "warn", "stop")
-StepKind = Literal["set", "where", "rename", "drop", "python"]
-STEP_KINDS: tuple[StepKind, ...] = ("set", "where", "rename", "drop", "python")
+StepKind = Literal["set", "where", "rename", "drop", "lookup", "python"]
+STEP_KINDS: tuple[StepKind, ...] = ("set", "where", "rename", "drop", "lookup", "python")
 RULE_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}"
 PYTHON_FUNCTION = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
 
 # The JSON schemas of the file's form, for editors.
-_TEXT = {"type": "string", "minLength": 1}
-_NAME_LIST = {"type": "array", "items": _TEXT, "minItems": 1, "uniqueItems": True}
-ONE_OR_MORE: Mapping[str, Any] = {"anyOf": [_TEXT, _NAME_LIST]}
-_EXPRESSIONS = {"type": "object", "additionalProperties": _TEXT, "minProperties": 1}
 STEP_SCHEMA: Mapping[str, Any] = {
     "type": "object",
     "properties": {
-        "set": {**_EXPRESSIONS, "description": "Columns to compute: column to Polars SQL expression."},
-        "where": {**_TEXT, "description": "Rows to keep: a Polars SQL condition."},
-        "rename": {**_EXPRESSIONS, "description": "Columns to rename: old to new."},
+        "set": {**PAIRS, "description": "Columns to compute: column to Polars SQL expression."},
+        "where": {**TEXT, "description": "Rows to keep: a Polars SQL condition."},
+        "rename": {**PAIRS, "description": "Columns to rename: old to new."},
         "drop": {**ONE_OR_MORE, "description": "Columns to leave out."},
+        "lookup": LOOKUP_SCHEMA,
         "python": {
             "type": "string",
             "pattern": f"^{PYTHON_FUNCTION}$",
@@ -59,7 +58,7 @@ def _rule_schema(demand: str, short: Mapping[str, Any]) -> dict[str, Any]:
 RULES_SCHEMA: Mapping[str, Any] = {
     "type": "object",
     "properties": {"not_null": _rule_schema("columns", ONE_OR_MORE)},
-    "patternProperties": {f"^(?!not_null$){RULE_NAME}$": _rule_schema("check", _TEXT)},
+    "patternProperties": {f"^(?!not_null$){RULE_NAME}$": _rule_schema("check", TEXT)},
     "additionalProperties": False,
 }
 
@@ -73,6 +72,7 @@ class Step:
         where: a Polars SQL condition; rows for which it is not true count as filtered.
         rename: old → new column name.
         drop: columns to leave out.
+        lookup: columns to take from a table, query or file by key.
         python: ``module:function``, from LazyFrame to LazyFrame; it runs only with permission.
         at: where the step stands, ``FILE line N`` or the flag.
         places: column of `set` or `rename` → where that entry stands.
@@ -83,6 +83,7 @@ class Step:
     where: str = ""
     rename: Mapping[str, str] = field(default_factory=dict, hash=False)
     drop: tuple[str, ...] = ()
+    lookup: Lookup | None = None
     python: str = ""
     at: str = field(default="", compare=False)
     places: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
@@ -195,6 +196,8 @@ def step_identity(step: Step) -> dict[str, Any]:
             return {"rename": dict(step.rename)}
         case "drop":
             return {"drop": list(step.drop)}
+        case "lookup":
+            return {"lookup": lookup_identity(step.lookup)} if step.lookup else {}
         case "python":
             return {"python": step.python}
 
@@ -216,6 +219,7 @@ def _step(draft: Draft, place: Place, item: object) -> Step | None:
         "where": _where,
         "rename": _rename,
         "drop": _drop,
+        "lookup": _lookup,
         "python": _python,
     }
     if kind not in readers:
@@ -224,24 +228,12 @@ def _step(draft: Draft, place: Place, item: object) -> Step | None:
     return readers[kind](draft, (*place, kind), value)
 
 
-def _pairs(draft: Draft, place: Place, value: object, expected: str) -> list[tuple[str, str]] | None:
-    """Return a mapping's items when all are text that is not empty."""
-    if not isinstance(value, dict) or not value:
-        draft.refuse(place, "an empty mapping" if value == {} else draft.show(place, value), expected)
-        return None
-    before = len(draft.problems)
-    for name, text in value.items():
-        if not isinstance(text, str) or not text.strip() or not name:
-            draft.refuse((*place, name), draft.show((*place, name), text), expected, "Put it into quotes")
-    return list(value.items()) if len(draft.problems) == before else None
-
-
 def _places(draft: Draft, place: Place, pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
     return {name: draft.where((*place, name)) for name, _ in pairs}
 
 
 def _set(draft: Draft, place: Place, value: object) -> Step | None:
-    pairs = _pairs(draft, place, value, 'column: "expression"')
+    pairs = read_pairs(draft, place, value, 'column: "expression"')
     if pairs is None:
         return None
     return Step(kind="set", set=dict(pairs), at=draft.where(place), places=_places(draft, place, pairs))
@@ -255,7 +247,7 @@ def _where(draft: Draft, place: Place, value: object) -> Step | None:
 
 
 def _rename(draft: Draft, place: Place, value: object) -> Step | None:
-    pairs = _pairs(draft, place, value, "old: new")
+    pairs = read_pairs(draft, place, value, "old: new")
     if pairs is None:
         return None
     new = [name for _, name in pairs]
@@ -266,8 +258,13 @@ def _rename(draft: Draft, place: Place, value: object) -> Step | None:
 
 
 def _drop(draft: Draft, place: Place, value: object) -> Step | None:
-    columns = _names(draft, place, value)
+    columns = read_names(draft, place, value)
     return Step(kind="drop", drop=columns, at=draft.where(place)) if columns else None
+
+
+def _lookup(draft: Draft, place: Place, value: object) -> Step | None:
+    lookup = read_lookup(draft, place, value)
+    return Step(kind="lookup", lookup=lookup, at=lookup.at) if lookup else None
 
 
 def _python(draft: Draft, place: Place, value: object) -> Step | None:
@@ -275,20 +272,6 @@ def _python(draft: Draft, place: Place, value: object) -> Step | None:
         draft.refuse(place, draft.show(place, value), '"module:function"')
         return None
     return Step(kind="python", python=value, at=draft.where(place))
-
-
-def _names(draft: Draft, place: Place, value: object) -> tuple[str, ...]:
-    """Return one name or a list of different ones as a tuple; empty after a mistake."""
-    names = [value] if isinstance(value, str) else value
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
-        draft.refuse(
-            place, "an empty list" if value == [] else draft.show(place, value), "a column or a list of columns"
-        )
-        return ()
-    if len(set(names)) < len(names):
-        draft.refuse(place, "a column twice", "each column once")
-        return ()
-    return tuple(names)
 
 
 def _rule(draft: Draft, place: Place, name: str, value: object) -> Rule | None:
@@ -308,7 +291,7 @@ def _rule(draft: Draft, place: Place, name: str, value: object) -> Rule | None:
     columns: tuple[str, ...] = ()
     check = body.get(demand)
     if special:
-        columns = _names(draft, at, check)
+        columns = read_names(draft, at, check)
     elif not isinstance(check, str) or not check.strip():
         draft.refuse(at, draft.show(at, check), 'a condition such as "distance > 0"')
     if len(draft.problems) > before:

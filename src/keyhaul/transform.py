@@ -16,18 +16,21 @@ import polars as pl
 
 from keyhaul import expressions
 from keyhaul.errors import ChunkError, ConfigError, safe_message
+from keyhaul.lookup import FAILED_SCHEMA, Held, hold
 from keyhaul.model import RECORD
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from keyhaul.config import Step
+    from keyhaul.lookupstep import Lookup
+
+    Apply = Callable[[pl.LazyFrame], pl.LazyFrame]
+    LoadLookup = Callable[[Lookup, Mapping[str, pl.DataType]], pl.DataFrame]
 
 MAX_ISOLATED_RECORDS: Final = 1000
 """Records of one chunk that the transform may fail for before the whole chunk is given up; each costs
 about 2·log2(rows) small evaluations (0.3 ms each)."""
-
-REJECTED_SCHEMA: Final = {RECORD: pl.Int64, "message": pl.String}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,14 +46,15 @@ class Transform:
     """The compiled steps of a job.
 
     Attributes:
-        steps: applied in order to a lazy frame that has ``_record``.
+        steps: applied in order to a lazy frame that has ``_record``; a lookup that quarantines stands among
+            them as itself.
         output: name → column after the last step, without ``_record``, in order.
         needed: source columns that the output or an expression depends on.
         row_wise: no Python step: a failing row can be isolated by evaluating halves.
         used: source columns whose value an expression looks at.
     """
 
-    steps: tuple[Callable[[pl.LazyFrame], pl.LazyFrame], ...]
+    steps: tuple[Apply | Held, ...]
     output: Mapping[str, OutputColumn]
     needed: frozenset[str]
     used: frozenset[str]
@@ -64,35 +68,42 @@ class Transform:
 
         Returns:
             The transformed rows (fewer, when a ``where`` filters), and the records for which a step
-            fails, as ``_record`` and ``message``.
+            fails or a lookup has no match, as ``_record``, ``message`` and ``rule``.
 
         Raises:
             ChunkError: a Python step fails or breaks ``_record``, or too many records fail.
         """
-        none = pl.DataFrame(schema=REJECTED_SCHEMA)
         if not self.steps:
-            return frame, none
+            return frame, pl.DataFrame(schema=FAILED_SCHEMA)
         if self.row_wise:
-            failures: list[tuple[int, str]] = []
+            failures: list[tuple[int, str, str]] = []
             parts = list(self._isolate(frame, failures))
-            done = pl.concat(parts) if len(parts) > 1 else parts[0]
-            rejected = pl.DataFrame(failures, schema=REJECTED_SCHEMA, orient="row") if failures else none
-            return done, rejected
+            alone = pl.DataFrame(failures, schema=FAILED_SCHEMA, orient="row")
+            return pl.concat(done for done, _ in parts), pl.concat([alone, *(lost for _, lost in parts)])
         try:
-            done = self._run(frame)
+            done, lost = self._run(frame)
         except Exception as error:
             msg = f"transform chunk: a Python step raised {type(error).__name__}: {_first_line(error)}"
             raise ChunkError(msg) from error
-        _check_records(frame, done)
-        return done, none
+        _check_records(frame, done, lost)
+        return done, lost
 
-    def _run(self, frame: pl.DataFrame) -> pl.DataFrame:
+    def _run(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """Return the rows after all steps, and those that a lookup set aside on the way."""
         lazy = frame.lazy()
+        lost = [pl.DataFrame(schema=FAILED_SCHEMA)]
         for step in self.steps:
-            lazy = step(lazy)
-        return lazy.collect()
+            if isinstance(step, Held):
+                found, without = step.split(lazy.collect())
+                lost.append(without)
+                lazy = found.lazy()
+            else:
+                lazy = step(lazy)
+        return lazy.collect(), pl.concat(lost)
 
-    def _isolate(self, frame: pl.DataFrame, failures: list[tuple[int, str]]) -> Iterable[pl.DataFrame]:
+    def _isolate(
+        self, frame: pl.DataFrame, failures: list[tuple[int, str, str]]
+    ) -> Iterable[tuple[pl.DataFrame, pl.DataFrame]]:
         """Yield the transformed parts of `frame`, halving where it fails, and collect what fails alone."""
         pending = [frame]
         while pending:
@@ -104,7 +115,7 @@ class Transform:
                     middle = part.height // 2
                     pending += [part[middle:], part[:middle]]
                     continue
-                failures.append((part[RECORD][0], safe_message(error)))
+                failures.append((part[RECORD][0], safe_message(error), "transform"))
                 if len(failures) > MAX_ISOLATED_RECORDS:
                     msg = (
                         f"transform chunk: more than {MAX_ISOLATED_RECORDS} records fail, the first with: "
@@ -114,12 +125,12 @@ class Transform:
                 yield self._run(part.clear())
 
 
-def _check_records(before: pl.DataFrame, after: pl.DataFrame) -> None:
+def _check_records(before: pl.DataFrame, after: pl.DataFrame, lost: pl.DataFrame) -> None:
     if RECORD not in after.columns:
         msg = f"transform chunk: a Python step dropped the column {RECORD}. Keep it: it says which record a row is"
         raise ChunkError(msg)
-    records = after[RECORD]
-    if records.null_count() or records.n_unique() != after.height or not records.is_in(before[RECORD].implode()).all():
+    records = pl.concat([after.select(RECORD), lost.select(RECORD)])[RECORD]
+    if records.null_count() or records.n_unique() != records.len() or not records.is_in(before[RECORD].implode()).all():
         msg = f"transform chunk: a Python step repeated or invented values of {RECORD}. One record may give one row"
         raise ChunkError(msg)
 
@@ -142,16 +153,19 @@ class _State:
     used: set[str]
 
 
-def compile_transform(steps: Sequence[Step], source: Mapping[str, pl.DataType]) -> Transform:
+def compile_transform(
+    steps: Sequence[Step], source: Mapping[str, pl.DataType], load: LoadLookup | None = None
+) -> Transform:
     """Compile the steps of a job against the columns of its source.
 
     Args:
         steps: in order; each names where it stands in the job file.
         source: column → dtype in a frame, in order.
+        load: reads a lookup's rows, given its key columns and the types that they should have.
 
     Raises:
         ConfigError: an expression does not parse, names an unknown column, has types that do not fit, or
-            looks at other rows; all offenders, each with its place in the job file.
+            looks at other rows, or a lookup cannot be read or held; all offenders, each with its place.
     """
     state = _State(
         schema=dict(source),
@@ -160,24 +174,15 @@ def compile_transform(steps: Sequence[Step], source: Mapping[str, pl.DataType]) 
         needed=set(),
         used=set(),
     )
-    compiled: list[Callable[[pl.LazyFrame], pl.LazyFrame]] = []
+    compiled: list[Apply | Held] = []
     problems: list[str] = []
-    row_wise = True
     for step in steps:
         try:
-            if step.kind == "set":
-                compiled.append(_compile_set(step, state))
-            elif step.kind == "where":
-                compiled.append(_compile_where(step.where, step.at, state))
-            elif step.kind == "rename":
-                compiled.append(_compile_rename(step.rename, step.at, state))
-            elif step.kind == "drop":
-                compiled.append(_compile_drop(step.drop, step.at, state))
-            else:
-                row_wise = False
-                compiled.append(_compile_python(step.python, step.at, state))
+            compiled.append(_compile_step(step, load, state))
         except ConfigError as error:
             problems.append(str(error))
+            if step.lookup is not None:
+                break  # what comes after may use the columns that it would have taken
     if problems:
         raise ConfigError("\n".join(problems))
     for name in state.schema:
@@ -187,8 +192,22 @@ def compile_transform(steps: Sequence[Step], source: Mapping[str, pl.DataType]) 
         output={n: OutputColumn(dtype=t, source=state.lineage[n]) for n, t in state.schema.items()},
         needed=frozenset(state.needed),
         used=frozenset(state.used),
-        row_wise=row_wise,
+        row_wise=all(step.kind != "python" for step in steps),
     )
+
+
+def _compile_step(step: Step, load: LoadLookup | None, state: _State) -> Apply | Held:
+    if step.kind == "set":
+        return _compile_set(step, state)
+    if step.kind == "where":
+        return _compile_where(step.where, step.at, state)
+    if step.kind == "rename":
+        return _compile_rename(step.rename, step.at, state)
+    if step.kind == "drop":
+        return _compile_drop(step.drop, step.at, state)
+    if step.lookup is not None:
+        return _compile_lookup(step.lookup, load, state)
+    return _compile_python(step.python, step.at, state)
 
 
 def _typed(text: str, at: str, state: _State) -> tuple[pl.Expr, pl.DataType]:
@@ -282,6 +301,24 @@ def _compile_drop(names: Sequence[str], at: str, state: _State) -> Callable[[pl.
         state.schema.pop(name, None)
     gone = list(dict.fromkeys(names))
     return lambda lazy: lazy.drop(gone, strict=False)
+
+
+def _compile_lookup(lookup: Lookup, load: LoadLookup | None, state: _State) -> Apply | Held:
+    _known(lookup.on, lookup.at, "look up by", state)
+    taken = sorted({name for name in lookup.take if name in state.schema or name == RECORD})
+    if taken:
+        msg = f"{lookup.at}: take {', '.join(taken)}: there is such a column already. Take it under a new name"
+        raise ConfigError(msg)
+    if load is None:
+        raise ValueError(lookup.name)
+    keys = {name: state.schema[name] for name in lookup.on}
+    held = hold(lookup, load(lookup, {lookup.on[name]: dtype for name, dtype in keys.items()}), keys)
+    depends = frozenset().union(*(state.depends[name] for name in lookup.on))
+    state.needed |= depends
+    state.used |= depends
+    for name, dtype in held.taken.items():
+        state.schema[name], state.depends[name], state.lineage[name] = dtype, depends, None
+    return held if lookup.missing == "quarantine" else held.join
 
 
 def _compile_python(target: str, at: str, state: _State) -> Callable[[pl.LazyFrame], pl.LazyFrame]:

@@ -12,6 +12,7 @@ import polars as pl
 import pyarrow as pa
 
 from keyhaul import events, pgtypes
+from keyhaul.decoding import any_out_of_range, decode
 from keyhaul.errors import ChunkError, RejectedError, safe_message
 from keyhaul.mapping import as_text
 from keyhaul.model import RECORD, Timings
@@ -202,7 +203,7 @@ class Worker:
         far = frozenset(
             name
             for name in self._datetimes()
-            if _any_out_of_range(pl.Series(name, pl.from_arrow(table.column(name))), self._task.routes[name].dtype)
+            if any_out_of_range(pl.Series(name, pl.from_arrow(table.column(name))), self._task.routes[name].dtype)
         )
         return (self._query(chunk, far), far) if far else (table, far)
 
@@ -237,17 +238,12 @@ class Worker:
         A numeric column in which a value is not a number (NaN) stays text for this chunk.
         """
         routes, names = self._task.routes, self._task.read_columns
-        frame = pl.DataFrame(pl.from_arrow(table))
         typed = {name: routes[name].dtype for name in names if name not in text_columns}
-        changed = {name: dtype for name, dtype in typed.items() if frame.schema[name] != dtype}
-        decoded = frame.with_columns(_decoded(name, frame.schema[name], dtype) for name, dtype in changed.items())
-        nulls, before = decoded.null_count().row(0), frame.null_count().row(0)
-        odd = {name for name, n, b in zip(frame.columns, nulls, before, strict=True) if n != b}
+        decoded, odd = decode(table, typed)
         wrong = sorted(name for name in odd if not isinstance(routes[name].dtype, pl.Decimal))
         if wrong:
             msg = f"decode chunk: {', '.join(wrong)} came from the reader with values that are not of its type"
             raise ChunkError(msg)
-        decoded = decoded.with_columns(frame[name] for name in odd)
         numbered = decoded.with_row_index(RECORD).with_columns(pl.col(RECORD).cast(pl.Int64))
         return numbered, text_columns | odd
 
@@ -263,7 +259,7 @@ class Worker:
         for mask in lost[1:]:
             unseen |= mask
         message = f"{', '.join(odd)}: no expression can see this value (infinity, NaN or a date far away)"
-        rejected = source.filter(unseen).select(RECORD, message=pl.lit(message))
+        rejected = source.filter(unseen).select(RECORD, message=pl.lit(message), rule=pl.lit("transform"))
         return parsed.filter(~unseen), rejected
 
     def _columns(self, text_columns: frozenset[str]) -> Sequence[WriteColumn]:
@@ -317,11 +313,6 @@ def target_uri(task: Task, worker: int) -> str:
     return task.target_dsn.uri(application_name=f"keyhaul {task.run_id} worker {worker}", options=settings)
 
 
-def _any_out_of_range(column: pl.Series, dtype: pl.DataType) -> bool:
-    check = pgtypes.out_of_range(column.name, dtype)
-    return check is not None and bool(column.to_frame().select(check).item())
-
-
 def _parsed(name: str, want: pl.DataType) -> pl.Expr:
     """Parse PostgreSQL's text form; what has no place in the type becomes NULL."""
     column = pl.col(name)
@@ -331,10 +322,3 @@ def _parsed(name: str, want: pl.DataType) -> pl.Expr:
     if isinstance(want, pl.Date):
         return column.str.to_date("%Y-%m-%d", strict=False)
     return column.cast(want, strict=False)
-
-
-def _decoded(name: str, have: pl.DataType, want: pl.DataType) -> pl.Expr:
-    column = pl.col(name)
-    if isinstance(want, pl.Datetime) and isinstance(have, pl.Datetime) and want.time_zone and have.time_zone:
-        return column.dt.convert_time_zone(want.time_zone).cast(want)
-    return column.cast(want, strict=False)  # the caller compares the NULLs

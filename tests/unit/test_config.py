@@ -179,7 +179,7 @@ allow_quarantined: 101%
         'job.yaml line 7: transform[0].set.a: got 5, expected column: "expression". Put it into quotes',
         "job.yaml line 8: transform[1].were: got an unknown key, expected where",
         (
-            "job.yaml line 9: transform[2]: got a step of 2 keys, expected one of set, where, rename, drop, python. "
+            "job.yaml line 9: transform[2]: got a step of 2 keys, expected one of set, where, rename, drop, lookup, python. "
             "Give each step its own `- `"
         ),
         "job.yaml line 10: transform[3].drop: got an empty list, expected a column or a list of columns",

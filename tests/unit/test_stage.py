@@ -19,7 +19,7 @@ from keyhaul.stage import Stager, compile_rules
 from keyhaul.steps import Rule
 
 SCHEMA = {"id": pl.Int64(), "a": pl.Int64(), "s": pl.String()}
-NO_FAILURES = pl.DataFrame(schema={"_record": pl.Int64, "message": pl.String})
+NO_FAILURES = pl.DataFrame(schema={"_record": pl.Int64, "message": pl.String, "rule": pl.String})
 
 
 def rule(check, name="r", on_fail="quarantine"):
@@ -307,7 +307,9 @@ def test_the_same_rows_stay_whatever_order_they_come_in(rows, random, keep):
 def test_every_row_read_is_accounted_for():
     source = frame(id=[1, 1, 2, 3, 4, 5], a=[1, 2, -1, 4, 5, 6])
     after = source.filter(~pl.col("_record").is_in([4, 5]))
-    failed = pl.DataFrame({"_record": [5], "message": ["division by zero"]}, schema=NO_FAILURES.schema)
+    failed = pl.DataFrame(
+        {"_record": [5], "message": ["division by zero"], "rule": ["transform"]}, schema=NO_FAILURES.schema
+    )
     staged = stage(after, rule("a > 0"), dedup=dedup("a"), source=source, failed=failed)
     assert records(staged) == [1, 3]
     assert staged.counts == Counts(read=6, filtered=1, duplicate=1, quarantined=2)

@@ -167,7 +167,7 @@ def test_integer_arithmetic_is_exact_or_fails(a, b, big):
 def test_a_failing_row_costs_only_itself_and_keeps_the_order():
     done, failed = apply(set_(x="a // b"), a=[10, 20, 30, 40, 50], b=[1, 0, 3, 0, 5])
     assert done.select("_record", "x").rows() == [(0, 10), (2, 10), (4, 10)]
-    assert sorted(failed.rows()) == [(1, "division by zero"), (3, "division by zero")]
+    assert sorted(failed.rows()) == [(1, "division by zero", "transform"), (3, "division by zero", "transform")]
 
 
 def test_more_failing_rows_than_are_worth_isolating_fail_the_chunk():

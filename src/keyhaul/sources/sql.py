@@ -70,7 +70,7 @@ class SqlSource:
                 no order.
         """
         conn.execute("begin isolation level repeatable read read only")
-        relation = catalog.describe_query(conn, query) if query is not None else _find_table(conn, table or "")
+        relation = catalog.describe_query(conn, query) if query is not None else find_table(conn, table or "")
         check_stable(conn, relation, query)
         _check_key(conn, relation, key)
         row = conn.execute("select pg_export_snapshot()").fetchone()
@@ -269,7 +269,14 @@ def _pairs(form: LiteralString, left: Iterable[sql.Identifier], right: Iterable[
     return sql.SQL(", ").join(sql.SQL(form).format(*pair) for pair in zip(left, right, strict=True))
 
 
-def _find_table(conn: psycopg.Connection[Any], table: str) -> Relation:
+def find_table(
+    conn: psycopg.Connection[Any], table: str, what: str = "source table", flag: str = "--table or source.table"
+) -> Relation:
+    """Describe a table or view that this user may read; `what` and `flag` are for messages.
+
+    Raises:
+        ConfigError: there is none of that name, it is something else, or this user may not read it.
+    """
     found = catalog.resolve(conn, table)
     if found is None:
         near = conn.execute(
@@ -278,23 +285,23 @@ def _find_table(conn: psycopg.Connection[Any], table: str) -> Relation:
             " order by 1 limit 10) s"
         ).fetchone()
         listed = near[0] if near and near[0] else "none that this user may see"
-        msg = f"read source table: {table} is not there. Tables in this database: {listed}. Change --table"
+        msg = f"read {what}: {table} is not there. Tables in this database: {listed}. Change {flag}"
         raise ConfigError(msg)
     oid, schema, name = found
     relation = catalog.describe_table(conn, oid, schema, name)
     if relation.kind not in {"r", "p", "v", "m", "f"}:
-        msg = f"read source table: {relation.label} is not a table or view. Change --table or source.table"
+        msg = f"read {what}: {relation.label} is not a table or view. Change {flag}"
         raise ConfigError(msg)
     try:
         conn.execute(sql.SQL("select from {} limit 0").format(relation.from_item))
     except errors.InsufficientPrivilege as error:
         if "row-level security" in str(error):
             msg = (
-                f"read source table: row-level security hides rows of {relation.label} from this user. Read as its "
+                f"read {what}: row-level security hides rows of {relation.label} from this user. Read as its "
                 "owner or a user with BYPASSRLS, or select what may be seen in a query over a view"
             )
         else:
-            msg = f"read source table: this user may not read {relation.label}. Grant SELECT on it"
+            msg = f"read {what}: this user may not read {relation.label}. Grant SELECT on it"
         raise ConfigError(msg) from error
     return relation
 
