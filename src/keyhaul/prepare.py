@@ -272,12 +272,11 @@ def _compile(
     source = _open_source(job, source_conn)
     routes = source.routes()
     sources = {column.name: column for column in source.relation.columns}
-    types = {name: route.dtype for name, route in routes.items()}
-    transform = compile_transform(job.transform, types, _lookups(job, ends.source, source).load)
+    load = _lookups(job, ends.source, source).load
+    transform = compile_transform(job.transform, {name: route.dtype for name, route in routes.items()}, load)
     read_columns = tuple(name for name in routes if name in transform.needed or name in job.key)
     _refuse_routes(routes, read_columns)
-    schema = {name: column.dtype for name, column in transform.output.items()}
-    checks = compile_rules(job.rules, schema)
+    checks = compile_rules(job.rules, {name: column.dtype for name, column in transform.output.items()})
     check_dedup(job, transform, sources)
     definition = source.definition(_types_of(transform, sources))
     into = job.target.table
