@@ -7,6 +7,7 @@ fault in keyhaul itself.
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -16,7 +17,7 @@ import sys
 import traceback
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -25,11 +26,15 @@ from keyhaul.console import write_line
 from keyhaul.errors import ConfigError, EtlError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import FrameType
 
     from keyhaul.config import Job
-    from keyhaul.model import Report
+    from keyhaul.control import Control
+    from keyhaul.model import Observer, Report
+    from keyhaul.replay import Replayed
+
+T = TypeVar("T")
 
 OK, QUARANTINED, WRONG, STOPPED, BROKEN = 0, 1, 2, 3, 70
 
@@ -118,11 +123,72 @@ app.command("run", help="The same, from a job file.")(_move)
 app.command("plan", help="Show what a run would do: chunks, routes, DDL. Moves nothing.")(_move)
 
 
+def _replay(run: str, rule: str | None = None, **flags: Any) -> None:  # noqa: ANN401 - of _move
+    from keyhaul.config import load_job
+
+    given = {name: value for name, value in flags.items() if name not in _NOT_OF_THE_JOB and value not in (None, False)}
+    given |= {"home": str(flags["home"]) if flags["home"] else None, "rule": flags["check"]}
+    given.pop("check", None)
+    mode, quiet = flags["progress"], flags["quiet"]
+    job = load_job(flags["job_file"], given, os.environ)
+
+    def move(observe: Observer, control: Control) -> Replayed:
+        from keyhaul.replay import replay
+
+        return replay(job, run, observe, control, rule=rule)
+
+    done = _watched(move, mode, quiet=quiet)
+    if done.report is not None:
+        _print_report(done.report, job, mode, quiet=quiet)
+    if mode is not Progress.json and not quiet:
+        what = f"of run {done.run_id}" + (f" that broke {rule}" if rule else "")
+        typer.echo(f"{done.left:,} quarantined records {what} are left" + _keyless(done.without_key))
+    if done.report is not None and done.report.outcome != "done":
+        raise typer.Exit(exit_code(done.report, job))
+    raise typer.Exit(OK if job.allow_quarantined.permits(done.left, done.rows_read) else QUARANTINED)
+
+
+def _keyless(number: int) -> str:
+    return f", {number:,} of them with a NULL key, which cannot be read again" if number else ""
+
+
+def _flags_of_replay() -> inspect.Signature:
+    """Return the parameters of `_move` that a replay has, with --rule to choose records and --check for a rule."""
+    own: dict[str, tuple[Any, Any]] = {
+        "run": (RunName, inspect.Parameter.empty),
+        "rule": (Annotated[str | None, typer.Option(metavar="NAME", help="Only records that broke this.")], None),
+        "check": (Annotated[list[str] | None, typer.Option(metavar="'NAME: EXPR'", help="A rule of the job.")], None),
+    }
+    moved = inspect.signature(_move, eval_str=True).parameters
+    kept = [moved[name] for name in moved if name not in {"ctx", "rule", "fresh", "order"}]
+    mine = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default)
+        for name, (kind, default) in own.items()
+    ]
+    named = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in kept]
+    return inspect.Signature([mine[0], *named, *mine[1:]])
+
+
+_replay.__signature__ = _flags_of_replay()  # type: ignore[attr-defined]
+app.command("replay", help="Send a run's quarantined records through the job again.")(_replay)
+
+
 def _run(job: Job, *, fresh: bool, mode: Progress, quiet: bool) -> int:
-    from keyhaul.engine import Control, run
+    from keyhaul.engine import run
+
+    def move(observe: Observer, control: Control) -> Report:
+        return run(job, observe, control, fresh=fresh)
+
+    report = _watched(move, mode, quiet=quiet)
+    _print_report(report, job, mode, quiet=quiet)
+    return exit_code(report, job)
+
+
+def _watched(work: Callable[[Observer, Control], T], mode: Progress, *, quiet: bool) -> T:
+    """Do `work` with a display of its events, and with signals that tell it to stop."""
+    from keyhaul.control import Control
     from keyhaul.events import RunStarted
     from keyhaul.progress import make_progress
-    from keyhaul.reporting import print_report
 
     control = Control()
     begun = False
@@ -141,9 +207,14 @@ def _run(job: Job, *, fresh: bool, mode: Progress, quiet: bool) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, handle)
         try:
-            report = run(job, observe, control, fresh=fresh)
+            return work(observe, control)
         except KeyboardInterrupt:
             raise _Interrupted(control.signal) from None  # a KeyboardInterrupt would be Typer's own
+
+
+def _print_report(report: Report, job: Job, mode: Progress, *, quiet: bool) -> None:
+    from keyhaul.reporting import print_report
+
     if mode is not Progress.json:
         print_report(
             report,
@@ -152,11 +223,9 @@ def _run(job: Job, *, fresh: bool, mode: Progress, quiet: bool) -> int:
             look_back_options=_look_back_options(job),
             quiet=quiet,
         )
-    code = exit_code(report, job)
-    if quiet and code == QUARANTINED:
+    if quiet and exit_code(report, job) == QUARANTINED:
         count = report.counts.quarantined
         _say(f"{count:,} records are quarantined, more than allowed. See: etl quarantine {report.run_id}")
-    return code
 
 
 class _Interrupted(BaseException):
@@ -271,6 +340,7 @@ def show_quarantine(
     run: RunName,
     export: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all records as CSV.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+    all_records: Annotated[bool, typer.Option("--all", help="The resolved ones as well.")] = False,
     target: TargetUri = None,
     home: Home = None,
     ledger_schema: Schema = None,
@@ -284,12 +354,12 @@ def show_quarantine(
             msg = "export quarantine: got -, expected a file's name, for example bad.csv"
             raise ConfigError(msg)
         if export is not None:
-            written = quarantine.export_quarantine(conn, schema, run_id, export, force=force)
+            written = quarantine.export_quarantine(conn, schema, run_id, export, force=force, resolved=all_records)
             typer.echo(f"wrote {written:,} records of run {run_id} to {export}")
             return
-        counted = quarantine.quarantine_reasons(conn, schema, run_id)
-        rows = quarantine.quarantine_rows(conn, schema, run_id)
-        total = lookback.show_run(conn, schema, run_id).run.rows_quarantined
+        counted = quarantine.quarantine_reasons(conn, schema, run_id, resolved=all_records)
+        rows = quarantine.quarantine_rows(conn, schema, run_id, resolved=all_records)
+        total = quarantine.quarantine_size(conn, schema, run_id, resolved=all_records)
         quarantine.print_quarantine(run_id, counted, rows, total, sys.stdout)
 
 

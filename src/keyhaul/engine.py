@@ -24,9 +24,11 @@ from keyhaul.targets.ddl import AfterLoad, finish, sequence_steps
 from keyhaul.worker import Task
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from keyhaul.config import Job
-    from keyhaul.ledger import Unfinished
-    from keyhaul.model import Observer
+    from keyhaul.ledger import Totals, Unfinished
+    from keyhaul.model import Observer, Outcome
 
 DEFAULT_WORKERS: Final = max(1, min(4, os.cpu_count() or 1))
 """One for each core, at most four; docs/design.md has the measurement."""
@@ -61,17 +63,22 @@ def run(job: Job, observe: Observer, control: Control, *, fresh: bool = False) -
         observe(events.Notice(message="filled the embedded database source with the bundled flights (336,776 rows)"))
     run_id = new_run_id()
     with prepare(job, ends, run_id=run_id) as prepared:
-        sitting = _Run(prepared, observe, control, run_id, started)
+        sitting = Sitting(prepared, observe, control, run_id, started)
         try:
             return sitting.execute(fresh=fresh)
         except (psycopg.Error, ConfigError) as error:
             raise sitting.explain(error) from error
 
 
-class _Run:
-    """One sitting of one run."""
+class Sitting:
+    """One sitting of one run, and what a replay needs of it too.
+
+    Attributes:
+        ledger: of the job, over the connection that holds its lock.
+    """
 
     def __init__(self, prepared: Prepared, observe: Observer, control: Control, run_id: str, started: float) -> None:
+        """Take what `prepare` has opened; nothing is written before `execute`."""
         self._prepared = prepared
         self._job = prepared.job
         self._observe = observe
@@ -81,13 +88,14 @@ class _Run:
         self._sitting = 1
         self._begun = False
         self._expected_rows: int | None = None
-        self._ledger = Ledger(self._connect_ledger, self._job.ledger_schema, self._job.job)
+        self.ledger = Ledger(self._connect_ledger, self._job.ledger_schema, self._job.job)
 
     # --- before the first read -------------------------------------------------------------------
 
     def execute(self, *, fresh: bool) -> Report:
-        ledger, target = self._ledger, self._prepared.target
-        self._check_server()
+        """Move what is left of the unfinished run, or start a new one."""
+        ledger, target = self.ledger, self._prepared.target
+        self.check_server()
         ledger.lock()
         unfinished = ledger.unfinished() if ledger.exists() and not fresh else None
         if unfinished is not None:
@@ -104,33 +112,38 @@ class _Run:
                     "into it. Give --fresh to start a new run"
                 )
                 raise RefusedError(msg)
-            workers = self._count_workers(len(ledger.open_chunks(unfinished.run_id)))
+            workers = self.count_workers(len(ledger.open_chunks(unfinished.run_id)))
             self._run_id, resumed = unfinished.run_id, True
             self._sitting = ledger.resume(self._run_id, workers)
             message = "going on with an unfinished run; its remaining chunks are read from a newer snapshot"
             self._notice(message, "warning")
         else:
             workers, resumed = self._begin(fresh=fresh), False
-        self._begun = True
         chunks = ledger.open_chunks(self._run_id)
         totals = ledger.totals(self._run_id)
+        self.begin(totals, sum(c.estimated_rows for c in chunks), workers, resumed=resumed)
+        pool = Pool(self.task(), ledger, self._observe, self._control)
+        pool.move(chunks if self._job.order == "asc" else tuple(reversed(chunks)), workers)
+        return self._finish(pool, workers, resumed=resumed)
+
+    def begin(self, totals: Totals, rows_left: int, workers: int, *, resumed: bool) -> None:
+        """Say that the plan is in the ledger: from here on, an error leaves something to go on with."""
+        self._begun = True
+        prepared = self._prepared
         self._observe(
             events.RunStarted(
                 run_id=self._run_id,
                 job=self._job.job,
-                source=f"{self._prepared.source.relation.label} in {self._prepared.ends.source.label}",
-                target=f"{target.label} in {self._prepared.ends.target.label}",
+                source=f"{prepared.source.relation.label} in {prepared.ends.source.label}",
+                target=f"{prepared.target.label} in {prepared.ends.target.label}",
                 resumed=resumed,
                 chunks_planned=totals.planned,
                 chunks_done=totals.done,
-                estimated_rows=totals.counts.read + sum(c.estimated_rows for c in chunks),
+                estimated_rows=totals.counts.read + rows_left,
                 done=totals.counts,
                 workers=workers,
             )
         )
-        pool = Pool(self._task(), ledger, self._observe, self._control)
-        pool.move(chunks if self._job.order == "asc" else tuple(reversed(chunks)), workers)
-        return self._finish(pool, workers, resumed=resumed)
 
     def explain(self, error: psycopg.Error | ConfigError) -> EtlError:
         """Return our error for one that ended the run: wrong before the first read, resumable after it."""
@@ -157,7 +170,8 @@ class _Run:
     def _notice(self, message: str, level: Literal["info", "warning"] = "info") -> None:
         self._observe(events.Notice(message=message, level=level))
 
-    def _check_server(self) -> None:
+    def check_server(self) -> None:
+        """Refuse a target that cannot be loaded: a standby, or one that does not count rows."""
         row = self._prepared.target_conn.execute(
             "select current_setting('track_counts')::bool, current_setting('transaction_read_only')::bool"
         ).fetchone()
@@ -193,14 +207,14 @@ class _Run:
         plan = prepared.source.plan(job.chunk)
         if plan.exact and prepared.source.relation.kind in {"q", "v"}:
             self._expected_rows = plan.estimated_rows
-        workers = self._count_workers(len(plan.chunks))
-        conn = self._ledger.connection
+        workers = self.count_workers(len(plan.chunks))
+        conn = self.ledger.connection
         with conn.transaction():
-            self._ledger.create()
+            self.ledger.create()
             if empty_first:
                 conn.execute(sql.SQL("truncate {}").format(target.identifier))
             postgres.prepare(conn, target)
-            self._ledger.begin(
+            self.ledger.begin(
                 NewRun(
                     run_id=self._run_id,
                     job=job.job,
@@ -233,7 +247,7 @@ class _Run:
                 "warning",
             )
 
-    def _count_workers(self, chunks: int) -> int:
+    def count_workers(self, chunks: int) -> int:
         """Return how many workers there will be, never more than chunks or free connections allow."""
         ends = self._prepared.ends
         same = ends.source.identity.rpartition("/")[0] == ends.target.identity.rpartition("/")[0]
@@ -254,7 +268,8 @@ class _Run:
 
     # --- moving ----------------------------------------------------------------------------------
 
-    def _task(self) -> Task:
+    def task(self) -> Task:
+        """Return what the workers need."""
         prepared = self._prepared
         return Task(
             job=self._job,
@@ -278,7 +293,7 @@ class _Run:
 
     def _unstable(self) -> str:
         """Return what is wrong when a view or query gave other rows to the chunks than to the plan."""
-        read = self._ledger.range_rows_read(self._run_id)
+        read = self.ledger.range_rows_read(self._run_id)
         if self._expected_rows is None or read == self._expected_rows:
             return ""
         return (
@@ -290,54 +305,73 @@ class _Run:
     def _finish_table(self, reason: str) -> tuple[bool, str]:
         """Create the indexes and constraints that wait for the rows; returns whether all of them are there."""
         target = self._prepared.target
-        statements = [AfterLoad(**step) for step in self._ledger.finish_steps(self._run_id)]
+        statements = [AfterLoad(**step) for step in self.ledger.finish_steps(self._run_id)]
         definition = self._prepared.definition
         if definition is not None:  # as this sitting found the source: a later one reads newer rows
             columns = {statement.name for statement in statements if statement.kind == "sequence"}
             newer = sequence_steps(definition, target.schema, target.table, columns & definition.columns.keys())
             statements = [*(step for step in statements if step.kind != "sequence"), *newer]
         try:
-            created = finish(self._ledger.connection, target.schema, target.table, statements)
+            created = finish(self.ledger.connection, target.schema, target.table, statements)
         except RefusedError as error:
             return False, f"all chunks are loaded, but {error}"
         if created:
             self._notice(f"created {created} indexes and constraints of {target.label}")
         return True, reason
 
+    def why_incomplete(self, totals: Totals) -> str:
+        """Return why chunks are left, or an empty string when none is."""
+        if totals.done == totals.planned:
+            return ""
+        failed = self.ledger.failed_chunks(self._run_id)
+        lost = "the target has lost chunks that it had committed (a crash with synchronous_commit = off?)"
+        return self._control.reason or (f"{len(failed)} of {totals.planned} chunks failed" if failed else lost)
+
     def _finish(self, pool: Pool, workers: int, *, resumed: bool) -> Report:
-        ledger = self._ledger
+        ledger = self.ledger
         totals = ledger.totals(self._run_id)
-        complete = totals.done == totals.planned
-        failed = ledger.failed_chunks(self._run_id)
-        reason = self._control.reason
-        if not complete and not reason:
-            reason = f"{len(failed)} of {totals.planned} chunks failed"
-            if not failed:
-                reason = "the target has lost chunks that it had committed (a crash with synchronous_commit = off?)"
-        unstable = self._unstable() if complete else ""
-        if unstable:
-            complete, reason = False, unstable
-        elif complete:
+        reason = self.why_incomplete(totals)
+        unstable = "" if reason else self._unstable()
+        reason = reason or unstable
+        complete = not reason
+        if complete:
             complete, reason = self._finish_table(reason)
         status = "done" if complete else "abandoned" if unstable else "stopped"
         ledger.end(self._run_id, status, None if complete else reason)
+        reasons = ledger.quarantined_by_rule(self._run_id)
+        return self.report(
+            pool, totals, reasons, workers=workers, resumed=resumed, stop_reason="" if complete else reason
+        )
+
+    def report(
+        self,
+        pool: Pool,
+        totals: Totals,
+        reasons: Mapping[str, int],
+        *,
+        workers: int,
+        resumed: bool,
+        stop_reason: str,
+    ) -> Report:
+        """Return and announce the report; without a `stop_reason` the run is done."""
+        stopped: Outcome = "interrupted" if self._control.signal else "stopped"
         report = Report(
             run_id=self._run_id,
             job=self._job.job,
-            outcome="done" if complete else ("interrupted" if self._control.signal else "stopped"),
+            outcome=stopped if stop_reason else "done",
             resumed=resumed,
             counts=totals.counts,
             sitting=pool.counts,
             timings=pool.timings,
             chunks_planned=totals.planned,
             chunks_done=totals.done,
-            failed=failed,
+            failed=self.ledger.failed_chunks(self._run_id),
             seconds=time.perf_counter() - self._started,
             workers=workers,
-            quarantined_by_reason=ledger.quarantined_by_rule(self._run_id),
-            warned=ledger.warned(self._run_id),
+            quarantined_by_reason=reasons,
+            warned=self.ledger.warned(self._run_id),
             target_table=self._prepared.target.label,
-            stop_reason="" if complete else reason,
+            stop_reason=stop_reason,
             signal=self._control.signal,
         )
         self._observe(events.RunFinished(report=report))

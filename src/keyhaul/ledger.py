@@ -11,7 +11,7 @@ import threading
 import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import psycopg
 
@@ -68,6 +68,22 @@ class NewRun:
     chunk_rows: int
     workers: int
     finish: Sequence[Mapping[str, str]] = ()
+    kind: Literal["run", "replay"] = "run"
+    replay_of: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replayable:
+    """A run whose quarantined records can be sent again, as far as the job given must agree with it."""
+
+    run_id: str
+    job: str
+    kind: Literal["run", "replay"]
+    replay_of: str
+    key: Sequence[str]
+    target_table: str
+    config: Mapping[str, Any]
+    rows_read: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,11 +149,12 @@ class Ledger:
         return exists(self._connect(), self.schema)
 
     def create(self) -> None:
-        """Create the schema and its tables; does nothing when they are there."""
+        """Create the schema and its tables, or what an older ledger lacks; does nothing when all is there."""
         conn = self._connect()
         with conn.transaction():
             conn.execute("select pg_advisory_xact_lock(hashtextextended('keyhaul-ddl', 0))")
-            self._execute("create")
+            row = self._execute("outdated", runs=_runs(self.schema)).fetchone()
+            self._execute("upgrade" if row and row[0] else "create")
 
     def lock(self) -> None:
         """Take the job's lock until the connection closes.
@@ -174,7 +191,10 @@ class Ledger:
         return Unfinished(run_id=row[0], fingerprint=row[1], config=row[2])
 
     def begin(self, run: NewRun, plan: Plan, *, fresh: bool) -> None:
-        """Write a new run and its whole plan in one transaction; `fresh` gives up what was unfinished."""
+        """Write a new run and its whole plan in one transaction; `fresh` gives up what was unfinished.
+
+        A replay always gives up the unfinished ones before it: what they resolved is resolved.
+        """
         values = {
             **asdict(run),
             "config": json.dumps(run.config),
@@ -194,8 +214,8 @@ class Ledger:
             ]
         )
         with self._connect().transaction():
-            if fresh:
-                self._execute("abandon", job=self.job)
+            if fresh or run.kind == "replay":
+                self._execute("abandon", job=self.job, kind=run.kind)
             self._execute(
                 "insert_run",
                 **values,
@@ -255,9 +275,34 @@ class Ledger:
         rows = self._execute_again("failed_chunks", run_id=run_id).fetchall()
         return tuple(FailedChunk(chunk=c, attempts=a, error=e) for c, a, e in rows)
 
-    def quarantined_by_rule(self, run_id: str) -> dict[str, int]:
-        """Return rule → records, largest first; a record that failed two rules counts for both."""
-        return dict(self._execute_again("quarantined_by_rule", run_id=run_id).fetchall())
+    def quarantined_by_rule(self, run_id: str, kind: Literal["run", "replay"] = "run") -> dict[str, int]:
+        """Return rule → records, largest first; a record that failed two rules counts for both.
+
+        Of a replay: the records that failed again in it.
+        """
+        rows = self._execute_again("quarantined_by_rule", run_id=run_id, replay=kind == "replay").fetchall()
+        return dict(rows)
+
+    def replayable(self, run: str) -> Replayable | None:
+        """Return a run by its name, or this job's newest for ``last``; None when there is none."""
+        row = self._execute("replay_run", run=run, job=self.job).fetchone()
+        if row is None:
+            return None
+        names = ("run_id", "job", "kind", "replay_of", "key", "target_table", "config", "rows_read")
+        return Replayable(**dict(zip(names, row, strict=True)))
+
+    def replay_keys(self, run_id: str, rule: str | None) -> list[str]:
+        """Return the keys of a run's unresolved records (that broke `rule`), each once, in the source's order."""
+        return [row[0] for row in self._execute("replay_keys", run_id=run_id, rule=rule).fetchall()]
+
+    def rules(self, run_id: str) -> list[str]:
+        """Return what a run's records broke, resolved or not."""
+        return [row[0] for row in self._execute("replay_rules", run_id=run_id).fetchall()]
+
+    def unresolved(self, run_id: str, rule: str | None) -> tuple[int, int]:
+        """Return the number of a run's unresolved records (that broke `rule`), and of those without a key."""
+        row = self._execute_again("replay_left", run_id=run_id, rule=rule).fetchone()
+        return (int(row[0]), int(row[1])) if row else (0, 0)
 
     def range_rows_read(self, run_id: str) -> int:
         """Return the rows that the chunks with a key range read."""
@@ -275,9 +320,12 @@ class Ledger:
 
 def exists(conn: psycopg.Connection[Any], schema: str) -> bool:
     """Whether `schema` holds a ledger in this database."""
-    quoted = '"' + schema.replace('"', '""') + '".runs'
-    row = conn.execute(statement("exists", schema, runs=quoted)).fetchone()
+    row = conn.execute(statement("exists", schema, runs=_runs(schema))).fetchone()
     return bool(row and row[0])
+
+
+def _runs(schema: str) -> str:
+    return '"' + schema.replace('"', '""') + '".runs'
 
 
 def _process() -> dict[str, object]:

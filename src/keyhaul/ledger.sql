@@ -21,6 +21,8 @@ create table if not exists {schema}.runs (
     host           text not null,
     version        text not null,
     finish         jsonb not null default '[]',
+    kind           text not null default 'run' check (kind in ('run', 'replay')),
+    replay_of      text,
     started_at     timestamptz not null default clock_timestamp(),
     ended_at       timestamptz,
     stop_reason    text
@@ -28,7 +30,7 @@ create table if not exists {schema}.runs (
 create table if not exists {schema}.chunks (
     run_id            text not null references {schema}.runs on delete cascade,
     chunk             integer not null,
-    kind              text not null check (kind in ('range', 'nulls')),
+    kind              text not null check (kind in ('range', 'nulls', 'keys')),
     lower_bound       text[],
     upper_bound       text[],
     estimated_rows    bigint not null,
@@ -64,9 +66,27 @@ create table if not exists {schema}.quarantine (
     message text not null,
     key     text,
     data    jsonb not null,
+    attempts    integer not null default 1,
+    tried_by    text,
+    resolved_at timestamptz,
+    resolved_by text,
     primary key (run_id, chunk, record),
     foreign key (run_id, chunk) references {schema}.chunks on delete cascade
 );
+
+-- name: outdated
+-- Whether the ledger was made before there were replays.
+select to_regclass({runs}) is not null
+   and not exists (select from pg_catalog.pg_attribute where attrelid = to_regclass({runs}) and attname = 'replay_of');
+
+-- name: upgrade
+-- What such a ledger lacks. Only then: each of these waits for every chunk that is being loaded.
+alter table {schema}.runs add column kind text not null default 'run' check (kind in ('run', 'replay')),
+                          add column replay_of text;
+alter table {schema}.chunks drop constraint if exists chunks_kind_check,
+                            add constraint chunks_kind_check check (kind in ('range', 'nulls', 'keys'));
+alter table {schema}.quarantine add column attempts integer not null default 1, add column tried_by text,
+                                add column resolved_at timestamptz, add column resolved_by text;
 
 -- name: exists
 -- Whether the ledger's tables are there.
@@ -91,21 +111,21 @@ select host, run_id from {schema}.runs
  where job = {job} and status = 'running' and pid = {pid} and starts_with(host, {host}) order by started_at desc limit 1;
 
 -- name: unfinished
--- The run that the same command goes on with.
+-- The run that the same command goes on with; a replay never is.
 select run_id, fingerprint, config from {schema}.runs
- where job = {job} and status in ('running', 'stopped') order by started_at desc limit 1;
+ where job = {job} and kind = 'run' and status in ('running', 'stopped') order by started_at desc limit 1;
 
 -- name: abandon
--- `--fresh`: what was unfinished will not be resumed.
+-- What was unfinished will not be resumed: runs by `--fresh`, replays by the next replay.
 update {schema}.runs set status = 'abandoned', ended_at = clock_timestamp()
- where job = {job} and status in ('running', 'stopped');
+ where job = {job} and kind = {kind} and status in ('running', 'stopped');
 
 -- name: insert_run
 -- A new run, before its chunks and before the first read.
 insert into {schema}.runs (run_id, job, fingerprint, config, status, source, target_table, key, chunk_rows,
-                           chunks_planned, estimated_rows, workers, pid, host, version, finish)
+                           chunks_planned, estimated_rows, workers, pid, host, version, finish, kind, replay_of)
 values ({run_id}, {job}, {fingerprint}, {config}::jsonb, 'running', {source}, {target_table}, {key}::text[], {chunk_rows},
-        {chunks_planned}, {estimated_rows}, {workers}, {pid}, {host}, {version}, {finish}::jsonb);
+        {chunks_planned}, {estimated_rows}, {workers}, {pid}, {host}, {version}, {finish}::jsonb, {kind}, {replay_of});
 
 -- name: insert_chunks
 -- The plan, from one JSON array.
@@ -163,6 +183,58 @@ select {run_id}, {chunk}, record, stage, rules, message, key, data::jsonb from p
 -- Counted by SQL: what this chunk has in quarantine now.
 select count(*) from {schema}.quarantine where run_id = {run_id} and chunk = {chunk};
 
+-- name: replay_run
+-- The run whose records are sent again: by its name, or the job's newest.
+select run_id, job, kind, coalesce(replay_of, ''), key, target_table, config,
+       (select coalesce(sum(c.rows_read), 0)::bigint from {schema}.chunks c where c.run_id = r.run_id)
+  from {schema}.runs r
+ where case when {run} = 'last' then r.job = {job} and r.kind = 'run' else r.run_id = {run} end
+ order by started_at desc, run_id desc limit 1;
+
+-- name: replay_keys
+-- The keys of a run's unresolved records, each once, in the order of the source.
+select key from {schema}.quarantine
+ where run_id = {run_id} and resolved_at is null and key is not null
+   and ({rule}::text is null or {rule} = any(case when cardinality(rules) = 0 then array[stage] else rules end))
+ group by key order by min(chunk), min(record);
+
+-- name: replay_rules
+-- What a run's records broke, resolved or not; the stage where no rule is named.
+select distinct reason from {schema}.quarantine,
+       unnest(case when cardinality(rules) = 0 then array[stage] else rules end) reason
+ where run_id = {run_id} order by 1;
+
+-- name: replay_left
+-- Unresolved records, and those of them without a key.
+select count(*), count(*) filter (where key is null) from {schema}.quarantine
+ where run_id = {run_id} and resolved_at is null
+   and ({rule}::text is null or {rule} = any(case when cardinality(rules) = 0 then array[stage] else rules end));
+
+-- name: open_records
+-- Which of these keys have an unresolved record.
+select key from {schema}.quarantine
+ where run_id = {run_id} and key = any({keys}::text[]) and resolved_at is null;
+
+-- name: lock_records
+-- The same, locked: whoever resolves one of them at this moment commits first, and it is not returned any more.
+select key from {schema}.quarantine
+ where run_id = {run_id} and key = any({keys}::text[]) and resolved_at is null order by chunk, record for update;
+
+-- name: records_failed_again
+-- From the session's temporary table: the new reasons and the row as it is now; the record stays unresolved.
+update {schema}.quarantine q
+   set stage = t.stage, rules = t.rules, message = t.message, data = t.data::jsonb, attempts = q.attempts + 1,
+       tried_by = {replay_id}
+  from (select distinct on (key) * from pg_temp._keyhaul_quarantine order by key, record) t
+ where q.run_id = {run_id} and q.key = t.key and q.resolved_at is null;
+
+-- name: resolve_records
+-- Records that have their place now, or none any more; `why` is put before the message unless it is empty.
+update {schema}.quarantine
+   set resolved_at = clock_timestamp(), resolved_by = {replay_id}, tried_by = {replay_id}, attempts = attempts + 1,
+       message = case when {why} = '' then message else {why} || ' (before: ' || message || ')' end
+ where run_id = {run_id} and key = any({keys}::text[]) and resolved_at is null;
+
 -- name: totals
 -- The run's balance, summed from its committed chunks.
 select count(*) filter (where status = 'done'), count(*) filter (where status = 'failed'), count(*),
@@ -181,8 +253,10 @@ select w.key, sum(w.value::bigint)::bigint from {schema}.chunks c, jsonb_each_te
  where c.run_id = {run_id} group by 1 order by 2 desc, 1;
 
 -- name: quarantined_by_rule
--- Records by reason; a record that failed two rules counts for both.
-select r, count(*) from {schema}.quarantine q, unnest(q.rules) r where q.run_id = {run_id} group by 1 order by 2 desc, 1;
+-- Records by reason; a record that failed two rules counts for both. Of a replay, those that failed in it.
+select r, count(*) from {schema}.quarantine q, unnest(q.rules) r
+ where case when {replay} then q.tried_by = {run_id} and q.resolved_at is null else q.run_id = {run_id} end
+ group by 1 order by 2 desc, 1;
 
 -- name: failed_chunks
 -- What was given up, and why.
@@ -226,6 +300,8 @@ select
               and l.objid::bigint = k & 4294967295
         ) as alive,
     c.*,
+    p.kind, p.replay_of,
+    (select count(*) from {schema}.quarantine q where q.run_id = p.run_id and q.resolved_at is not null) as rows_resolved,
     case
         when p.sittings = 1 and p.ended_at is not null then extract(epoch from p.ended_at - p.started_at)
         else (
@@ -279,14 +355,20 @@ order by chunk;
 select reason, count(*) as records
 from {schema}.quarantine q,
      unnest(case when cardinality(q.rules) = 0 then array[q.stage] else q.rules end) reason
-where q.run_id = %(run_id)s
+where (q.run_id = %(run_id)s or q.tried_by = %(run_id)s) and (%(resolved)s or q.resolved_at is null)
 group by reason
 order by records desc, reason;
 
 -- name: quarantine_rows
--- The rejected records of a run in the order of the source; all of them if row_limit is NULL.
-select run_id, chunk, record, stage, rules, message, key, data::text as data
+-- The rejected records of a run (of a replay: those it tried) in the order of the source; all of them if row_limit
+-- is NULL, the resolved ones too if `resolved`.
+select run_id, chunk, record, stage, rules, message, key, data::text as data, attempts, resolved_by
 from {schema}.quarantine
-where run_id = %(run_id)s
+where (run_id = %(run_id)s or tried_by = %(run_id)s) and (%(resolved)s or resolved_at is null)
 order by chunk, record
 limit %(row_limit)s::bigint;
+
+-- name: quarantine_size
+-- How many records `quarantine_rows` has.
+select count(*) from {schema}.quarantine
+where (run_id = %(run_id)s or tried_by = %(run_id)s) and (%(resolved)s or resolved_at is null);

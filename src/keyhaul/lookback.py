@@ -45,6 +45,8 @@ class RunRow:
         alive: a process holds the job's lock; a run that says ``running`` without it was interrupted.
         seconds: of all sittings, without the time between them.
         rows_read: as the other sums of rows, of committed chunks only.
+        kind: ``run`` or ``replay``; a replay is one of the run `replay_of`.
+        rows_resolved: of the records that it quarantined, those that a replay has resolved since.
     """
 
     run_id: str
@@ -65,6 +67,9 @@ class RunRow:
     ended_at: datetime | None
     stop_reason: str | None
     alive: bool
+    kind: str
+    replay_of: str | None
+    rows_resolved: int
     chunks_done: int
     chunks_failed: int
     rows_read: int
@@ -119,6 +124,8 @@ class ChunkRow:
         """The key range: ``1 to 50001``, the upper end exclusive; ``…`` is open."""
         if self.kind == "nulls":
             return "NULL keys"
+        if self.kind == "keys":
+            return "quarantined keys"
         lower, upper = (", ".join(b) if b else "…" for b in (self.lower_bound, self.upper_bound))
         return one_line(f"{lower} to {upper}")
 
@@ -305,6 +312,11 @@ def _facts(run: RunRow) -> Iterable[RenderableType]:
         f"{per_second(run.rows_read, run.seconds):,.0f} rows/s",
         "process": f"{run.pid} on {run.host}, keyhaul {run.version}",
     }
+    if run.replay_of:
+        facts["replay of"] = run.replay_of
+    if run.rows_resolved:
+        left = run.rows_quarantined - run.rows_resolved
+        facts["resolved"] = f"{run.rows_resolved:,} of {run.rows_quarantined:,} quarantined records; {left:,} are left"
     if run.stop_reason:
         facts["stopped"] = run.stop_reason
     table = grid(columns="<<")

@@ -16,20 +16,21 @@ if TYPE_CHECKING:
 RECORD = "_record"
 """The hidden column of every frame: the row's ordinal in its chunk, int64, from 0."""
 
-ChunkKind = Literal["range", "nulls"]
+ChunkKind = Literal["range", "nulls", "keys"]
 RouteKind = Literal["direct", "text", "refused"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """A half-open key range ``[lower, upper)``, or the chunk of rows whose key has a NULL.
+    """A half-open key range ``[lower, upper)``, the rows whose key has a NULL, or those with one of some keys.
 
     Attributes:
         number: position in the plan, from 1, ascending in key order; the NULL chunk is last.
-        kind: ``range`` or ``nulls``.
+        kind: ``range``, ``nulls``, or ``keys`` (a batch of a replay).
         lower: the key's columns as PostgreSQL text, inclusive; None is open-ended.
         upper: the same, exclusive; None is open-ended.
         estimated_rows: rows expected, from the boundaries (exact) or statistics (sampled).
+        keys: of a batch, as the quarantine has them: text, a JSON array of texts for a key of several columns.
     """
 
     number: int
@@ -37,6 +38,7 @@ class Chunk:
     lower: tuple[str, ...] | None = None
     upper: tuple[str, ...] | None = None
     estimated_rows: int = 0
+    keys: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

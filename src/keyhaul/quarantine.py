@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from psycopg.rows import class_row, tuple_row
+from psycopg.rows import class_row, scalar_row, tuple_row
 
 from keyhaul.console import write
 from keyhaul.errors import ConfigError, RefusedError
@@ -38,7 +38,10 @@ _NUMBER = re.compile(r"-\d+(\.\d+)?([eE][+-]?\d+)?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuarantinedRecord:
-    """A rejected record: where it was, why it was rejected, and the whole of it as a JSON object."""
+    """A rejected record: where it was, why it was rejected, and the whole of it as a JSON object.
+
+    `attempts` counts the run and the replays that tried it; `resolved_by` is the replay that resolved it.
+    """
 
     run_id: str
     chunk: int
@@ -48,26 +51,39 @@ class QuarantinedRecord:
     message: str
     key: str | None
     data: str
+    attempts: int
+    resolved_by: str | None
 
 
-def quarantine_reasons(conn: Connection, schema: str, run_id: str) -> dict[str, int]:
+def quarantine_reasons(conn: Connection, schema: str, run_id: str, *, resolved: bool = False) -> dict[str, int]:
     """Return rule (or stage, where no rule is named) → records, most first.
 
-    A record that failed two rules counts under both.
+    A record that failed two rules counts under both. With `resolved`, those that a replay resolved count too.
     """
-    return dict(fetch(conn, schema, "quarantine_reasons", tuple_row, {"run_id": run_id}))
+    values = {"run_id": run_id, "resolved": resolved}
+    return dict(fetch(conn, schema, "quarantine_reasons", tuple_row, values))
+
+
+def quarantine_size(conn: Connection, schema: str, run_id: str, *, resolved: bool = False) -> int:
+    """Return the number of a run's unresolved records; with `resolved`, of all."""
+    values = {"run_id": run_id, "resolved": resolved}
+    return int(fetch(conn, schema, "quarantine_size", scalar_row, values)[0])
 
 
 def quarantine_rows(
-    conn: Connection, schema: str, run_id: str, limit: int = ROWS_SHOWN
+    conn: Connection, schema: str, run_id: str, limit: int = ROWS_SHOWN, *, resolved: bool = False
 ) -> tuple[QuarantinedRecord, ...]:
-    """Return the first `limit` rejected records in the order of the source."""
-    values = {"run_id": run_id, "row_limit": limit}
+    """Return the first `limit` unresolved records in the order of the source; with `resolved`, of all."""
+    values = {"run_id": run_id, "row_limit": limit, "resolved": resolved}
     return tuple(fetch(conn, schema, "quarantine_rows", class_row(QuarantinedRecord), values))
 
 
-def export_quarantine(conn: Connection, schema: str, run_id: str, path: Path, *, force: bool = False) -> int:
-    """Write all rejected records of a run to `path` as CSV (UTF-8, RFC 4180) and return their number.
+def export_quarantine(
+    conn: Connection, schema: str, run_id: str, path: Path, *, force: bool = False, resolved: bool = False
+) -> int:
+    """Write a run's unresolved records to `path` as CSV (UTF-8, RFC 4180) and return their number.
+
+    With `resolved`, all records of the run.
 
     Columns as in `EXPORT_COLUMNS`; rules are joined with ``; ``, data is the record as JSON, a NULL key is
     an empty cell. A cell that a spreadsheet would run gets a leading apostrophe. The file appears under its
@@ -88,7 +104,7 @@ def export_quarantine(conn: Connection, schema: str, run_id: str, path: Path, *,
             writer = csv.writer(file)
             writer.writerow(EXPORT_COLUMNS)
             number = 0
-            with closing(_stream(conn, schema, run_id)) as rows:
+            with closing(_stream(conn, schema, run_id, resolved=resolved)) as rows:
                 for row in rows:
                     writer.writerow(_cells(row))
                     number += 1
@@ -108,12 +124,14 @@ def _refuse_existing(path: Path, *, force: bool) -> None:
         raise RefusedError(f"write {path}: it exists already. Name another file, or add --force to replace a file.")
 
 
-def _stream(conn: Connection, schema: str, run_id: str) -> Generator[QuarantinedRecord]:
+def _stream(conn: Connection, schema: str, run_id: str, *, resolved: bool) -> Generator[QuarantinedRecord]:
     """Yield the records through a cursor of the server; it lives in a transaction, whatever the connection's mode."""
     rows = class_row(QuarantinedRecord)
     with ledger_errors(conn, schema), conn.transaction(), conn.cursor("keyhaul_quarantine", row_factory=rows) as cursor:
         cursor.itersize = FETCH_ROWS
-        cursor.execute(statement("quarantine_rows", schema), {"run_id": run_id, "row_limit": None})
+        cursor.execute(
+            statement("quarantine_rows", schema), {"run_id": run_id, "row_limit": None, "resolved": resolved}
+        )
         yield from cursor
 
 
@@ -145,7 +163,7 @@ def print_quarantine(
         run_id: whose records they are.
         counted: from `quarantine_reasons`.
         rows: from `quarantine_rows`.
-        total: all rejected records of the run, ``RunRow.rows_quarantined``.
+        total: from `quarantine_size`.
         stream: a terminal cuts message and data at its width; any other stream gets them whole.
     """
 
@@ -161,8 +179,15 @@ def print_quarantine(
         for row in rows:
             key = "NULL" if row.key is None else one_line(row.key)
             why = one_line("; ".join(row.rules) or row.stage)
+            tried = f", {plural(row.attempts, 'try', 'tries')}" if row.attempts > 1 else ""
+            resolved = f"resolved by {one_line(row.resolved_by)}  " if row.resolved_by else ""
             lines = (
-                Text.assemble((f"key {key}", "bold"), f"  chunk {row.chunk}, record {row.record}  ", (why, "yellow")),
+                Text.assemble(
+                    (f"key {key}", "bold"),
+                    f"  chunk {row.chunk}, record {row.record}{tried}  ",
+                    (resolved, "green"),
+                    (why, "yellow"),
+                ),
                 Text(f"  {one_line(row.message)}"),
                 Text(f"  {one_line(row.data)}", "dim"),
             )

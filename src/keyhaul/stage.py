@@ -359,24 +359,35 @@ class Stager:
 
     # --- the quarantine's records ----------------------------------------------------------------
 
+    def keys(self, source: pl.DataFrame) -> pl.DataFrame:
+        """Return each record's key (``_record``, ``key``) as the quarantine would have it; NULL if a part is NULL."""
+        rows = source.select(RECORD, *self._key)
+        duck = {name: quoted(duck_name(name, rows.columns)) for name in rows.columns}
+        return self._query(f"select {RECORD}, {self._key_text(rows.schema, duck)} as key from {CHUNK}", rows)
+
+    def _key_text(self, schema: Mapping[str, pl.DataType], duck: Mapping[str, str]) -> str:
+        """Return SQL for the key as text that PostgreSQL can read; a JSON array of texts for several columns."""
+        keys = [
+            f"'\\x' || lower(hex({duck[name]}))" if isinstance(schema[name], pl.Binary) else f"{duck[name]}::varchar"
+            for name in self._key
+        ]
+        any_null = " or ".join(f"{duck[name]} is null" for name in self._key)
+        key = keys[0] if len(keys) == 1 else f"to_json([{', '.join(keys)}])::varchar"
+        return f"case when {any_null} then null else {key} end"
+
     def _with_records(self, rejected: pl.DataFrame, source: pl.DataFrame) -> pl.DataFrame:
         """Add each rejected record's key and its whole source row as JSON."""
         if not rejected.height:
             return pl.DataFrame(schema=REJECTED)
         rows = source.filter(pl.col(RECORD).is_in(rejected[RECORD].implode()))
         duck = {name: quoted(duck_name(name, rows.columns)) for name in rows.columns}
+        key = self._key_text(rows.schema, duck)
         fields = ", ".join(
             f"{_json_key(name)}, {_json_value(duck[name], dtype)}"
             for name, dtype in rows.schema.items()
             if name != RECORD
         )
-        keys = [f"{duck[name]}::varchar" for name in self._key]
-        any_null = " or ".join(f"{duck[name]} is null" for name in self._key)
-        key = keys[0] if len(keys) == 1 else f"to_json([{', '.join(keys)}])::varchar"
-        query = (
-            f"select {RECORD}, case when {any_null} then null else {key} end as key, "
-            f"json_object({fields})::varchar as data from {CHUNK}"
-        )
+        query = f"select {RECORD}, {key} as key, json_object({fields})::varchar as data from {CHUNK}"
         described = self._query(query, rows)
         return rejected.join(described, on=RECORD, how="left").select(
             pl.col(name).cast(dtype) for name, dtype in REJECTED.items()

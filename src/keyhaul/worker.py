@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
@@ -19,6 +19,7 @@ from keyhaul.model import RECORD, Timings
 from keyhaul.sources.readers import READERS, UnreadableValueError
 from keyhaul.stage import Stager
 from keyhaul.targets import postgres
+from keyhaul.targets.replayed import Batch, open_keys
 from keyhaul.targets.session import SESSIONS, CopySession
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Task:
         read_columns: the source columns that are read: those used, and the key's.
         routes: how each of them travels.
         key: the key's columns.
+        replay_of: the run whose quarantined records the chunks are; None for a run of its own.
     """
 
     job: Job
@@ -62,6 +64,7 @@ class Task:
     checks: tuple[Check, ...]
     dedup: Dedup | None
     columns: tuple[WriteColumn, ...]
+    replay_of: str | None = None
 
     @cached_property
     def looked_at(self) -> frozenset[str]:
@@ -113,12 +116,14 @@ class Worker:
         task = self._task
         started = time.perf_counter()
         self._step(chunk, "read")
+        chunk = self._without_resolved(chunk)
         table, text_columns = self._read(chunk)
         read_at = time.perf_counter()
         self._step(chunk, "transform", table.num_rows)
         source, text_columns = self._decode(table, text_columns)
         size = table.nbytes
         del table
+        batch = self._batch(chunk, source)
         visible, unseen = self._visible(source, text_columns) if text_columns & task.looked_at else (source, None)
         frame, failed = task.transform.apply(visible)
         if unseen is not None:
@@ -135,7 +140,7 @@ class Worker:
             transform_seconds=transformed_at - read_at,
             stage_seconds=staged_at - transformed_at,
         )
-        entry = self._entry(chunk, attempt, timings, size)
+        entry = replace(self._entry(chunk, attempt, timings, size), batch=batch)
         try:
             return self._load(columns, staged, entry)
         except BaseException:
@@ -190,6 +195,33 @@ class Worker:
 
     def _step(self, chunk: Chunk, step: events.Step, rows: int = 0) -> None:
         self._observe(events.StepStarted(chunk=chunk.number, worker=self.number, step=step, rows=rows))
+
+    def _without_resolved(self, chunk: Chunk) -> Chunk:
+        """Return a replay's batch without the records that were resolved since it was planned."""
+        task = self._task
+        if task.replay_of is None:
+            return chunk
+        try:
+            keys = open_keys(self._open_session(), task.replay_of, task.job.ledger_schema, chunk.keys)
+        except BaseException:
+            self._drop_session()
+            raise
+        return replace(chunk, keys=keys)
+
+    def _batch(self, chunk: Chunk, source: pl.DataFrame) -> Batch | None:
+        """Say which records of a replay's batch were read; None for a chunk of a run."""
+        task = self._task
+        if task.replay_of is None:
+            return None
+        batch = Batch(
+            run_id=task.replay_of,
+            replay_id=task.run_id,
+            ledger_schema=task.job.ledger_schema,
+            asked=frozenset(chunk.keys),
+            found=self._open_stager().keys(source),
+        )
+        batch.check()
+        return batch
 
     def _read(self, chunk: Chunk) -> tuple[pa.Table, frozenset[str]]:
         """Read a chunk; again, with the date and time columns as text, when it holds values no Arrow type has."""

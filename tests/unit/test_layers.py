@@ -29,7 +29,7 @@ ROWS = [
     {"sources.stability"},
     {"sources.readers", "sources.sql", "targets.session", "targets.ddl"},
     {"sources.lookups"},
-    {"targets.rows"},
+    {"targets.rows", "targets.replayed"},
     {"targets.isolate"},
     {"targets.postgres"},
     {"targets.modes"},
@@ -40,7 +40,7 @@ ROWS = [
     {"engine"},
     {"tally", "reporting"},
     {"progress", "lookback", "planview", "configdoc", "typedoc"},
-    {"quarantine"},
+    {"quarantine", "replay"},
     {"cli"},
     {"__main__"},
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -38,6 +39,19 @@ select distinct t.typname, n.nspname
 """
 """Key types (domains resolved) that ORDER BY sorts with an operator that `<` in a query would not find: citext
 in a schema off the search_path is sorted without regard to case, but `<` would compare it as text."""
+
+_UNIQUE: Final = """
+select exists (
+    select from pg_index i
+     where i.indrelid = %(oid)s and i.indisunique and i.indisvalid and i.indpred is null and i.indexprs is null
+       and not exists (
+           select from unnest(i.indkey::int2[]) with ordinality as k(attnum, n)
+             join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
+            where k.n <= i.indnkeyatts and a.attname <> all(%(key)s::name[])
+       )
+) and (%(kind)s = 'p' or not exists (select from pg_inherits where inhparent = %(oid)s))
+"""
+"""A unique index of a table does not look at the tables that inherit from it, but a SELECT does."""
 
 SAMPLED_ROWS_PER_CHUNK: Final = 200
 """Rows that a sampled plan looks at for each chunk; the sizes then vary by about a tenth."""
@@ -227,7 +241,7 @@ class SqlSource:
         """Return the SELECT for one chunk.
 
         Args:
-            chunk: the key range, or the NULL keys.
+            chunk: the key range, the NULL keys, or a list of keys.
             columns: what is selected, in order.
             as_text: those of them that travel as ``::text``.
         """
@@ -244,6 +258,8 @@ class SqlSource:
     def _within(self, chunk: Chunk) -> sql.Composable:
         if chunk.kind == "nulls":
             return sql.SQL(" or ").join(sql.SQL("{} is null").format(sql.Identifier(n)) for n in self._nullable())
+        if chunk.kind == "keys":
+            return self._among(chunk.keys)
         conditions: list[sql.Composable] = []
         if chunk.lower is not None:
             conditions.append(sql.SQL("{} >= {}").format(self._key(), self._literal(chunk.lower)))
@@ -252,6 +268,27 @@ class SqlSource:
         if self._nullable():
             conditions.append(self._present())
         return sql.SQL(" and ").join(conditions) if conditions else sql.SQL("true")
+
+    def _among(self, keys: Sequence[str]) -> sql.Composable:
+        """Return a condition for the rows with one of these keys, each part cast to its column's type."""
+        parts = [[key] for key in keys] if len(self.key) == 1 else [json.loads(key) for key in keys]
+        arrays = []
+        for number, name in enumerate(self.key):
+            column = self.relation.column(name)
+            texts = sql.Literal([part[number] for part in parts])
+            arrays.append(sql.SQL("{}::text[]::{}[]").format(texts, sql.SQL(column.pg_type if column else "text")))
+        if len(arrays) == 1:
+            return sql.SQL("{} = any({})").format(sql.Identifier(self.key[0]), arrays[0])
+        names = sql.SQL(", ").join(map(sql.Identifier, self.key))
+        return sql.SQL("({}) in (select * from unnest({}))").format(names, sql.SQL(", ").join(arrays))
+
+    def unique(self) -> bool:
+        """Whether the database guarantees that no two rows have one key: a unique index on it or on a part of it."""
+        relation = self.relation
+        if relation.oid is None or relation.kind not in {"r", "p"}:
+            return False
+        row = self.conn.execute(_UNIQUE, {"oid": relation.oid, "kind": relation.kind, "key": list(self.key)}).fetchone()
+        return bool(row and row[0])
 
     def definition(self, types: Sequence[int]) -> TableDefinition | None:
         """Return how the table is defined, with the types of the given oids; None for a view or query."""

@@ -17,6 +17,7 @@ from keyhaul.pgtypes import ddl_type
 from keyhaul.sql import statement
 from keyhaul.targets.ddl import Ddl, compose_ddl
 from keyhaul.targets.isolate import write_chunk
+from keyhaul.targets.replayed import lock_records, settle
 from keyhaul.targets.rows import Destination
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from keyhaul.definition import TableDefinition
     from keyhaul.mapping import WriteColumn
     from keyhaul.model import Staged
+    from keyhaul.targets.replayed import Batch
     from keyhaul.targets.session import Session
     from keyhaul.transform import OutputColumn
 
@@ -213,7 +215,10 @@ def prepare(conn: psycopg.Connection[Any], target: TargetTable) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerEntry:
-    """What the chunk's ledger row will say beside the counts that SQL takes."""
+    """What the chunk's ledger row will say beside the counts that SQL takes.
+
+    `batch` is given for a chunk of a replay: its records are in the quarantine already.
+    """
 
     run_id: str
     chunk: int
@@ -223,6 +228,7 @@ class LedgerEntry:
     attempts: int
     timings: Timings
     bytes_read: int
+    batch: Batch | None = None
 
 
 def ask_ledger(session: Session, entry: LedgerEntry) -> ChunkResult | None:
@@ -269,23 +275,35 @@ def load(
     already = ask_ledger(session, entry)
     if already is not None:
         return already
+    batch = entry.batch
+    if batch is not None:
+        lock_records(session, batch)
     placed = write_chunk(session, target.destination(columns), staged.accepted)
-    _write_quarantine(session, staged.rejected, entry)
-    _write_quarantine(session, staged.describe(placed.invalid), entry)
+    rejected = pl.concat([staged.rejected, staged.describe(placed.invalid)])
+    _send_rejected(session, rejected)
+    if batch is not None:
+        settle(session, batch, staged.accepted, rejected)
+        quarantined = rejected.height
+    else:
+        quarantined = _write_quarantine(session, rejected, entry)
+    missing = len(batch.missing) if batch is not None else 0
     counts = replace(
         staged.counts,
+        read=staged.counts.read + missing,
+        filtered=staged.counts.filtered + missing,
         loaded=placed.inserted + placed.updated,
         updated=placed.updated,
         unchanged=placed.unchanged,
         duplicate=staged.counts.duplicate + placed.duplicate,
-        quarantined=_count_quarantine(session, entry),
+        quarantined=quarantined,
     )
     result = _record(session, counts, staged, entry)
     session.commit()
     return result
 
 
-def _write_quarantine(session: Session, rejected: pl.DataFrame, entry: LedgerEntry) -> None:
+def _send_rejected(session: Session, rejected: pl.DataFrame) -> None:
+    """Put the rejected records into a temporary table of this transaction."""
     if not rejected.height:
         return
     session.execute(sql.SQL("drop table if exists pg_temp._keyhaul_quarantine"))
@@ -299,10 +317,12 @@ def _write_quarantine(session: Session, rejected: pl.DataFrame, entry: LedgerEnt
         compat_level=pl.CompatLevel.oldest()
     )
     session.copy(sql.Identifier("pg_temp", "_keyhaul_quarantine"), columns, {})
-    session.execute(statement("insert_quarantine", entry.ledger_schema, run_id=entry.run_id, chunk=entry.chunk))
 
 
-def _count_quarantine(session: Session, entry: LedgerEntry) -> int:
+def _write_quarantine(session: Session, rejected: pl.DataFrame, entry: LedgerEntry) -> int:
+    """Store the rejected records; return how many the chunk now has there, counted by SQL."""
+    if rejected.height:
+        session.execute(statement("insert_quarantine", entry.ledger_schema, run_id=entry.run_id, chunk=entry.chunk))
     query = statement("count_quarantine", entry.ledger_schema, run_id=entry.run_id, chunk=entry.chunk)
     return int(session.execute(query)[0][0])
 

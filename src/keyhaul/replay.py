@@ -1,0 +1,210 @@
+"""Replay: the quarantined records of a run go through the job again, read from the source by their keys."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from keyhaul import events
+from keyhaul.engine import Sitting
+from keyhaul.errors import ConfigError, RefusedError
+from keyhaul.identity import difference
+from keyhaul.ledger import NewRun, new_run_id
+from keyhaul.lookback import find_run
+from keyhaul.model import Chunk, Plan
+from keyhaul.pool import Pool
+from keyhaul.prepare import find_ends, prepare
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from keyhaul.config import Job
+    from keyhaul.control import Control
+    from keyhaul.ledger import Ledger, Replayable
+    from keyhaul.model import Observer, Report
+    from keyhaul.prepare import Prepared
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replayed:
+    """The end of a replay.
+
+    Attributes:
+        run_id: the run whose records were sent again.
+        report: of the replay, with a balance of its own: ``read`` is the rows that the source has for
+            the records' keys, and the keys that it has not. None when there was nothing to send.
+        left: records of the run (with the rule asked for) that are still unresolved.
+        without_key: those of them that cannot be read again, because their key is NULL.
+        rows_read: of the original run.
+    """
+
+    run_id: str
+    report: Report | None
+    left: int
+    without_key: int
+    rows_read: int
+
+
+def replay(job: Job, run: str, observe: Observer, control: Control, *, rule: str | None = None) -> Replayed:
+    """Send the unresolved quarantined records of a run through a job again.
+
+    A batch is one transaction: the rows that load, what becomes of their quarantined records, and the
+    batch's ledger row. A replay is never resumed: the next one begins with what is unresolved then.
+
+    Args:
+        job: validated; of the run's name, key, source and target table.
+        run: the run's name, or ``last`` for the job's newest.
+        observe: called with every event, from the threads where they happen.
+        control: may be told to stop.
+        rule: only records that broke this rule or constraint.
+
+    Raises:
+        ConfigError: the command, job or databases do not fit; nothing was moved.
+        StopRunError: the ledger cannot be reached; the same command goes on.
+    """
+    started = time.perf_counter()
+    run_id = new_run_id()
+    with prepare(job, find_ends(job), run_id=run_id) as prepared:
+        sitting = Sitting(prepared, observe, control, run_id, started)
+        try:
+            return _Replay(prepared, sitting, observe, control, run_id).execute(run, rule)
+        except (psycopg.Error, ConfigError) as error:
+            raise sitting.explain(error) from error
+
+
+class _Replay:
+    def __init__(self, prepared: Prepared, sitting: Sitting, observe: Observer, control: Control, run_id: str) -> None:
+        self._prepared = prepared
+        self._job = prepared.job
+        self._sitting = sitting
+        self._ledger: Ledger = sitting.ledger
+        self._observe = observe
+        self._control = control
+        self._run_id = run_id
+
+    def execute(self, run: str, rule: str | None) -> Replayed:
+        ledger = self._ledger
+        self._sitting.check_server()
+        ledger.lock()
+        if not ledger.exists():
+            find_run(ledger.connection, ledger.schema, run)
+        ledger.create()
+        original = self._find(run)
+        self._check(original)
+        if rule is not None:
+            self._check_rule(original.run_id, rule)
+        _, without_key = ledger.unresolved(original.run_id, rule)
+        if without_key:
+            message = f"{without_key:,} records have a NULL key and cannot be read again: they stay in quarantine"
+            self._observe(events.Notice(message=message, level="warning"))
+        keys = ledger.replay_keys(original.run_id, rule)
+        report = self._move(original, keys) if keys else None
+        left, without_key = ledger.unresolved(original.run_id, rule)
+        return Replayed(
+            run_id=original.run_id,
+            report=report,
+            left=left,
+            without_key=without_key,
+            rows_read=original.rows_read,
+        )
+
+    # --- what is refused -------------------------------------------------------------------------
+
+    def _find(self, run: str) -> Replayable:
+        original = self._ledger.replayable(run)
+        if original is None and run == "last":
+            msg = f"replay job {self._job.job}: no run of this job is in the ledger. `etl runs` lists what is"
+            raise RefusedError(msg)
+        if original is None:
+            find_run(self._ledger.connection, self._ledger.schema, run)  # raises, with the nearest names
+            msg = f"replay run {run}: it was deleted just now"
+            raise RefusedError(msg)
+        return original
+
+    def _check(self, original: Replayable) -> None:
+        job, target, source = self._job, self._prepared.target, self._prepared.source
+        run = f"replay run {original.run_id}"
+        if original.kind == "replay":
+            msg = f"{run}: it is a replay of run {original.replay_of}. Name that run: what is left is there"
+            raise RefusedError(msg)
+        if original.job != job.job:
+            msg = f"{run}: it is of job {original.job}, expected {job.job}. Give that job, or --job {original.job}"
+            raise RefusedError(msg)
+        if list(original.key) != list(job.key):
+            msg = f"{run}: its key is {', '.join(original.key)}, not {', '.join(job.key)}. Give the run's --key"
+            raise RefusedError(msg)
+        old, new = (config.get("source", {}) for config in (original.config, job.identity()))
+        # A query may be another one: it is part of what a person mends.
+        moved = difference({**old, "query": None}, {**new, "query": None})
+        if moved:
+            msg = f"{run}: its records are in another source: {'; '.join(moved)}. Give the run's source"
+            raise RefusedError(msg)
+        if original.target_table != target.label or target.ddl.before:
+            what = f"not {target.label}" if original.target_table != target.label else "which is not there any more"
+            msg = f"{run}: it loaded {original.target_table}, {what}. Give the run's target table in --into"
+            raise RefusedError(msg)
+        if not (source.unique() or job.target.mode in {"skip", "upsert"} or self._target_is_unique()):
+            msg = (
+                f"{run}: several rows of {source.relation.label} may have one key, and those that are loaded would be "
+                f"loaded again. Create a unique index on {', '.join(job.key)} in the source, a primary key on it in "
+                "the target, or give --mode skip"
+            )
+            raise RefusedError(msg)
+
+    def _target_is_unique(self) -> bool:
+        """Whether a row that was loaded cannot be loaded again: the primary key is (a part of) the job's key."""
+        output, primary_key = self._prepared.transform.output, self._prepared.target.primary_key
+        return bool(primary_key) and all(
+            name in output and output[name].source in self._job.key for name in primary_key
+        )
+
+    def _check_rule(self, run_id: str, rule: str) -> None:
+        known = self._ledger.rules(run_id)
+        if rule not in known:
+            msg = (
+                f"replay run {run_id}: none of its records broke {rule!r}, expected one of "
+                f"{', '.join(known) or 'none: nothing was quarantined'}. Change --rule"
+            )
+            raise RefusedError(msg)
+
+    # --- moving ----------------------------------------------------------------------------------
+
+    def _move(self, original: Replayable, keys: Sequence[str]) -> Report:
+        job, ledger, prepared, sitting = self._job, self._ledger, self._prepared, self._sitting
+        parts = [keys[first : first + job.chunk] for first in range(0, len(keys), job.chunk)]
+        chunks = tuple(
+            Chunk(number=number, kind="keys", keys=tuple(part), estimated_rows=len(part))
+            for number, part in enumerate(parts, start=1)
+        )
+        workers = sitting.count_workers(len(chunks))
+        new = NewRun(
+            run_id=self._run_id,
+            job=job.job,
+            fingerprint=job.fingerprint(),
+            config=job.identity(),
+            source=f"{prepared.source.relation.label} in {prepared.ends.source.label}",
+            target_table=prepared.target.label,
+            key=job.key,
+            chunk_rows=job.chunk,
+            workers=workers,
+            kind="replay",
+            replay_of=original.run_id,
+        )
+        plan = Plan(
+            chunks=chunks,
+            estimated_rows=len(keys),
+            estimated_bytes=len(keys) * prepared.source.relation.row_bytes,
+            exact=True,
+        )
+        ledger.begin(new, plan, fresh=False)
+        sitting.begin(ledger.totals(self._run_id), len(keys), workers, resumed=False)
+        pool = Pool(replace(sitting.task(), replay_of=original.run_id), ledger, self._observe, self._control)
+        pool.move(chunks, workers)
+        totals = ledger.totals(self._run_id)
+        reason = sitting.why_incomplete(totals)
+        ledger.end(self._run_id, "stopped" if reason else "done", reason or None)
+        reasons = ledger.quarantined_by_rule(self._run_id, "replay")
+        return sitting.report(pool, totals, reasons, workers=workers, resumed=False, stop_reason=reason)
