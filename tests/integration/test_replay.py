@@ -43,6 +43,11 @@ def unresolved(databases, select="key"):
     return rows(databases[1], query)
 
 
+def tried(databases):
+    """Return how often the unresolved records were tried, and by whom the last time."""
+    return rows(databases[1], "select distinct attempts, tried_by from keyhaul.quarantine where resolved_at is null")
+
+
 def fill(databases, number=1000, target=ORPHANS):
     run_sql(
         databases[0],
@@ -63,9 +68,9 @@ def test_orphans_whose_parents_came_later_load_and_the_rest_stays(databases, loa
     assert (done.run_id, done.left, done.report.chunks_done) == (report.run_id, 40, 4)
     assert counts(done.report) == (100, 60, 0, 40)
     assert done.report.quarantined_by_reason == {"parent_fk": 40}
-    expected = rows(databases[0], "select id::text from public.t where ref >= 96 order by id")
+    expected = rows(databases[0], "select id::text from public.t where ref >= 96 order by t.id")
     assert unresolved(databases) == expected
-    assert unresolved(databases, "distinct attempts, tried_by") == [(2, done.report.run_id)]
+    assert tried(databases) == [(2, done.report.run_id)]
     assert rows(databases[1], "select id, ref, name from public.t order by id") == rows(
         databases[0], "select id, ref, name from public.t where ref < 96 order by id"
     )
@@ -84,7 +89,7 @@ def test_a_second_replay_tries_only_what_is_left_and_loads_nothing_twice(databas
     run_sql(databases[1], "insert into public.parent select g from generate_series(90, 95) g")
     assert counts(again(databases).report) == (100, 60, 0, 40)
     assert counts(again(databases).report) == (40, 0, 0, 40)
-    assert unresolved(databases, "distinct attempts") == [(3,)]
+    assert [number for number, _ in tried(databases)] == [3]
     run_sql(databases[1], "insert into public.parent select g from generate_series(96, 99) g")
     assert counts(again(databases).report) == (40, 40, 0, 0)
     done = again(databases)
@@ -95,7 +100,7 @@ def test_a_second_replay_tries_only_what_is_left_and_loads_nothing_twice(databas
 def test_a_rule_that_was_relaxed_lets_its_records_in(databases):
     fill(databases, 100, "select")
     move(databases, rule=["few: id <= 90"])
-    done = again(databases, rule="few", **{})
+    done = again(databases, rule="few")
     assert counts(done.report) == (10, 10, 0, 0)
     assert rows(databases[1], "select count(*), count(distinct id) from public.t") == [(100, 100)]
 
@@ -116,14 +121,10 @@ def test_records_that_are_gone_or_filtered_now_are_resolved_and_say_so(databases
     run_sql(databases[0], "delete from public.t where id = 98")
     done = again(databases, where=["id <> 99"])
     assert (counts(done.report), done.left) == ((3, 1, 2, 0), 0)
-    assert rows(databases[1], "select key, message from keyhaul.quarantine order by 1 desc") == [
-        ("99", "the job filters this record now (before: few)"),
-        ("98", "the record is not in the source any more (before: few)"),
-        ("100", "few"),
-    ] or rows(databases[1], "select key, left(message, 40) from keyhaul.quarantine order by 1") == [
-        ("100", rows(databases[1], "select left(message, 40) from keyhaul.quarantine where key = '100'")[0][0]),
+    said = "select key, split_part(message, ' (before: ', 1) from keyhaul.quarantine where key <> '100' order by 1"
+    assert rows(databases[1], said) == [
         ("98", "the record is not in the source any more"),
-        ("99", "the job filters this record now (before:"),
+        ("99", "the job filters this record now"),
     ]
     assert rows(databases[1], "select max(id) from public.t") == [(100,)]
 
@@ -211,7 +212,7 @@ def test_a_key_that_may_be_there_twice_is_refused_unless_the_target_knows_what_i
     )
     run_sql(databases[1], "create table public.t (id int, v int)")
     move(databases, rule=["first: v = 1"])
-    with pytest.raises(RefusedError, match="several rows of public.t may have one key"):
+    with pytest.raises(RefusedError, match=r"several rows of public\.t may have one key"):
         again(databases)
     run_sql(databases[1], "alter table public.t add primary key (id)")
     done = again(databases)
@@ -275,7 +276,7 @@ def test_runs_and_replays_do_not_go_on_with_each_other(databases):
     run_sql(databases[1], "drop trigger kill on public.t", "delete from public.t")
     report = move(databases, mode="append")
     assert (report.resumed, report.counts.read) == (False, 1000)
-    run_sql(databases[1], "update keyhaul.runs set status = 'stopped' where run_id = '%s'" % report.run_id)
+    run_sql(databases[1], f"update keyhaul.runs set status = 'stopped' where run_id = '{report.run_id}'")
     assert again(databases, report.run_id, mode="append").report.resumed is False
     assert move(databases, mode="append").run_id == report.run_id
 
