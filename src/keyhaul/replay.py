@@ -17,6 +17,7 @@ from keyhaul.lookback import find_run
 from keyhaul.model import Chunk, Plan
 from keyhaul.pool import Pool
 from keyhaul.prepare import find_ends, prepare
+from keyhaul.text import plural
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -98,7 +99,7 @@ class _Replay:
             self._check_rule(original.run_id, rule)
         _, without_key = ledger.unresolved(original.run_id, rule)
         if without_key:
-            message = f"{without_key:,} records have a NULL key and cannot be read again: they stay in quarantine"
+            message = f"quarantined with a NULL key, cannot be read again, left: {plural(without_key, 'record')}"
             self._observe(events.Notice(message=message, level="warning"))
         keys = ledger.replay_keys(original.run_id, rule)
         report = self._move(original, keys) if keys else None

@@ -201,7 +201,7 @@ def test_records_without_a_key_stay_and_this_is_said(databases):
     told = []
     done = again(databases, observe=told.append)
     assert (counts(done.report), done.left, done.without_key) == ((11, 11, 0, 0), 1, 1)
-    assert "1 records have a NULL key" in next(e.message for e in told if isinstance(e, Notice))
+    assert "NULL key, cannot be read again, left: 1 record" in next(e.message for e in told if isinstance(e, Notice))
 
 
 def test_a_key_that_may_be_there_twice_is_refused_unless_the_target_knows_what_it_has(databases):
