@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import polars as pl
+from psycopg import sql
 
 from keyhaul.errors import ChunkError, TransientError
 from keyhaul.model import RECORD
@@ -95,7 +96,10 @@ def settle(session: Session, batch: Batch, accepted: pl.DataFrame, rejected: pl.
     ids = {"run_id": batch.run_id, "replay_id": batch.replay_id}
     failed = frozenset(rejected["key"])
     if failed:
+        # Fresh tables have no statistics: the planner would take the join for one of a few rows.
+        session.execute(sql.SQL("set local enable_nestloop = off"))
         session.execute(statement("records_failed_again", batch.ledger_schema, **ids))
+        session.execute(sql.SQL("set local enable_nestloop to default"))
     kept = frozenset(batch.found.filter(pl.col(RECORD).is_in(accepted[RECORD].implode()))["key"])
     present = frozenset(batch.found["key"])
     for keys, why in ((kept - failed, ""), (present - kept - failed, FILTERED), (batch.missing, GONE)):
