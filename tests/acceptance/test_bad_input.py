@@ -90,7 +90,7 @@ MISTAKES = [
     Mistake("allowance that is no number", ("--allow-quarantined", "5%"), {"--allow-quarantined": "some"}),
     Mistake("unknown flag", ("No such option", "--chunk"), {"--chunck": "5"}),
     Mistake("target is a view", ("public.seen", "not a table", "--into"), {"--into": "public.seen"}),
-    Mistake("target holds rows and no mode", ("already holds rows", "mode: append"), {"--into": "public.filled"}),
+    Mistake("target holds rows and no mode", ("already holds rows", "--mode append"), {"--into": "public.filled"}),
     Mistake(
         "columns that the target lacks", ("narrow.amount", "narrow.made", "no such column"), {"--into": "public.narrow"}
     ),
