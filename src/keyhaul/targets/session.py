@@ -154,7 +154,7 @@ class AdbcSession:
             raise translate(error) from error
 
     def commit(self) -> None:
-        """Commit; the driver's answer says little, so the caller asks the ledger afterwards."""
+        """Commit. It would hide a failed ingest, so a session with an error never comes here: it is closed."""
         try:
             self._conn.commit()
         except Exception as error:
