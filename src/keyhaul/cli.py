@@ -1,4 +1,4 @@
-"""The command line: the only place that prints, reads the environment or exits.
+"""The command line; with its parts `shell` and `looking` the only place that prints, reads the environment or exits.
 
 Exit codes: 0 done; 1 done, but more records were quarantined than allowed; 2 wrong command, job or
 database, nothing was moved; 3 stopped and resumable; 130 and 143 stopped by Ctrl-C or SIGTERM; 70 a
@@ -21,12 +21,16 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from keyhaul import __version__
+from keyhaul import (
+    __version__,
+    looking,  # noqa: F401 - its commands register themselves
+)
 from keyhaul.console import write_line
 from keyhaul.errors import ConfigError, EtlError
+from keyhaul.shell import Home, RunName, app
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from types import FrameType
 
     from keyhaul.config import Job
@@ -37,14 +41,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 OK, QUARANTINED, WRONG, STOPPED, BROKEN = 0, 1, 2, 3, 70
-
-app = typer.Typer(
-    help="Move tables into PostgreSQL in columnar chunks, exactly once, with a reason for every row left out.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-)
 
 
 class Progress(StrEnum):
@@ -58,10 +54,6 @@ class Progress(StrEnum):
 
 
 JobFile = Annotated[Path | None, typer.Argument(metavar="[JOB.yaml]", help="Job file; flags win over it.")]
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name, or last.")]
-TargetUri = Annotated[str | None, typer.Option("--target", metavar="URI", help="Database with the ledger.")]
-Home = Annotated[Path | None, typer.Option("--home", metavar="DIR", help="Folder of the embedded PostgreSQL.")]
-Schema = Annotated[str | None, typer.Option("--ledger-schema", metavar="NAME", help="Schema of the ledger [keyhaul].")]
 
 
 def _move(
@@ -275,92 +267,12 @@ def _look_back_options(job: Job) -> str:
 
 
 def _plan(job: Job) -> None:
+    from keyhaul.connecting import find_ends
     from keyhaul.planview import print_plan
-    from keyhaul.prepare import find_ends, prepare
+    from keyhaul.prepare import prepare
 
     with prepare(job, find_ends(job)) as prepared:
         print_plan(prepared, prepared.source.plan(job.chunk), sys.stdout)
-
-
-# --- looking back ------------------------------------------------------------------------------------
-
-
-def _ledger(target: str | None, home: Path | None, schema: str | None) -> Any:  # noqa: ANN401 - a context of (conn, schema)
-    from contextlib import contextmanager
-
-    from keyhaul.config import EMBEDDED
-    from keyhaul.prepare import connect, find_target
-
-    @contextmanager
-    def opened() -> Iterator[tuple[Any, str]]:
-        uri = target or os.environ.get("ETL_TARGET_URL") or EMBEDDED
-        place = str(home) if home else os.environ.get("ETL_HOME")
-        dsn = find_target(uri, place)
-        with connect(dsn, "target", application_name="keyhaul look back", settings={"timezone": "UTC"}) as conn:
-            yield conn, schema or os.environ.get("ETL_LEDGER_SCHEMA") or "keyhaul"
-
-    return opened()
-
-
-@app.command("runs", help="List the runs in the ledger, newest first.")
-def runs(
-    target: TargetUri = None,
-    home: Home = None,
-    ledger_schema: Schema = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many.")] = 20,
-) -> None:
-    """List the runs in the ledger, newest first."""
-    from keyhaul import lookback
-
-    with _ledger(target, home, ledger_schema) as (conn, schema):
-        lookback.print_runs(lookback.list_runs(conn, schema, limit), sys.stdout)
-
-
-@app.command("show", help="Show one run: its balance and its chunks.")
-def show(
-    run: RunName,
-    target: TargetUri = None,
-    home: Home = None,
-    ledger_schema: Schema = None,
-    all_chunks: Annotated[bool, typer.Option("--all", help="All chunks, however many.")] = False,
-) -> None:
-    """Show one run: its balance and its chunks."""
-    from keyhaul import lookback
-
-    with _ledger(target, home, ledger_schema) as (conn, schema):
-        run_id = lookback.find_run(conn, schema, run)
-        limit = None if all_chunks else lookback.CHUNKS_SHOWN
-        lookback.print_run(
-            lookback.show_run(conn, schema, run_id, chunk_limit=limit), sys.stdout, all_command=f"etl show {run} --all"
-        )
-
-
-@app.command("quarantine", help="Show what a run left out and why, or export it as CSV.")
-def show_quarantine(
-    run: RunName,
-    export: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all records as CSV.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
-    all_records: Annotated[bool, typer.Option("--all", help="The resolved ones as well.")] = False,
-    target: TargetUri = None,
-    home: Home = None,
-    ledger_schema: Schema = None,
-) -> None:
-    """Show what a run left out and why, or export it as CSV."""
-    from keyhaul import lookback, quarantine
-
-    with _ledger(target, home, ledger_schema) as (conn, schema):
-        run_id = lookback.find_run(conn, schema, run)
-        if export is not None and str(export) == "-":
-            msg = "export quarantine: got -, expected a file's name, for example bad.csv"
-            raise ConfigError(msg)
-        if export is not None:
-            written = quarantine.export_quarantine(conn, schema, run_id, export, force=force, resolved=all_records)
-            typer.echo(f"wrote {written:,} records of run {run_id} to {export}")
-            return
-        counted = quarantine.quarantine_reasons(conn, schema, run_id, resolved=all_records)
-        rows = quarantine.quarantine_rows(conn, schema, run_id, resolved=all_records)
-        total = quarantine.quarantine_size(conn, schema, run_id, resolved=all_records)
-        quarantine.print_quarantine(run_id, counted, rows, total, sys.stdout)
 
 
 @app.command("schema", help="Print the JSON schema of a job file, for editors.")

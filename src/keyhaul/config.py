@@ -10,7 +10,7 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from keyhaul import layers, steps
 from keyhaul.allowance import Allowance
@@ -19,7 +19,8 @@ from keyhaul.dsn import Dsn
 from keyhaul.errors import ConfigError
 from keyhaul.fields import Allowed, Names, Rules, Steps
 from keyhaul.identity import file_digest, module_digest
-from keyhaul.layers import EMBEDDED, EMBEDDED_TABLE, Setting
+from keyhaul.layers import EMBEDDED, Setting
+from keyhaul.parts import Dedup, Part, Source, Target, setting
 from keyhaul.steps import Rule, Step
 from keyhaul.yamlfile import read_yaml
 
@@ -49,135 +50,10 @@ __all__ = [
 ]
 
 
-def _setting(default: Any, meaning: str, expected: str, flag: str = "", variable: str = "", **limits: Any) -> Any:  # noqa: ANN401  # a field of any type
-    """Return a model field that carries what the messages and the documentation say about it."""
-    told: dict[str, Any] = {"expected": expected, "flag": flag, "variable": variable}
-    return Field(default, description=meaning, json_schema_extra=told, **limits)
-
-
-class _Part(BaseModel):
-    """The settings that all parts of a job share: frozen, strict, no unknown key."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", hide_input_in_errors=True)
-
-
-class Source(_Part):
-    """Where the rows come from; exactly one of `table` and `query` is given."""
-
-    uri: str = _setting(
-        EMBEDDED,
-        "The source database.",
-        "a postgresql:// URI or embedded",
-        "--source",
-        "ETL_SOURCE_URL",
-        repr=False,
-    )
-    table: str | None = _setting(
-        None,
-        f"Table or view to read; {EMBEDDED_TABLE} when the source is embedded.",
-        "a table such as public.flights",
-        "--table",
-        "ETL_TABLE",
-        min_length=1,
-    )
-    query: str | None = _setting(
-        None,
-        "SELECT to read instead of a table.",
-        "a SELECT",
-        "--query",
-        "ETL_QUERY",
-        min_length=1,
-    )
-    time_zone: str | None = _setting(
-        None,
-        "Zone in which timestamps without a zone are meant, for a target column with one (and the reverse).",
-        "a zone such as Europe/Berlin",
-        "",
-        "ETL_TIME_ZONE",
-        min_length=1,
-    )
-    reader: Literal["connectorx", "adbc"] = _setting(
-        "connectorx", "The library that reads.", "connectorx or adbc", "--reader", "ETL_READER"
-    )
-
-
-class Target(_Part):
-    """Where the rows go; a loaded job always has a table."""
-
-    uri: str = _setting(
-        EMBEDDED,
-        "The target database; the ledger is there too.",
-        "a postgresql:// URI or embedded",
-        "--target",
-        "ETL_TARGET_URL",
-        repr=False,
-    )
-    table: str = _setting(
-        "",
-        "Table to load, created when missing; the source's name by default.",
-        "a table such as public.flights",
-        "--into",
-        "ETL_INTO",
-        min_length=1,
-    )
-    mode: Literal["append", "skip", "upsert"] | None = _setting(
-        None,
-        "What becomes of a row that is there already: append does not look, skip keeps what is there, upsert "
-        "updates what differs. Without a mode a table that holds rows is refused.",
-        "append, skip or upsert",
-        "--mode",
-        "ETL_MODE",
-    )
-    conflict: Names | None = _setting(
-        None,
-        "Columns of the unique index that says what is there already, for skip and upsert; the primary key by default.",
-        "a column or a list of columns",
-        "--conflict",
-        "ETL_CONFLICT",
-    )
-    newer_by: str | None = _setting(
-        None,
-        "For upsert: only a row with a greater value in this column replaces the one that is there.",
-        "a column",
-        "--newer-by",
-        "ETL_NEWER_BY",
-        min_length=1,
-    )
-    no_create: bool = _setting(
-        False,
-        "Refuse a missing table, in place of creating it.",
-        "true or false",
-        "--no-create",
-        "ETL_NO_CREATE",
-    )
-    with_foreign_keys: bool = _setting(
-        False,
-        "Create the source's foreign keys too, after the load, when the table is created.",
-        "true or false",
-        "--with-foreign-keys",
-        "ETL_WITH_FOREIGN_KEYS",
-    )
-    loader: Literal["copy", "adbc"] = _setting(
-        "copy", "The library that loads.", "copy or adbc", "--loader", "ETL_LOADER"
-    )
-
-
-class Dedup(_Part):
-    """Which rows are copies of one another, and which copy stays."""
-
-    on: Names = _setting(
-        ..., "Columns whose equal values make rows copies.", "a column or a list of columns", "--dedup"
-    )
-    order_by: Names = _setting(
-        (), "Columns that order the copies, ascending.", "a column or a list of columns", "--order-by"
-    )
-    keep: Literal["first", "last"] = _setting("last", "Which copy in that order stays.", "first or last")
-
-
-class Job(_Part):
+class Job(Part):
     """What to move: validated, frozen, picklable, and without secrets in its repr."""
 
-    job: str = _setting(
+    job: str = setting(
         "",
         "The job's name in the ledger; the table's name, or query-XXXXXXXX, by default.",
         "1 to 63 of letters, digits, _ . - (not . or - first)",
@@ -185,15 +61,15 @@ class Job(_Part):
         "ETL_JOB",
         pattern=f"^{JOB_NAME}$",
     )
-    source: Source = _setting(Source(), "Where the rows come from.", "a mapping with uri and table or query")
-    key: Names = _setting(
+    source: Source = setting(Source(), "Where the rows come from.", "a mapping with uri and table or query")
+    key: Names = setting(
         ...,
         "Column or columns that the chunks are cut by.",
         "a column or a list of different columns",
         "--key",
         "ETL_KEY",
     )
-    chunk: int = _setting(
+    chunk: int = setting(
         50_000,
         "Rows of a chunk.",
         "a whole number from 1",
@@ -202,16 +78,16 @@ class Job(_Part):
         ge=1,
         le=2_147_483_647,
     )
-    transform: Steps = _setting(
+    transform: Steps = setting(
         (),
         "Steps, in order: set, where, rename, drop, lookup, python.",
         "a list of steps",
         "--set, --where",
     )
-    dedup: Dedup | None = _setting(None, "Removal of copies.", "a mapping with on")
-    rules: Rules = _setting((), "Conditions in DuckDB SQL that each row must meet.", "a mapping", "--rule")
-    target: Target = _setting(Target.model_construct(), "Where the rows go.", "a mapping with uri and table")
-    workers: int | None = _setting(
+    dedup: Dedup | None = setting(None, "Removal of copies.", "a mapping with on")
+    rules: Rules = setting((), "Conditions in DuckDB SQL that each row must meet.", "a mapping", "--rule")
+    target: Target = setting(Target.model_construct(), "Where the rows go.", "a mapping with uri and table")
+    workers: int | None = setting(
         None,
         "Chunks at a time; chosen by the engine by default.",
         "a whole number from 1 to 1024",
@@ -220,24 +96,24 @@ class Job(_Part):
         ge=1,
         le=1024,
     )
-    order: Literal["asc", "desc"] = _setting(
+    order: Literal["asc", "desc"] = setting(
         "asc", "Lowest or highest keys first.", "asc or desc", "--order", "ETL_ORDER"
     )
-    stop_on_error: bool = _setting(
+    stop_on_error: bool = setting(
         False,
         "Stop at the first failed chunk.",
         "true or false",
         "--stop-on-error",
         "ETL_STOP_ON_ERROR",
     )
-    allow_quarantined: Allowed = _setting(
+    allow_quarantined: Allowed = setting(
         Allowance(),
         "Quarantined rows, or percentage of those read, that still give exit code 0.",
         "a whole number or a percentage such as 5%",
         "--allow-quarantined",
         "ETL_ALLOW_QUARANTINED",
     )
-    ledger_schema: str = _setting(
+    ledger_schema: str = setting(
         "keyhaul",
         "Schema of the ledger's tables in the target.",
         "a schema name of 1 to 63 characters",
@@ -246,7 +122,7 @@ class Job(_Part):
         min_length=1,
         max_length=_NAME_CHARACTERS,
     )
-    statement_timeout_seconds: int = _setting(
+    statement_timeout_seconds: int = setting(
         3600,
         "Longest time of one SQL statement, in seconds.",
         "a whole number from 1 to 2000000",
@@ -255,7 +131,7 @@ class Job(_Part):
         ge=1,
         le=2_000_000,
     )
-    retries: int = _setting(
+    retries: int = setting(
         5,
         "Further tries of a chunk after transient errors.",
         "a whole number from 0 to 100",
@@ -264,7 +140,7 @@ class Job(_Part):
         ge=0,
         le=100,
     )
-    home: str | None = _setting(
+    home: str | None = setting(
         None,
         "Folder of the embedded PostgreSQL; the user's cache by default.",
         "a folder",
@@ -400,19 +276,19 @@ def _validate(draft: Draft, data: dict[str, Any]) -> Job | None:
 
 
 def _note(draft: Draft, error: ErrorDetails) -> None:
-    known: dict[Place, Setting] = {setting.place: setting for setting in settings()}
+    known: dict[Place, Setting] = {one.place: one for one in settings()}
     place = tuple(error["loc"])
     if error["type"] == "extra_forbidden":
         draft.refuse_unknown(place, (str(other[-1]) for other in known if other[:-1] == place[:-1]))
         return
-    setting = next(known[place[:length]] for length in range(len(place), 0, -1) if place[:length] in known)
+    found = next(known[place[:length]] for length in range(len(place), 0, -1) if place[:length] in known)
     if error["type"] == "missing":
-        key = spell(setting.place)
-        ways = [way for way in (setting.flag, setting.variable, f"{key}: in the job file") if way]
-        draft.refuse(place, "nothing", setting.expected, f"Give {' or '.join(ways)}")
+        key = spell(found.place)
+        ways = [way for way in (found.flag, found.variable, f"{key}: in the job file") if way]
+        draft.refuse(place, "nothing", found.expected, f"Give {' or '.join(ways)}")
         return
     value = error["input"]
     got = (
         "an empty list" if value == [] else "text that is not a URI" if place[-1] == "uri" else draft.show(place, value)
     )
-    draft.refuse(setting.place, got, setting.expected)
+    draft.refuse(found.place, got, found.expected)

@@ -11,6 +11,7 @@ import psycopg
 from psycopg import sql
 
 from keyhaul import events
+from keyhaul.connecting import connect_ledger, find_ends
 from keyhaul.control import Control
 from keyhaul.dsn import redact
 from keyhaul.errors import ConfigError, EtlError, RefusedError, StopRunError
@@ -18,7 +19,7 @@ from keyhaul.identity import difference
 from keyhaul.ledger import Ledger, NewRun, new_run_id
 from keyhaul.model import Report
 from keyhaul.pool import Pool
-from keyhaul.prepare import Prepared, connect_ledger, find_ends, prepare
+from keyhaul.prepare import Prepared, prepare
 from keyhaul.targets import postgres
 from keyhaul.targets.ddl import AfterLoad, finish, sequence_steps
 from keyhaul.worker import Task

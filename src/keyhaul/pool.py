@@ -11,10 +11,10 @@ import psycopg
 import tenacity
 
 from keyhaul import events
+from keyhaul.connecting import connect
 from keyhaul.dsn import redact
 from keyhaul.errors import CancelledError, ChunkError, ConfigError, StopRunError, TransientError
 from keyhaul.model import Counts, FailedChunk, Timings
-from keyhaul.prepare import connect
 from keyhaul.worker import Worker, source_application
 
 if TYPE_CHECKING:

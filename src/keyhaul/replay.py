@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from keyhaul import events
+from keyhaul.connecting import find_ends
 from keyhaul.engine import Sitting
 from keyhaul.errors import ConfigError, RefusedError
 from keyhaul.identity import difference
@@ -16,7 +17,7 @@ from keyhaul.ledger import NewRun, new_run_id
 from keyhaul.lookback import find_run
 from keyhaul.model import Chunk, Plan
 from keyhaul.pool import Pool
-from keyhaul.prepare import find_ends, prepare
+from keyhaul.prepare import prepare
 from keyhaul.text import plural
 
 if TYPE_CHECKING:

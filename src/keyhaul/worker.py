@@ -25,6 +25,7 @@ from keyhaul.targets.session import SESSIONS, CopySession
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from keyhaul.checks import Check
     from keyhaul.config import Dedup, Job
     from keyhaul.dsn import Dsn
     from keyhaul.mapping import WriteColumn
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from keyhaul.pgtypes import Route
     from keyhaul.sources.readers import Reader
     from keyhaul.sources.sql import SqlSource
-    from keyhaul.stage import Check
     from keyhaul.targets.postgres import TargetTable
     from keyhaul.targets.session import Session
     from keyhaul.transform import Transform

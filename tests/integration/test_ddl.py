@@ -42,7 +42,8 @@ def equal(databases, query, table="public.t"):
 def plan(databases, table="public.t", *, key="id", **flags):
     """The DDL of a job, which is not run."""
     from keyhaul.config import load_job
-    from keyhaul.prepare import find_ends, prepare
+    from keyhaul.connecting import find_ends
+    from keyhaul.prepare import prepare
 
     given = {"source": databases[0], "target": databases[1], "table": table, "key": key, "job": "move", **flags}
     job = load_job(None, given, {})
@@ -320,7 +321,8 @@ def test_what_a_changed_column_takes_along_is_left_out_and_said(databases, tmp_p
     file = tmp_path / "job.yaml"
     file.write_text("transform: [{rename: {a: alpha}}, {drop: [c]}, {set: {b: b + 1}}]\n")
     from keyhaul.config import load_job
-    from keyhaul.prepare import find_ends, prepare
+    from keyhaul.connecting import find_ends
+    from keyhaul.prepare import prepare
 
     job = load_job(
         file, {"source": databases[0], "target": databases[1], "table": "public.t", "key": "id", "job": "j"}, {}

@@ -9,6 +9,7 @@ from moving import rows, run_sql
 
 from keyhaul import prepare as preparing
 from keyhaul.config import load_job
+from keyhaul.connecting import find_ends
 from keyhaul.control import Control
 from keyhaul.engine import run
 from keyhaul.errors import ConfigError
@@ -32,7 +33,7 @@ def move(*args, **flags):
 
 def refusal(*args, **flags):
     loaded = job(*args, **flags)
-    with pytest.raises(ConfigError) as caught, preparing.prepare(loaded, preparing.find_ends(loaded)):
+    with pytest.raises(ConfigError) as caught, preparing.prepare(loaded, find_ends(loaded)):
         pass
     return re.sub(r"^\S*job.yaml", "job.yaml", str(caught.value), flags=re.MULTILINE)
 

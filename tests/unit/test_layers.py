@@ -21,10 +21,12 @@ ROWS = [
     {"lookupstep"},
     {"steps", "lookup"},
     {"layers", "fields"},
+    {"parts"},
     {"config"},
     {"catalog", "plan", "casts", "shapes"},
     {"transform", "computed"},
     {"mapping", "copies"},
+    {"checks"},
     {"stage"},
     {"sources.stability"},
     {"sources.readers", "sources.sql", "targets.session", "targets.ddl"},
@@ -34,19 +36,23 @@ ROWS = [
     {"targets.postgres"},
     {"targets.modes"},
     {"ledger"},
-    {"worker"},
+    {"worker", "connecting"},
     {"prepare"},
     {"pool"},
     {"engine"},
     {"tally", "reporting"},
     {"progress", "lookback", "planview", "configdoc", "typedoc"},
     {"quarantine", "replay"},
+    {"shell"},
+    {"looking"},
     {"cli"},
     {"__main__"},
 ]
 
 MODULE_LINES = 420
 FUNCTION_LINES = 50
+
+COMMAND_LINE = {"cli", "shell", "looking"}
 
 OUTSIDE = {"print", "input", "exit", "quit", "SystemExit", "typer.echo"} | {
     f"{module}.{name}"
@@ -151,7 +157,7 @@ def test_only_the_command_line_prints_reads_the_environment_or_exits():
         (name, ast.unparse(node))
         for name, tree in TREES.items()
         for node in ast.walk(tree)
-        if name != "cli" and isinstance(node, ast.Name | ast.Attribute) and ast.unparse(node) in OUTSIDE
+        if name not in COMMAND_LINE and isinstance(node, ast.Name | ast.Attribute) and ast.unparse(node) in OUTSIDE
     }
     assert found == set(MAY_TOUCH_THE_OUTSIDE)
 

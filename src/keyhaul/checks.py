@@ -1,0 +1,176 @@
+"""Rules as DuckDB conditions, bound against the chunk's columns before the first row; and the locked-down DuckDB."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import duckdb
+import polars as pl
+
+from keyhaul.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from keyhaul.config import Rule
+
+CHUNK: Final = "chunk"
+"""The name under which a rule could see the chunk; rules that do (a subquery) are refused."""
+
+_SETTINGS: Final = {
+    "threads": "1",
+    "enable_external_access": "false",
+    "python_enable_replacements": "false",
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+    "allow_community_extensions": "false",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One rule as the stage runs it: `sql` is true for a row that fails, and looks at `columns`."""
+
+    name: str
+    sql: str
+    on_fail: str
+    message: str
+    at: str
+    columns: frozenset[str] = frozenset()
+
+
+def quoted(name: str) -> str:
+    """Return a DuckDB identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def duck_name(name: str, names: Iterable[str]) -> str:
+    """Return what a column is called in DuckDB, where names that differ only in case are one name."""
+    alone = sum(name.lower() == other.lower() for other in names) == 1
+    return name if alone else f"_{name.encode().hex():_>64}"  # longer than any column's name
+
+
+def compile_rules(rules: Sequence[Rule], schema: Mapping[str, pl.DataType]) -> tuple[Check, ...]:
+    """Turn a job's rules into checks, and bind each against the columns that the transform leaves.
+
+    As in a CHECK constraint, a rule that is NULL for a row passes. ``not_null`` becomes one check for
+    each of its columns.
+
+    Raises:
+        ConfigError: a rule does not parse, names an unknown column, is not true or false, or looks at
+            other rows; all offenders, each with its place.
+    """
+    with locked_down() as con:
+        checks = [check for rule in rules for check in _checks(con, rule, schema)]
+        unknown = [
+            f"{check.at}: check not_null: no column {name}, expected one of {', '.join(schema)}"
+            for check in checks
+            for name in sorted(check.columns - schema.keys())
+        ]
+        register(con, pl.DataFrame(schema=dict(schema)))
+        problems = unknown or [problem for check in checks if (problem := _bind(con, check, schema))]
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return tuple(checks)
+
+
+def _checks(con: duckdb.DuckDBPyConnection, rule: Rule, schema: Mapping[str, pl.DataType]) -> Iterator[Check]:
+    for column in rule.columns:
+        yield Check(
+            name=f"not_null:{column}",
+            sql=f"{quoted(duck_name(column, schema) if column in schema else column)} is null",
+            on_fail=rule.on_fail,
+            message=f"{column} is null",
+            at=rule.at,
+            columns=frozenset({column}),
+        )
+    if rule.check is not None:
+        yield Check(
+            name=rule.name,
+            sql=f"not (\n{rule.check}\n)",
+            on_fail=rule.on_fail,
+            message=f"not {rule.check}"[:300],
+            at=rule.at,
+            columns=_columns_in(con, rule.check, schema),
+        )
+
+
+def _columns_in(con: duckdb.DuckDBPyConnection, text: str, schema: Mapping[str, pl.DataType]) -> frozenset[str]:
+    """Return the columns that a rule names; DuckDB's names ignore case."""
+    tree = _parsed(con, text)
+    paths = [node["column_names"] for node in _nodes(tree) if "column_names" in node]
+    if tree.get("error") or any([name.lower() for name in path] == [CHUNK] for path in paths):
+        return frozenset(schema)  # the whole row as one value
+    found = {name.lower() for path in paths for name in path}
+    return frozenset(name for name in schema if name.lower() in found)
+
+
+def _parsed(con: duckdb.DuckDBPyConnection, expression: str) -> dict[str, Any]:
+    """Return DuckDB's syntax tree of ``select EXPRESSION``; ``error`` is true in it when there is none."""
+    serialized = con.execute("select json_serialize_sql(?)", [f"select {expression}"]).fetchall()
+    return json.loads(serialized[0][0]) if serialized else {"error": True}
+
+
+def _nodes(tree: object) -> Iterator[dict[str, Any]]:
+    """Yield every object of parsed JSON."""
+    if isinstance(tree, dict):
+        yield tree
+        tree = list(tree.values())
+    if isinstance(tree, list):
+        for branch in tree:
+            yield from _nodes(branch)
+
+
+def _bind(con: duckdb.DuckDBPyConnection, check: Check, schema: Mapping[str, pl.DataType]) -> str:
+    """Return what is wrong with a check, or an empty string."""
+    condition = check.sql.removeprefix("not ")  # `not` would make a number true or false
+    problem = _misread(con, check, schema)
+    if problem:
+        return f"{check.at}: read rule {check.name}: {problem}"
+    try:
+        con.execute(f"select 1 from {CHUNK} where {check.sql}").fetchall()
+        described = con.execute(f"describe select {condition} as x from {CHUNK}").fetchall()
+    except duckdb.Error as error:
+        text = str(error).strip().split("\n", 1)[0].rstrip("!")
+        known = f", expected one of {', '.join(schema)}" if "not found in FROM clause" in text else ""
+        return f"{check.at}: read rule {check.name}: {text}{known}"
+    if described[0][1] != "BOOLEAN":
+        return f"{check.at}: read rule {check.name}: its type is {described[0][1]}, expected true or false"
+    return ""
+
+
+def _misread(con: duckdb.DuckDBPyConnection, check: Check, schema: Mapping[str, pl.DataType]) -> str:
+    """Return why the text of a check is not one expression over one row, or an empty string."""
+    # Without our parentheses as well: `a) or (b` is an expression only inside them.
+    condition = check.sql.removeprefix("not ")
+    for text in (condition.removeprefix("(\n").removesuffix("\n)"), condition):
+        tree = _parsed(con, text)
+        if tree.get("error") or len(tree.get("statements", [])) != 1:
+            return str(tree.get("error_message", "it is not one expression"))
+        classes = {node.get("class") for node in _nodes(tree)}
+        if "SUBQUERY" in classes:
+            return "it has a subquery, expected an expression over one row. Compare with another table after the load"
+        if "STAR" in classes:
+            return "it has a *, expected columns by name"
+    ambiguous = sorted(c for c in check.columns if duck_name(c, schema) != c and not check.name.startswith("not_null:"))
+    if ambiguous:
+        names = " and ".join(ambiguous)
+        return f"{names} differ only in case, which DuckDB does not see. Rename one (transform: - rename)"
+    return ""
+
+
+def register(con: duckdb.DuckDBPyConnection, frame: pl.DataFrame) -> None:
+    """Show a frame to DuckDB as `CHUNK`, under names that it tells apart."""
+    names = {name: duck_name(name, frame.columns) for name in frame.columns}
+    con.register(CHUNK, frame.rename(names).to_arrow(compat_level=pl.CompatLevel.newest()))
+
+
+def locked_down() -> duckdb.DuckDBPyConnection:
+    """Return a DuckDB in memory, of one thread, that reaches nothing outside itself."""
+    con = duckdb.connect(":memory:", config=dict(_SETTINGS))
+    con.execute("load icu")
+    con.execute("set timezone = 'UTC'")
+    con.execute("set lock_configuration = true")
+    return con

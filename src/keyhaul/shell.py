@@ -1,0 +1,46 @@
+"""What the commands share: the Typer application, the flags that say where the ledger is, and its connection."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+app = typer.Typer(
+    help="Move tables into PostgreSQL in columnar chunks, exactly once, with a reason for every row left out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name, or last.")]
+TargetUri = Annotated[str | None, typer.Option("--target", metavar="URI", help="Database with the ledger.")]
+Home = Annotated[Path | None, typer.Option("--home", metavar="DIR", help="Folder of the embedded PostgreSQL.")]
+Schema = Annotated[str | None, typer.Option("--ledger-schema", metavar="NAME", help="Schema of the ledger [keyhaul].")]
+
+
+@contextmanager
+def open_ledger(target: str | None, home: Path | None, schema: str | None) -> Iterator[tuple[Any, str]]:
+    """Yield a connection to the database with the ledger, and the ledger's schema.
+
+    Args:
+        target: a URI; ETL_TARGET_URL or the embedded server by default.
+        home: of the embedded server; ETL_HOME or the user's cache by default.
+        schema: of the ledger; ETL_LEDGER_SCHEMA or keyhaul by default.
+    """
+    from keyhaul.config import EMBEDDED
+    from keyhaul.connecting import connect, find_target
+
+    uri = target or os.environ.get("ETL_TARGET_URL") or EMBEDDED
+    place = str(home) if home else os.environ.get("ETL_HOME")
+    dsn = find_target(uri, place)
+    with connect(dsn, "target", application_name="keyhaul look back", settings={"timezone": "UTC"}) as conn:
+        yield conn, schema or os.environ.get("ETL_LEDGER_SCHEMA") or "keyhaul"
