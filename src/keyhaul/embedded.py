@@ -162,7 +162,11 @@ def start(
 
 
 def ensure_databases(server: EmbeddedServer, names: Iterable[str]) -> None:
-    """Create those of the databases `names` that are missing; any number of processes may call it at once."""
+    """Create those of the databases `names` that are missing; any number of processes may call it at once.
+
+    Its user is called like the ledger's schema. Without a search path of its own, ``"$user"`` would put a
+    table that somebody creates without naming a schema among the ledger's.
+    """
     with _connect(server.uri("postgres"), autocommit=True) as connection:
         missing = set(names) - {name for (name,) in connection.execute("select datname from pg_database")}
         if not missing:
@@ -171,6 +175,8 @@ def ensure_databases(server: EmbeddedServer, names: Iterable[str]) -> None:
         there = {name for (name,) in connection.execute("select datname from pg_database")}
         for name in sorted(missing - there):
             connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
+            path = sql.SQL("alter database {} set search_path = public")
+            connection.execute(path.format(sql.Identifier(name)))
 
 
 def ensure_flights(server: EmbeddedServer) -> bool:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg import sql
 from support import FAST, clean_environment, open_folder, processes_in, wait_until
 
 from keyhaul import embedded
@@ -400,6 +401,16 @@ def test_the_flights_are_loaded_once_even_by_two_processes(home):
     assert types == "bigint,integer,text,timestamp with time zone"
     assert answer(server.uri("warehouse"), "select count(*) from pg_tables where schemaname = 'public'") == 0
     server.close()
+
+
+def test_a_table_without_a_schema_is_not_created_among_the_ledgers(server):
+    embedded.ensure_databases(server, ["paths"])
+    with psycopg.connect(server.uri("paths")) as connection:
+        connection.execute(sql.SQL("create schema {}").format(sql.Identifier(embedded.USER)))
+        connection.execute("create table t (id int)")
+        assert connection.execute(
+            "select relnamespace::regnamespace::text from pg_class where relname = 't'"
+        ).fetchone() == ("public",)
 
 
 def test_databases_are_made_once_by_many_threads(server):
