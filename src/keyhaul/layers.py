@@ -69,11 +69,11 @@ def _override(draft: Draft, values: Mapping[tuple[str, ...], tuple[str, object]]
 
 def _from_text(place: tuple[str, ...], text: str) -> object:
     """Return the value that a flag or a variable means; what cannot be read stays text, the model refuses it."""
-    if place in {("key",), ("dedup", "on"), ("dedup", "order_by")}:
+    if place in {("key",), ("dedup", "on"), ("dedup", "order_by"), ("target", "conflict")}:
         return list(steps.split_names(text) or ())
     if place in {("chunk",), ("workers",), ("retries",), ("statement_timeout_seconds",)}:
         return int(text) if re.fullmatch(r"\s*[-+]?[0-9]{1,20}\s*", text) else text
-    if place == ("stop_on_error",):
+    if place in {("stop_on_error",), ("target", "no_create"), ("target", "with_foreign_keys")}:
         return {"true": True, "1": True, "false": False, "0": False}.get(text.strip().lower(), text)
     return text
 

@@ -523,3 +523,23 @@ def test_the_schema_describes_every_setting_and_tells_no_internals() -> None:
 
 def test_the_documentation_is_what_the_model_says() -> None:
     assert (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8") == configuration()
+
+
+@pytest.mark.parametrize(
+    "one", [one for one in settings() if one.expected == "true or false"], ids=lambda one: one.variable
+)
+@pytest.mark.parametrize(("text", "value"), [("true", True), ("1", True), ("false", False), ("0", False)])
+def test_a_variable_switches_what_a_flag_switches(one, text, value):
+    given = load_job(None, {"key": "id"}, {one.variable: text})
+    for name in one.place:
+        given = getattr(given, name)
+    assert given is value
+
+
+@pytest.mark.parametrize("place", [("key",), ("dedup", "on"), ("dedup", "order_by"), ("target", "conflict")])
+def test_a_flag_that_takes_columns_splits_them_at_commas(place):
+    flag = {one.place: one.flag for one in settings()}[place].removeprefix("--").replace("-", "_")
+    given = load_job(None, {"key": "id", "dedup": "id", flag: 'a,"b,c"'}, {})
+    for name in place:
+        given = getattr(given, name)
+    assert given == ("a", "b,c")
