@@ -34,6 +34,10 @@ user, password and name, percent-encode what has a meaning in a URI: `@` is `%40
 `%23`, `%` is `%25`, `?` is `%3F`. A socket: `postgresql://user@%2Fvar%2Frun%2Fpostgresql:5432/dbname`. After a `?`
 may stand, joined by `&`: OPTIONS.
 
+A server on another machine must prove who it is: without an `sslmode`, a host that is neither a socket nor
+`localhost` nor 127.… nor ::1 is `verify-full`, against ~/.postgresql/root.crt or else the system's certificates.
+`sslrootcert=FILE` names another CA, `sslmode=require` encrypts without that proof, `sslmode=disable` does neither.
+
 ## Transform
 
 A list; each step is a mapping with one key, and the steps run in their order.

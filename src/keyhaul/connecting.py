@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import psycopg
 from psycopg import errors
@@ -114,6 +114,14 @@ def _reason(error: psycopg.Error, text: str, end: str) -> str:
             f"there is no such host. Change {flag}",
         ),
         (
+            "certificate" in lowered or "does not support ssl" in lowered,
+            (
+                f"{text.partition('failed: ')[2] or text}. A server on another machine must prove who it is. Give its "
+                f"CA's certificate as ?sslrootcert=FILE in {flag}; ?sslmode=require encrypts without that proof, "
+                "?sslmode=disable sends everything in the clear"
+            ),
+        ),
+        (
             "refused" in lowered,
             f"nothing listens there (connection refused). Is the server running? Else change {flag}",
         ),
@@ -160,19 +168,32 @@ def session_settings(job: Job, **more: str) -> dict[str, str]:
     }
 
 
-def check_tls(job: Job, dsn: Dsn) -> None:
-    """Refuse a TLS mode that the job's reader cannot do.
+def choose_reader(job: Job, dsn: Dsn) -> Literal["connectorx", "adbc"]:
+    """Return the reader for a database: the job's, else connectorx, which cannot verify a server; ADBC can.
 
     Raises:
-        RefusedError: connectorx cannot verify a host's name.
+        RefusedError: the job demands connectorx for a server that is to be verified.
     """
     mode = dsn.options.get("sslmode", "")
-    if job.source.reader == "connectorx" and mode.startswith("verify"):
+    if not mode.startswith("verify"):
+        return job.source.reader or "connectorx"
+    if job.source.reader == "connectorx":
         msg = (
             f"read source: connectorx cannot do sslmode={mode} (with sslmode=require and sslrootcert it checks the CA, "
             "but not the host's name). Give --reader adbc, which verifies fully"
         )
         raise RefusedError(msg)
+    return "adbc"
+
+
+def describe_tls(dsn: Dsn, conn: psycopg.Connection[Any]) -> str:
+    """Return what the TLS of a connection is worth, for people, for example ``TLS verify-full`` or ``no TLS``."""
+    if not conn.pgconn.ssl_in_use:
+        return "no TLS"
+    mode = dsn.options.get("sslmode", "prefer")
+    if mode == "verify-full":
+        return "TLS verify-full"
+    return f"TLS {mode}, host name not verified" if mode == "verify-ca" else "TLS, server not verified"
 
 
 def with_login(dsn: Dsn, conn: psycopg.Connection[Any]) -> Dsn:

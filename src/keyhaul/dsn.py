@@ -10,7 +10,9 @@ import base64
 import difflib
 import json
 import re
+import ssl
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import quote, unquote
 
@@ -51,6 +53,9 @@ _MAX_PORT = 65535
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dsn:
     """Where a PostgreSQL database is and how to log in; neither its repr nor its label shows the password.
+
+    Parsed from a URI without ``sslmode``, a host that is not this machine gets ``verify-full`` against the
+    certificates of ~/.postgresql/root.crt or, without that file, the system's.
 
     Attributes:
         host: name or address without brackets, or a socket directory, which starts with ``/``.
@@ -93,7 +98,7 @@ class Dsn:
             user=decoded["user"],
             password=decoded["password"],
             dbname=decoded["dbname"],
-            options=options,
+            options=options if _is_local(decoded["host"]) else _with_tls(options),
         )
 
     def uri(
@@ -145,8 +150,7 @@ class Dsn:
     @property
     def is_local(self) -> bool:
         """Whether the server is on this machine: a socket, ``localhost`` or a loopback address."""
-        host = self.host.lower()
-        return host.startswith(("/", "127.")) or host in {"localhost", "::1"}
+        return _is_local(self.host)
 
     def _parameters(
         self,
@@ -162,6 +166,20 @@ class Dsn:
         ours = [f"-c {name}={_escape_setting(value)}" for name, value in settings.items()]
         joined = " ".join([*filter(None, [parameters.pop("options", "")]), *ours])
         return parameters | ({"options": joined} if joined else {})
+
+
+def _is_local(host: str) -> bool:
+    return host.startswith(("/", "127.")) or host.lower() in {"localhost", "::1"}
+
+
+def _with_tls(options: Mapping[str, str]) -> Mapping[str, str]:
+    """Demand of the server that it proves who it is, unless the URI says otherwise."""
+    if "sslmode" in options:
+        return options
+    secured = {**options, "sslmode": "verify-full"}
+    if not (Path.home() / ".postgresql" / "root.crt").exists():
+        secured.setdefault("sslrootcert", ssl.get_default_verify_paths().cafile or "system")
+    return secured
 
 
 def redact(text: str, *dsns: Dsn) -> str:

@@ -130,13 +130,13 @@ class Sitting:
     def begin(self, totals: Totals, rows_left: int, workers: int, *, resumed: bool) -> None:
         """Say that the plan is in the ledger: from here on, an error leaves something to go on with."""
         self._begun = True
-        prepared = self._prepared
+        source, target = self._prepared.places
         self._observe(
             events.RunStarted(
                 run_id=self._run_id,
                 job=self._job.job,
-                source=f"{prepared.source.relation.label} in {prepared.ends.source.label}",
-                target=f"{prepared.target.label} in {prepared.ends.target.label}",
+                source=source,
+                target=target,
                 resumed=resumed,
                 chunks_planned=totals.planned,
                 chunks_done=totals.done,
@@ -278,6 +278,7 @@ class Sitting:
             sitting=self._sitting,
             source=prepared.source,
             source_dsn=prepared.ends.source,
+            reader=prepared.reader,
             target=prepared.target,
             target_dsn=prepared.ends.target,
             read_columns=prepared.read_columns,

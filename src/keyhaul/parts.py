@@ -57,8 +57,12 @@ class Source(Part):
         "ETL_TIME_ZONE",
         min_length=1,
     )
-    reader: Literal["connectorx", "adbc"] = setting(
-        "connectorx", "The library that reads.", "connectorx or adbc", "--reader", "ETL_READER"
+    reader: Literal["connectorx", "adbc"] | None = setting(
+        None,
+        "The library that reads; by default connectorx, and adbc where TLS verifies the server.",
+        "connectorx or adbc",
+        "--reader",
+        "ETL_READER",
     )
 
 

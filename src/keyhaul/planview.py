@@ -52,12 +52,13 @@ def print_plan(prepared: Prepared, plan: Plan, stream: TextIO) -> None:
 def _head(prepared: Prepared, plan: Plan) -> Iterable[RenderableType]:
     from rich.text import Text
 
-    ends, job = prepared.ends, prepared.job
+    job = prepared.job
     how = "exact boundaries" if plan.exact else "boundaries from a sample"
     about = f"about {size(plan.estimated_bytes)}, " if plan.estimated_bytes else ""
     yield Text(f"Job {job.job}, nothing is moved by this command.", "bold")
-    yield Text(f"  from   {prepared.source.relation.label} in {ends.source.label}, read with {job.source.reader}")
-    yield Text(f"  to     {prepared.target.label} in {ends.target.label}, loaded with {job.target.loader}")
+    source, target = prepared.places
+    yield Text(f"  from   {source}, read with {prepared.reader}")
+    yield Text(f"  to     {target}, loaded with {job.target.loader}")
     yield Text(f"  key    {', '.join(job.key)}; chunks of {job.chunk:,} rows")
     count = len(plan.chunks)
     yield Text(f"  plan   {count:,} chunks, {plan.estimated_rows:,} rows, {about}{how}")

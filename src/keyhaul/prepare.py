@@ -8,14 +8,15 @@ from __future__ import annotations
 import difflib
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, Self
 from zoneinfo import available_timezones
 
 import psycopg
 
 from keyhaul import catalog
 from keyhaul.checks import compile_rules
-from keyhaul.connecting import check_tls, connect, connect_ledger, session_settings, with_login
+from keyhaul.connecting import choose_reader, connect, connect_ledger, describe_tls, session_settings, with_login
 from keyhaul.copies import check_dedup
 from keyhaul.dsn import redact
 from keyhaul.errors import ConfigError, RefusedError
@@ -66,6 +67,20 @@ class Prepared:
     columns: tuple[WriteColumn, ...]
     read_columns: tuple[str, ...]
 
+    @property
+    def reader(self) -> Literal["connectorx", "adbc"]:
+        """The library that reads."""
+        return choose_reader(self.job, self.ends.source)
+
+    @property
+    def places(self) -> tuple[str, str]:
+        """What is read and what is loaded, for people; with what TLS is worth where a network is between."""
+        ends = self.ends
+        return (
+            f"{self.source.relation.label} in {_place(ends.source, self.source_conn)}",
+            f"{self.target.label} in {_place(ends.target, self.target_conn)}",
+        )
+
     def __enter__(self) -> Self:
         """Return itself."""
         return self
@@ -90,7 +105,7 @@ def prepare(job: Job, ends: Ends, *, run_id: str = "plan") -> Prepared:
         ConfigError: a table, key, column, expression or rule does not fit.
         RefusedError: a column cannot be carried, or has no place in the target.
     """
-    check_tls(job, ends.source)
+    choose_reader(job, ends.source)
     with ExitStack() as stack:
         source_conn = connect(
             ends.source,
@@ -109,6 +124,10 @@ def prepare(job: Job, ends: Ends, *, run_id: str = "plan") -> Prepared:
             raise ConfigError(msg) from None
         stack.pop_all()
         return prepared
+
+
+def _place(dsn: Dsn, conn: psycopg.Connection[Any]) -> str:
+    return dsn.label if dsn.is_local else f"{dsn.label} ({describe_tls(dsn, conn)})"
 
 
 def _compile(
@@ -167,7 +186,6 @@ def _lookups(job: Job, dsn: Dsn, source: SqlSource) -> LookupSource:
     settings = session_settings(job, default_transaction_read_only="on", lock_timeout="30s")
 
     def open_other(other: Dsn) -> tuple[psycopg.Connection[Any], Dsn]:
-        check_tls(job, other)
         conn = connect(other, "lookup", application_name="keyhaul lookup", settings=settings)
         return conn, with_login(other, conn)
 
@@ -175,7 +193,7 @@ def _lookups(job: Job, dsn: Dsn, source: SqlSource) -> LookupSource:
         conn=source.conn,
         snapshot=source.snapshot,
         dsn=dsn,
-        reader=job.source.reader,
+        reader_for=partial(choose_reader, job),
         settings=settings,
         open_other=open_other,
     )

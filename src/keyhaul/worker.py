@@ -43,6 +43,7 @@ class Task:
     """Everything that the chunks of one run have in common.
 
     Attributes:
+        reader: which of `READERS` reads the source.
         read_columns: the source columns that are read: those used, and the key's.
         routes: how each of them travels.
         key: the key's columns.
@@ -54,6 +55,7 @@ class Task:
     sitting: int
     source: SqlSource
     source_dsn: Dsn
+    reader: str
     target: TargetTable
     target_dsn: Dsn
     read_columns: tuple[str, ...]
@@ -261,7 +263,7 @@ class Worker:
         application = source_application(task.run_id, chunk.number)
         uri = task.source_dsn.uri(application_name=application, options=settings)
         if self._reader is None:
-            self._reader = READERS[task.job.source.reader](task.source.snapshot)
+            self._reader = READERS[task.reader](task.source.snapshot)
         return self._reader.read(query, uri)
 
     def _decode(self, table: pa.Table, text_columns: frozenset[str]) -> tuple[pl.DataFrame, frozenset[str]]:

@@ -33,7 +33,7 @@ class LookupSource:
         conn: the transaction that holds the run's snapshot; lookups without a `uri` are read in it.
         snapshot: its name.
         dsn: the job's source.
-        reader: ``connectorx`` or ``adbc``.
+        reader_for: which of `READERS` reads a database.
         settings: of each session that reads.
         open_other: connects to the database of a lookup's `uri`, and completes its login.
     """
@@ -41,7 +41,7 @@ class LookupSource:
     conn: psycopg.Connection[Any]
     snapshot: str
     dsn: Dsn
-    reader: str
+    reader_for: Callable[[Dsn], str]
     settings: Mapping[str, str]
     open_other: Callable[[Dsn], tuple[psycopg.Connection[Any], Dsn]]
 
@@ -87,7 +87,7 @@ class LookupSource:
         query = sql.SQL("select {} from {}").format(selected, relation.from_item).as_string(None)
         named = any(pgtypes.names_objects(column) for column in relation.columns if column.name in routes)
         options = {**self.settings, **({"search_path": ""} if named else {})}
-        reader = READERS[self.reader](snapshot)
+        reader = READERS[self.reader_for(dsn)](snapshot)
         far = f"{head}: got a date, time or number that has no place in its type (infinity, NaN), expected finite ones"
         hint = "Leave these rows out, or cast the column to text, in a query"
         try:
