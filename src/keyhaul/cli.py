@@ -89,6 +89,7 @@ def _move(
     allow_python: Annotated[bool, typer.Option("--allow-python", help="Run the job's Python steps.")] = False,
     progress: Annotated[Progress, typer.Option(help="How to show what happens.")] = Progress.auto,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only what went wrong.")] = False,
+    log_file: Annotated[Path | None, typer.Option(metavar="FILE", help="Append what happens, as JSON lines.")] = None,
     home: Home = None,
 ) -> None:
     values = locals()
@@ -105,10 +106,10 @@ def _move(
     if command == "plan":
         _plan(loaded)
         return
-    raise typer.Exit(_run(loaded, fresh=fresh, mode=progress, quiet=quiet))
+    raise typer.Exit(_run(loaded, log_file, fresh=fresh, mode=progress, quiet=quiet))
 
 
-_NOT_OF_THE_JOB = frozenset({"ctx", "job_file", "fresh", "progress", "quiet", "home"})
+_NOT_OF_THE_JOB = frozenset({"ctx", "job_file", "fresh", "progress", "quiet", "home", "log_file"})
 
 app.command("chunked", help="Move a table or query in key-range chunks.")(_move)
 app.command("run", help="The same, from a job file.")(_move)
@@ -129,7 +130,7 @@ def _replay(run: str, rule: str | None = None, **flags: Any) -> None:  # noqa: A
 
         return replay(job, run, observe, control, rule=rule)
 
-    done = _watched(move, mode, quiet=quiet)
+    done = _watched(move, mode, flags["log_file"], quiet=quiet)
     if done.report is not None:
         _print_report(done.report, job, mode, quiet=quiet)
     if mode is not Progress.json and not quiet:
@@ -165,19 +166,32 @@ _replay.__signature__ = _flags_of_replay()  # type: ignore[attr-defined]
 app.command("replay", help="Send a run's quarantined records through the job again.")(_replay)
 
 
-def _run(job: Job, *, fresh: bool, mode: Progress, quiet: bool) -> int:
+def _run(job: Job, log_file: Path | None, *, fresh: bool, mode: Progress, quiet: bool) -> int:
     from keyhaul.engine import run
 
     def move(observe: Observer, control: Control) -> Report:
         return run(job, observe, control, fresh=fresh)
 
-    report = _watched(move, mode, quiet=quiet)
+    report = _watched(move, mode, log_file, quiet=quiet)
     _print_report(report, job, mode, quiet=quiet)
     return exit_code(report, job)
 
 
-def _watched(work: Callable[[Observer, Control], T], mode: Progress, *, quiet: bool) -> T:
-    """Do `work` with a display of its events, and with signals that tell it to stop."""
+def _watched(work: Callable[[Observer, Control], T], mode: Progress, log_file: Path | None = None, *, quiet: bool) -> T:
+    """Do `work` with a display of its events, perhaps a log, and with signals that tell it to stop."""
+    if log_file is None:
+        return _displayed(work, mode, lambda _event: None, quiet=quiet)
+    from keyhaul.logfile import LogFile
+
+    with LogFile(log_file) as log:
+        try:
+            return _displayed(work, mode, log, quiet=quiet)
+        finally:
+            if log.problem:
+                _say(log.problem)
+
+
+def _displayed(work: Callable[[Observer, Control], T], mode: Progress, log: Observer, *, quiet: bool) -> T:
     from keyhaul.control import Control
     from keyhaul.events import RunStarted
     from keyhaul.progress import make_progress
@@ -189,6 +203,7 @@ def _watched(work: Callable[[Observer, Control], T], mode: Progress, *, quiet: b
         def observe(event: object) -> None:
             nonlocal begun
             begun = begun or isinstance(event, RunStarted)
+            log(event)
             display(event)
 
         def handle(number: int, _frame: FrameType | None) -> None:
