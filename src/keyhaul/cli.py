@@ -78,7 +78,7 @@ def _move(
     order: Annotated[str | None, typer.Option(metavar="asc|desc", help="Lowest or highest keys first.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start a new run, whatever is unfinished.")] = False,
     stop_on_error: Annotated[bool, typer.Option("--stop-on-error", help="Stop at the first failed chunk.")] = False,
-    mode: Annotated[str | None, typer.Option(metavar="append|skip|upsert", help="For rows that are there.")] = None,
+    mode: Annotated[str | None, typer.Option(metavar="append|skip|upsert|replace", help="Rows that are there.")] = None,
     conflict: Annotated[str | None, typer.Option(metavar="C1[,C2…]", help="What says so [primary key].")] = None,
     newer_by: Annotated[str | None, typer.Option(metavar="C", help="Upsert only what is newer by it.")] = None,
     no_create: Annotated[bool, typer.Option("--no-create", help="Refuse a missing target table.")] = False,

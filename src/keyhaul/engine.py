@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import psycopg
@@ -20,7 +20,9 @@ from keyhaul.ledger import Ledger, NewRun, new_run_id
 from keyhaul.model import Report
 from keyhaul.pool import Pool
 from keyhaul.prepare import Prepared, prepare
+from keyhaul.swapping import swap_in
 from keyhaul.targets import postgres
+from keyhaul.targets import replace as replacing
 from keyhaul.targets.ddl import AfterLoad, finish, sequence_steps
 from keyhaul.worker import Task
 
@@ -95,24 +97,13 @@ class Sitting:
 
     def execute(self, *, fresh: bool) -> Report:
         """Move what is left of the unfinished run, or start a new one."""
-        ledger, target = self.ledger, self._prepared.target
+        ledger = self.ledger
         self.check_server()
         ledger.lock()
         unfinished = ledger.unfinished() if ledger.exists() and not fresh else None
         if unfinished is not None:
             self._check_same(unfinished)
-            if target.ddl.before:
-                msg = (
-                    f"resume run {unfinished.run_id}: {target.label} is not there any more, though chunks of this run "
-                    "were loaded into it. Give --fresh to start a new run"
-                )
-                raise RefusedError(msg)
-            if ledger.totals(unfinished.run_id).counts.loaded and not target.holds_rows:
-                msg = (
-                    f"resume run {unfinished.run_id}: {target.label} is empty, though chunks of this run were loaded "
-                    "into it. Give --fresh to start a new run"
-                )
-                raise RefusedError(msg)
+            self._check_there(unfinished)
             workers = self.count_workers(len(ledger.open_chunks(unfinished.run_id)))
             self._run_id, resumed = unfinished.run_id, True
             self._sitting = ledger.resume(self._run_id, workers)
@@ -194,6 +185,24 @@ class Sitting:
         )
         raise RefusedError(msg)
 
+    def _check_there(self, unfinished: Unfinished) -> None:
+        """Find the table that the run has loaded so far, the fresh one in mode replace."""
+        prepared, target = self._prepared, self._prepared.target
+        name, lacks = target.label, "not there any more" if target.ddl.before else ""
+        if not lacks and unfinished.fresh_table:
+            name = f"its fresh table {unfinished.fresh_table}"
+            found = replacing.leftovers(self.ledger.connection, [unfinished.fresh_table])
+            lacks = "" if found else "not there any more"
+            prepared.target = replace(target, fresh=replacing.fresh_name(unfinished.run_id))
+        elif not lacks and self.ledger.totals(unfinished.run_id).counts.loaded and not target.holds_rows:
+            lacks = "empty"
+        if lacks:
+            msg = (
+                f"resume run {unfinished.run_id}: {name} is {lacks}, though chunks of this run were loaded into it. "
+                "Give --fresh to start a new run"
+            )
+            raise RefusedError(msg)
+
     def _begin(self, *, fresh: bool) -> int:
         """Plan, create what is missing, and write run and plan into the ledger; returns the number of workers."""
         prepared, job, target = self._prepared, self._job, self._prepared.target
@@ -215,6 +224,10 @@ class Sitting:
             if empty_first:
                 conn.execute(sql.SQL("truncate {}").format(target.identifier))
             postgres.prepare(conn, target)
+            steps = target.ddl.after
+            if target.mode == "replace":
+                steps = replacing.finish_empty(conn, target)
+                target = prepared.target = replacing.create(conn, target, self._run_id)
             self.ledger.begin(
                 NewRun(
                     run_id=self._run_id,
@@ -226,11 +239,14 @@ class Sitting:
                     key=job.key,
                     chunk_rows=job.chunk,
                     workers=workers,
-                    finish=[asdict(statement) for statement in target.ddl.after],
+                    finish=[asdict(statement) for statement in steps],
+                    fresh_table=target.loaded.as_string(conn) if target.fresh else None,
                 ),
                 plan,
                 fresh=fresh,
             )
+            for table in replacing.leftovers(conn, self.ledger.fresh_tables()):
+                conn.execute(sql.SQL("drop table {}").format(table))
         self._tell_begun(len(plan.chunks), emptied=empty_first)
         return workers
 
@@ -314,6 +330,10 @@ class Sitting:
             newer = sequence_steps(definition, target.schema, target.table, columns & definition.columns.keys())
             statements = [*(step for step in statements if step.kind != "sequence"), *newer]
         try:
+            if target.fresh:
+                last = [statement.sql for statement in statements]
+                swap_in(self.ledger, target, self._run_id, last, self._control, self._notice)
+                return True, reason
             created = finish(self.ledger.connection, target.schema, target.table, statements)
         except RefusedError as error:
             return False, f"all chunks are loaded, but {error}"
@@ -339,7 +359,8 @@ class Sitting:
         if complete:
             complete, reason = self._finish_table(reason)
         status = "done" if complete else "abandoned" if unstable else "stopped"
-        ledger.end(self._run_id, status, None if complete else reason)
+        if not (complete and self._prepared.target.fresh):  # the swap has said so, in its own transaction
+            ledger.end(self._run_id, status, None if complete else reason)
         reasons = ledger.quarantined_by_rule(self._run_id)
         return self.report(
             pool, totals, reasons, workers=workers, resumed=resumed, stop_reason="" if complete else reason

@@ -47,11 +47,12 @@ def new_run_id() -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unfinished:
-    """A run that the same command may go on with."""
+    """A run that the same command may go on with; `fresh_table` is the quoted one that it loads in mode replace."""
 
     run_id: str
     fingerprint: str
     config: Mapping[str, Any]
+    fresh_table: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +71,7 @@ class NewRun:
     finish: Sequence[Mapping[str, str]] = ()
     kind: Literal["run", "replay"] = "run"
     replay_of: str | None = None
+    fresh_table: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +86,7 @@ class Replayable:
     target_table: str
     config: Mapping[str, Any]
     rows_read: int
+    lost: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,7 +191,7 @@ class Ledger:
         row = self._execute("unfinished", job=self.job).fetchone()
         if row is None:
             return None
-        return Unfinished(run_id=row[0], fingerprint=row[1], config=row[2])
+        return Unfinished(run_id=row[0], fingerprint=row[1], config=row[2], fresh_table=row[3])
 
     def begin(self, run: NewRun, plan: Plan, *, fresh: bool) -> None:
         """Write a new run and its whole plan in one transaction; `fresh` gives up what was unfinished.
@@ -288,7 +291,7 @@ class Ledger:
         row = self._execute("replay_run", run=run, job=self.job).fetchone()
         if row is None:
             return None
-        names = ("run_id", "job", "kind", "replay_of", "key", "target_table", "config", "rows_read")
+        names = ("run_id", "job", "kind", "replay_of", "key", "target_table", "config", "rows_read", "lost")
         return Replayable(**dict(zip(names, row, strict=True)))
 
     def replay_keys(self, run_id: str, rule: str | None) -> list[str]:
@@ -312,6 +315,19 @@ class Ledger:
     def warned(self, run_id: str) -> dict[str, int]:
         """Return rule → rows that failed a rule with ``on_fail: warn``."""
         return dict(self._execute_again("sum_warned", run_id=run_id).fetchall())
+
+    def fresh_tables(self) -> list[str]:
+        """Return the quoted names of the tables that this job's abandoned runs of mode replace have loaded."""
+        return [row[0] for row in self._execute("fresh_tables", job=self.job).fetchall()]
+
+    def end_within(self, conn: psycopg.Connection[Any], run_id: str) -> None:
+        """Write that the run is done, in the transaction under way on `conn`: never over another connection."""
+        conn.execute(statement("end_run", self.schema, run_id=run_id, status="done", stop_reason=None))
+
+    def is_done(self, run_id: str) -> bool:
+        """Ask whether a run is done, over a new connection when the first is lost."""
+        row = self._execute_again("status", run_id=run_id).fetchone()
+        return bool(row and row[0] == "done")
 
     def end(self, run_id: str, status: str, stop_reason: str | None) -> None:
         """Write the run's last word: ``done`` or ``stopped``."""

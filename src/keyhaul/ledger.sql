@@ -23,6 +23,7 @@ create table if not exists {schema}.runs (
     finish         jsonb not null default '[]',
     kind           text not null default 'run' check (kind in ('run', 'replay')),
     replay_of      text,
+    fresh_table    text,
     started_at     timestamptz not null default clock_timestamp(),
     ended_at       timestamptz,
     stop_reason    text
@@ -75,18 +76,21 @@ create table if not exists {schema}.quarantine (
 );
 
 -- name: outdated
--- Whether the ledger was made before there were replays.
+-- Whether the ledger was made before there were replays or fresh tables.
 select to_regclass({runs}) is not null
-   and not exists (select from pg_catalog.pg_attribute where attrelid = to_regclass({runs}) and attname = 'replay_of');
+   and not exists (select from pg_catalog.pg_attribute where attrelid = to_regclass({runs}) and attname = 'fresh_table');
 
 -- name: upgrade
 -- What such a ledger lacks. Only then: each of these waits for every chunk that is being loaded.
-alter table {schema}.runs add column kind text not null default 'run' check (kind in ('run', 'replay')),
-                          add column replay_of text;
+alter table {schema}.runs add column if not exists kind text not null default 'run' check (kind in ('run', 'replay')),
+                          add column if not exists replay_of text,
+                          add column if not exists fresh_table text;
 alter table {schema}.chunks drop constraint if exists chunks_kind_check,
                             add constraint chunks_kind_check check (kind in ('range', 'nulls', 'keys'));
-alter table {schema}.quarantine add column attempts integer not null default 1, add column tried_by text,
-                                add column resolved_at timestamptz, add column resolved_by text;
+alter table {schema}.quarantine add column if not exists attempts integer not null default 1,
+                                add column if not exists tried_by text,
+                                add column if not exists resolved_at timestamptz,
+                                add column if not exists resolved_by text;
 
 -- name: exists
 -- Whether the ledger's tables are there.
@@ -111,8 +115,8 @@ select host, run_id from {schema}.runs
  where job = {job} and status = 'running' and pid = {pid} and starts_with(host, {host}) order by started_at desc limit 1;
 
 -- name: unfinished
--- The run that the same command goes on with; a replay never is.
-select run_id, fingerprint, config from {schema}.runs
+-- The run that the same command goes on with; a replay never is. An older ledger has no column for fresh tables.
+select run_id, fingerprint, config, coalesce(to_jsonb(r) ->> 'fresh_table', '') from {schema}.runs r
  where job = {job} and kind = 'run' and status in ('running', 'stopped') order by started_at desc limit 1;
 
 -- name: abandon
@@ -120,12 +124,18 @@ select run_id, fingerprint, config from {schema}.runs
 update {schema}.runs set status = 'abandoned', ended_at = clock_timestamp()
  where job = {job} and kind = {kind} and status in ('running', 'stopped');
 
+-- name: fresh_tables
+-- The tables that this job's given up runs of mode replace have loaded: quoted names. A run that is done has none.
+select fresh_table from {schema}.runs where job = {job} and status = 'abandoned' and fresh_table is not null;
+
 -- name: insert_run
 -- A new run, before its chunks and before the first read.
 insert into {schema}.runs (run_id, job, fingerprint, config, status, source, target_table, key, chunk_rows,
-                           chunks_planned, estimated_rows, workers, pid, host, version, finish, kind, replay_of)
+                           chunks_planned, estimated_rows, workers, pid, host, version, finish, kind, replay_of,
+                           fresh_table)
 values ({run_id}, {job}, {fingerprint}, {config}::jsonb, 'running', {source}, {target_table}, {key}::text[], {chunk_rows},
-        {chunks_planned}, {estimated_rows}, {workers}, {pid}, {host}, {version}, {finish}::jsonb, {kind}, {replay_of});
+        {chunks_planned}, {estimated_rows}, {workers}, {pid}, {host}, {version}, {finish}::jsonb, {kind}, {replay_of},
+        {fresh_table});
 
 -- name: insert_chunks
 -- The plan, from one JSON array.
@@ -184,9 +194,14 @@ select {run_id}, {chunk}, record, stage, rules, message, key, data::jsonb from p
 select count(*) from {schema}.quarantine where run_id = {run_id} and chunk = {chunk};
 
 -- name: replay_run
--- The run whose records are sent again: by its name, or the job's newest.
+-- The run whose records are sent again: by its name, or the job's newest. `lost`: they belong to a fresh table that
+-- has not taken its place, or to one whose place another has taken since.
 select run_id, job, kind, coalesce(replay_of, ''), key, target_table, config,
-       (select coalesce(sum(c.rows_read), 0)::bigint from {schema}.chunks c where c.run_id = r.run_id)
+       (select coalesce(sum(c.rows_read), 0)::bigint from {schema}.chunks c where c.run_id = r.run_id),
+       case when r.fresh_table is not null and r.status <> 'done' then 'it has not replaced its target table'
+            else coalesce((select 'run ' || n.run_id || ' has replaced its target table since' from {schema}.runs n
+                            where n.target_table = r.target_table and n.fresh_table is not null and n.status = 'done'
+                              and n.started_at > r.started_at order by n.started_at desc limit 1), '') end
   from {schema}.runs r
  where case when {run} = 'last' then r.job = {job} and r.kind = 'run' else r.run_id = {run} end
  order by started_at desc, run_id desc limit 1;
@@ -265,6 +280,10 @@ select chunk, attempts, coalesce(error, '') from {schema}.chunks where run_id = 
 -- name: end_run
 -- The run's last word: done when no chunk is left, else stopped and resumable.
 update {schema}.runs set status = {status}, ended_at = clock_timestamp(), stop_reason = {stop_reason} where run_id = {run_id};
+
+-- name: status
+-- What the ledger says of a run, when the answer to a COMMIT was lost.
+select status from {schema}.runs where run_id = {run_id};
 
 -- ---- look back ----
 

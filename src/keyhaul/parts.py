@@ -85,11 +85,12 @@ class Target(Part):
         "ETL_INTO",
         min_length=1,
     )
-    mode: Literal["append", "skip", "upsert"] | None = setting(
+    mode: Literal["append", "skip", "upsert", "replace"] | None = setting(
         None,
         "What becomes of a row that is there already: append does not look, skip keeps what is there, upsert "
-        "updates what differs. Without a mode a table that holds rows is refused.",
-        "append, skip or upsert",
+        "updates what differs, replace loads a fresh table that takes the place of this one. Without a mode a table "
+        "that holds rows is refused.",
+        "append, skip, upsert or replace",
         "--mode",
         "ETL_MODE",
     )

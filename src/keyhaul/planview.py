@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from keyhaul.console import grid, write
 from keyhaul.pgtypes import DIRECT_WIRE
+from keyhaul.targets import replace as replacing
 from keyhaul.text import size
 
 if TYPE_CHECKING:
@@ -21,7 +22,12 @@ CHUNKS_SHOWN: Final = 12
 
 
 def print_plan(prepared: Prepared, plan: Plan, stream: TextIO) -> None:
-    """Print what a run of this job would do."""
+    """Print what a run of this job would do.
+
+    Raises:
+        RefusedError: mode replace, and no fresh table can take the target's place.
+    """
+    swapped = _swapped(prepared)
 
     def build(_console: Console) -> Iterable[RenderableType]:
         from rich.text import Text
@@ -36,7 +42,9 @@ def print_plan(prepared: Prepared, plan: Plan, stream: TextIO) -> None:
             yield Text(f"note: {note}")
         yield Text("")
         ddl = prepared.target.ddl
-        if ddl.before:
+        if swapped:
+            yield from map(Text, swapped)
+        elif ddl.before:
             yield Text("DDL that would run in the target before the load:")
             yield from (Text(f"{statement};") for statement in ddl.before)
         else:
@@ -45,8 +53,28 @@ def print_plan(prepared: Prepared, plan: Plan, stream: TextIO) -> None:
             yield Text("and after it:")
             yield from (Text(f"{statement.sql};") for statement in ddl.after)
         yield from (Text(f"note: {sentence}") for sentence in ddl.left_out)
+        if ddl.before and prepared.target.mode == "replace":
+            yield Text("note: the table is created empty, with all of this; a fresh one then takes its place")
 
     write(stream, build)
+
+
+def _swapped(prepared: Prepared) -> list[str]:
+    """Return what mode replace would do with a target that is there; nothing in another case."""
+    target = prepared.target
+    if target.mode != "replace" or target.ddl.before:
+        return []
+    last = (
+        f"Then it would take the place of {target.label} in one transaction, with its names, grants, comments, "
+        "policies and sequences; the old table would be dropped."
+    )
+    before, after = replacing.preview(prepared.target_conn, target)
+    return [
+        "A fresh table would be created in the target before the load:",
+        *(f"{statement};" for statement in before),
+        *(["and completed after it:", *(f"{statement};" for statement in after)] if after else []),
+        last,
+    ]
 
 
 def _head(prepared: Prepared, plan: Plan) -> Iterable[RenderableType]:

@@ -132,6 +132,9 @@ class _Replay:
         if original.kind == "replay":
             msg = f"{run}: it is a replay of run {original.replay_of}. Name that run: what is left is there"
             raise RefusedError(msg)
+        if original.lost:
+            msg = f"{run}: {original.lost}. Run the job again: it reads these records anew"
+            raise RefusedError(msg)
         if original.job != job.job:
             msg = f"{run}: it is of job {original.job}, expected {job.job}. Give that job, or --job {original.job}"
             raise RefusedError(msg)

@@ -40,14 +40,14 @@ def with_mode(
         RefusedError: there is no unique index on the conflict columns, or a column is not written.
     """
     mode = settings.mode or "append"
-    if mode == "append":
+    if mode in {"append", "replace"}:
         if settings.conflict or settings.newer_by:
             given = "conflict" if settings.conflict else "newer_by"
             msg = (
                 f"load {target.label}: {given} is given, expected it with mode skip or upsert only. Give --mode upsert"
             )
             raise RefusedError(msg)
-        return target
+        return replace(target, mode=mode)
     if settings.newer_by and mode == "skip":
         msg = f"load {target.label}: newer_by is given with mode skip, which keeps what is there. Give --mode upsert"
         raise RefusedError(msg)

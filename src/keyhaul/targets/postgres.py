@@ -42,6 +42,7 @@ class TargetTable:
         holds_rows: at least one row is there now.
         primary_key: its columns, there or to be created.
         mode, conflict, newer_by: what becomes of a row that is there already; see `Destination`.
+        fresh: in mode replace, the table that is loaded in the place of this one; empty for itself.
     """
 
     schema: str
@@ -53,13 +54,14 @@ class TargetTable:
     mode: str = "append"
     conflict: tuple[str, ...] = ()
     newer_by: str | None = None
+    fresh: str = ""
 
     def destination(self, columns: Sequence[WriteColumn]) -> Destination:
         """Return where rows with these columns go."""
         return Destination(
-            table=self.identifier,
+            table=self.loaded,
             columns=tuple(columns),
-            mode=self.mode,
+            mode="append" if self.mode == "replace" else self.mode,
             conflict=self.conflict,
             newer_by=self.newer_by,
         )
@@ -68,6 +70,11 @@ class TargetTable:
     def identifier(self) -> sql.Identifier:
         """Return the quoted ``schema.table``."""
         return sql.Identifier(self.schema, self.table)
+
+    @property
+    def loaded(self) -> sql.Identifier:
+        """Return the quoted ``schema.table`` that the rows go into."""
+        return sql.Identifier(self.schema, self.fresh or self.table)
 
     @property
     def label(self) -> str:
