@@ -279,3 +279,13 @@ def test_a_user_who_does_not_own_the_table_is_refused(databases, roles):
     other = re.sub("//.*@", f"//{role}:secret@", databases[1])
     with pytest.raises(RefusedError, match="only the owner can put a table in its place"):
         move((databases[0], other), "public.t", mode="replace")
+
+
+def test_a_ledger_that_was_made_before_there_was_this_mode_gets_its_column(databases):
+    for uri in databases:
+        run_sql(uri, "create table public.t (id int primary key)")
+    run_sql(databases[0], "insert into public.t values (1)")
+    move(databases, "public.t", mode="append")
+    run_sql(databases[1], "alter table keyhaul.runs drop column fresh_table")
+    assert move(databases, "public.t", mode="replace").outcome == "done"
+    assert rows(databases[1], "select count(*) from keyhaul.runs where fresh_table is not null") == [(1,)]
