@@ -198,7 +198,7 @@ allow_quarantined: 101%
             "Give --dedup or dedup.on: in the job file"
         ),
         "job.yaml line 14: dedup.keeps: got an unknown key, expected keep",
-        'job.yaml line 20: target.mode: got "insert", expected append, skip or upsert',
+        'job.yaml line 20: target.mode: got "insert", expected append, skip, upsert or replace',
         'job.yaml line 5: workers: got "2", expected a whole number from 1 to 1024',
         'job.yaml line 21: order: got "up", expected asc or desc',
         'job.yaml line 22: stop_on_error: got "yes", expected true or false',
