@@ -13,6 +13,7 @@ from keyhaul.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from keyhaul.config import Rule
 
@@ -165,6 +166,19 @@ def register(con: duckdb.DuckDBPyConnection, frame: pl.DataFrame) -> None:
     """Show a frame to DuckDB as `CHUNK`, under names that it tells apart."""
     names = {name: duck_name(name, frame.columns) for name in frame.columns}
     con.register(CHUNK, frame.rename(names).to_arrow(compat_level=pl.CompatLevel.newest()))
+
+
+def limited(file: Path, spill: Path, *, memory_mb: int, threads: int) -> duckdb.DuckDBPyConnection:
+    """Return a DuckDB over `file`, made when missing, that reaches nothing beside it but the folder `spill`."""
+    settings = {name: value for name, value in _SETTINGS.items() if name != "enable_external_access"}
+    con = duckdb.connect(str(file), config={**settings, "threads": str(threads), "memory_limit": f"{memory_mb}MB"})
+    # In this order: without access, the place to spill to cannot be set any more.
+    con.execute("set temp_directory = '" + str(spill).replace("'", "''") + "'")
+    con.execute("set enable_external_access = false")
+    con.execute("set preserve_insertion_order = false")
+    con.execute("set timezone = 'UTC'")
+    con.execute("set lock_configuration = true")
+    return con
 
 
 def locked_down() -> duckdb.DuckDBPyConnection:

@@ -54,6 +54,8 @@ class Progress(StrEnum):
 
 
 JobFile = Annotated[Path | None, typer.Argument(metavar="[JOB.yaml]", help="Job file; flags win over it.")]
+WithForeignKeys = Annotated[bool, typer.Option("--with-foreign-keys", help="Create the source's foreign keys as well.")]
+WorkDir = Annotated[str | None, typer.Option(metavar="DIR", help="For rows that wait while copies are told [cache].")]
 
 
 def _move(
@@ -82,15 +84,14 @@ def _move(
     conflict: Annotated[str | None, typer.Option(metavar="C1[,C2…]", help="What says so [primary key].")] = None,
     newer_by: Annotated[str | None, typer.Option(metavar="C", help="Upsert only what is newer by it.")] = None,
     no_create: Annotated[bool, typer.Option("--no-create", help="Refuse a missing target table.")] = False,
-    with_foreign_keys: Annotated[
-        bool, typer.Option("--with-foreign-keys", help="Create the source's foreign keys as well.")
-    ] = False,
+    with_foreign_keys: WithForeignKeys = False,
     allow_quarantined: Annotated[str | None, typer.Option(metavar="N|P%", help="Still exit code 0 [0].")] = None,
     allow_python: Annotated[bool, typer.Option("--allow-python", help="Run the job's Python steps.")] = False,
     progress: Annotated[Progress, typer.Option(help="How to show what happens.")] = Progress.auto,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only what went wrong.")] = False,
     log_file: Annotated[Path | None, typer.Option(metavar="FILE", help="Append what happens, as JSON lines.")] = None,
     home: Home = None,
+    work_dir: WorkDir = None,
 ) -> None:
     values = locals()
     given = {

@@ -148,12 +148,29 @@ class Job(Part):
         "ETL_HOME",
         min_length=1,
     )
+    work_dir: str | None = setting(
+        None,
+        "Folder for the rows of a dedup whose columns do not contain the key; the user's cache by default.",
+        "a folder",
+        "--work-dir",
+        "ETL_WORK_DIR",
+        min_length=1,
+    )
+    work_memory_mb: int = setting(
+        256,
+        "Megabytes that the search for copies among them may use; what is more goes to that folder.",
+        "a whole number from 64",
+        "",
+        "ETL_WORK_MEMORY_MB",
+        ge=64,
+        le=1_048_576,
+    )
 
     def identity(self) -> dict[str, Any]:
         """Return what makes this the same job, JSON-ready and without secrets.
 
         Left out is what may change between a run and its resumption: workers, reader, loader, order,
-        limits, home, and the target's address, which is where the ledger is. A Python step is
+        limits, home, work folder, and the target's address, which is where the ledger is. A Python step is
         represented by its name and, when its file can be found, the file's SHA-256; so is a lookup's file.
         """
         source = self.source

@@ -10,7 +10,7 @@ from keyhaul import pgtypes
 from keyhaul.errors import ConfigError, RefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from keyhaul.config import Dedup, Job
     from keyhaul.model import Column
@@ -26,8 +26,7 @@ def check_dedup(job: Job, transform: Transform, sources: Mapping[str, Column]) -
 
     Raises:
         ConfigError: it names a column that is not there.
-        RefusedError: copies could lie in different chunks, or a column travels as text whose equality or order
-            is not the type's.
+        RefusedError: a column travels as text whose equality or order is not the type's.
     """
     dedup = job.dedup
     if dedup is None:
@@ -40,16 +39,41 @@ def check_dedup(job: Job, transform: Transform, sources: Mapping[str, Column]) -
             f"{', '.join(transform.output)}. Change --dedup or --order-by"
         )
         raise ConfigError(msg)
-    copied = {column.source for name, column in transform.output.items() if name in dedup.on}
-    missing = [key for key in job.key if key not in copied]
-    if missing:
-        msg = (
-            f"dedup on {', '.join(dedup.on)}: the key's column {', '.join(missing)} is not among them, so copies could "
-            "lie in different chunks. Cut the chunks by columns of the dedup (--key), or add the key to it"
-        )
-        raise RefusedError(msg)
     _check_equality(dedup, transform, sources)
     _check_order(dedup, transform, sources)
+
+
+def across_chunks(job: Job, transform: Transform) -> bool:
+    """Whether copies could lie in different chunks: the dedup columns do not contain the key."""
+    if job.dedup is None:
+        return False
+    copied = {column.source for name, column in transform.output.items() if name in job.dedup.on}
+    return not copied.issuperset(job.key)
+
+
+def check_replay(job: Job, transform: Transform, conflict: Collection[str]) -> None:
+    """Refuse a replay that could load a second copy: it sees its own records, not those that are loaded.
+
+    Args:
+        job: validated.
+        transform: compiled.
+        conflict: the columns of the target's unique index by which rows are the same; empty in mode append.
+
+    Raises:
+        RefusedError: nothing in the target would stop a copy of a row that is there, or the copy would win.
+    """
+    dedup = job.dedup
+    if dedup is None or not across_chunks(job, transform):
+        return
+    newest_wins = dedup.keep == "last" and dedup.order_by == (job.target.newer_by,)
+    if conflict and set(conflict) <= set(dedup.on) and (job.target.mode == "skip" or newest_wins):
+        return
+    msg = (
+        f"replay with dedup on {', '.join(dedup.on)}: copies of the records could be loaded already, and a replay does "
+        f"not see them. Give --mode skip --conflict {','.join(dedup.on)} (with a unique index on them in the target), "
+        "or load anew with --fresh"
+    )
+    raise RefusedError(msg)
 
 
 def _check_equality(dedup: Dedup, transform: Transform, sources: Mapping[str, Column]) -> None:

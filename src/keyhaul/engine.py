@@ -18,6 +18,7 @@ from keyhaul.errors import ConfigError, EtlError, RefusedError, StopRunError
 from keyhaul.identity import difference
 from keyhaul.ledger import Ledger, NewRun, new_run_id
 from keyhaul.model import Report
+from keyhaul.phases import Phases, sweep
 from keyhaul.pool import Pool
 from keyhaul.prepare import Prepared, prepare
 from keyhaul.swapping import swap_in
@@ -100,23 +101,38 @@ class Sitting:
         ledger = self.ledger
         self.check_server()
         ledger.lock()
+        phases = Phases.of(self._prepared, self._observe, self._control)
         unfinished = ledger.unfinished() if ledger.exists() and not fresh else None
         if unfinished is not None:
             self._check_same(unfinished)
             self._check_there(unfinished)
-            workers = self.count_workers(len(ledger.open_chunks(unfinished.run_id)))
+            left = len(ledger.open_chunks(unfinished.run_id))
+            loaded = ledger.totals(unfinished.run_id).done
+            gathered = phases is not None and phases.resume(unfinished.run_id, loaded=loaded, left=left)
+            workers = self.count_workers(left)
             self._run_id, resumed = unfinished.run_id, True
             self._sitting = ledger.resume(self._run_id, workers)
-            message = "going on with an unfinished run; its remaining chunks are read from a newer snapshot"
+            message = "going on with an unfinished run; " + (
+                "all its rows are gathered, and the source is not read again"
+                if gathered
+                else "its remaining chunks are read from a newer snapshot"
+            )
             self._notice(message, "warning")
         else:
             workers, resumed = self._begin(fresh=fresh), False
         chunks = ledger.open_chunks(self._run_id)
         totals = ledger.totals(self._run_id)
         self.begin(totals, sum(c.estimated_rows for c in chunks), workers, resumed=resumed)
+        sweep(self._job, ledger, self._observe)
         pool = Pool(self.task(), ledger, self._observe, self._control)
-        pool.move(chunks if self._job.order == "asc" else tuple(reversed(chunks)), workers)
-        return self._finish(pool, workers, resumed=resumed)
+        chunks = chunks if self._job.order == "asc" else tuple(reversed(chunks))
+        if phases is None:
+            pool.move(chunks, workers)
+        else:
+            phases.move(pool, self._run_id, chunks, workers, resumed=resumed)
+        report = self._finish(pool, workers, resumed=resumed)
+        sweep(self._job, ledger, self._observe)
+        return report
 
     def begin(self, totals: Totals, rows_left: int, workers: int, *, resumed: bool) -> None:
         """Say that the plan is in the ledger: from here on, an error leaves something to go on with."""

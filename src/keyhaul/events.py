@@ -62,6 +62,16 @@ class StepStarted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkGathered:
+    """A chunk is read and put down, to be loaded when all are; only with a dedup across chunks. Not committed."""
+
+    chunk: int
+    worker: int
+    rows: int
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkDone:
     """A chunk is committed with its ledger row; the counts are the ledger's."""
 

@@ -233,6 +233,10 @@ class Ledger:
         row = self._execute("resume_run", run_id=run_id, workers=workers, **_process()).fetchone()
         return int(row[0]) if row else 1
 
+    def ended(self, names: Sequence[str]) -> list[str]:
+        """Return which of these runs of this job are done or given up."""
+        return [row[0] for row in self._execute_again("ended_runs", names=list(names), job=self.job).fetchall()]
+
     def finish_steps(self, run_id: str) -> list[dict[str, Any]]:
         """Return the statements that run when all chunks are loaded."""
         row = self._execute_again("finish_steps", run_id=run_id).fetchone()

@@ -128,6 +128,11 @@ update {schema}.runs set status = 'abandoned', ended_at = clock_timestamp()
 -- The tables that this job's given up runs of mode replace have loaded: quoted names. A run that is done has none.
 select fresh_table from {schema}.runs where job = {job} and status = 'abandoned' and fresh_table is not null;
 
+-- name: ended_runs
+-- Which of these runs of the job nobody will go on with.
+select run_id from {schema}.runs
+ where run_id = any({names}::text[]) and job = {job} and status in ('done', 'abandoned');
+
 -- name: insert_run
 -- A new run, before its chunks and before the first read.
 insert into {schema}.runs (run_id, job, fingerprint, config, status, source, target_table, key, chunk_rows,

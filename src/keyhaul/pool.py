@@ -18,7 +18,7 @@ from keyhaul.model import Counts, FailedChunk, Timings
 from keyhaul.worker import Worker, source_application
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from keyhaul.control import Control
     from keyhaul.ledger import Ledger
@@ -57,14 +57,25 @@ class Pool:
         self.counts = Counts()
         self.timings = Timings()
 
-    def move(self, chunks: Sequence[Chunk], workers: int) -> None:
+    def move(
+        self,
+        chunks: Sequence[Chunk],
+        workers: int,
+        hire: Callable[[Task, int, Observer], Worker] = Worker,
+    ) -> None:
         """Move the chunks in their order, at most `workers` at a time, until none is left or the run is told to stop.
+
+        Args:
+            chunks: in the order in which they are taken.
+            workers: at a time.
+            hire: makes a worker with a number from 1.
 
         Raises:
             BaseException: what a worker met that is not one of our own errors; the others are stopped first.
         """
         self._left.extend(chunks)
-        self._workers = [Worker(self._task, number, self._observe) for number in range(1, workers + 1)]
+        self._in_a_row = 0
+        self._workers = [hire(self._task, number, self._observe) for number in range(1, workers + 1)]
         threads = [
             threading.Thread(target=self._work, args=(worker,), name=f"keyhaul-worker-{worker.number}", daemon=True)
             for worker in self._workers
@@ -98,6 +109,8 @@ class Pool:
                     self._touch_snapshot()
 
     def _touch_snapshot(self) -> None:
+        if not any(worker.reads for worker in self._workers):
+            return
         try:
             self._task.source.conn.execute("select 1")
         except psycopg.Error:
@@ -158,11 +171,20 @@ class Pool:
             result = already
         with self._lock:
             self._in_a_row = 0
+        self._announce(worker, result, attempts)
+
+    def _announce(self, worker: Worker, result: ChunkResult, attempts: int) -> None:
+        """Count and tell a chunk that is committed; of one that is only gathered, nothing counts yet."""
+        if not worker.loads:
+            rows = result.counts.read
+            self._observe(events.ChunkGathered(chunk=result.chunk, worker=worker.number, rows=rows, attempts=attempts))
+            return
+        with self._lock:
             self.counts += result.counts
             self.timings += result.timings
         self._observe(
             events.ChunkDone(
-                chunk=chunk.number,
+                chunk=result.chunk,
                 worker=worker.number,
                 counts=result.counts,
                 timings=result.timings,

@@ -10,6 +10,7 @@ import psycopg
 
 from keyhaul import events
 from keyhaul.connecting import find_ends
+from keyhaul.copies import check_replay
 from keyhaul.engine import Sitting
 from keyhaul.errors import ConfigError, RefusedError
 from keyhaul.identity import difference
@@ -158,6 +159,7 @@ class _Replay:
                 "the target, or give --mode skip"
             )
             raise RefusedError(msg)
+        check_replay(job, self._prepared.transform, target.conflict)
 
     def _target_is_unique(self) -> bool:
         """Whether a row that was loaded cannot be loaded again: the primary key is (a part of) the job's key."""

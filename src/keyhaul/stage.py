@@ -96,9 +96,9 @@ class Stager:
         whole = pl.concat([part.select(RECORD, "stage", "rules", "message") for part in rejected])
         return Staged(
             accepted=frame,
-            rejected=self._with_records(whole, source),
+            rejected=self.with_records(whole, source),
             counts=Counts(read=source.height, filtered=filtered, duplicate=duplicate, quarantined=whole.height),
-            describe=partial(self._with_records, source=source),
+            describe=partial(self.with_records, source=source),
             warned=warned,
         )
 
@@ -199,6 +199,12 @@ class Stager:
         losers = self._query(query, frame)
         return frame.filter(~pl.col(RECORD).is_in(losers[RECORD].implode())), losers.height
 
+    def ties(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Return each row's place (``_record``, ``tie``) when the rows are put in order by all their columns."""
+        duck = [quoted(duck_name(name, frame.columns)) for name in frame.columns if name != RECORD]
+        query = f"select {RECORD}, row_number() over (order by {', '.join([*duck, RECORD])}) as tie from {CHUNK}"
+        return self._query(query, frame)
+
     # --- the quarantine's records ----------------------------------------------------------------
 
     def keys(self, source: pl.DataFrame) -> pl.DataFrame:
@@ -217,7 +223,7 @@ class Stager:
         key = keys[0] if len(keys) == 1 else f"to_json([{', '.join(keys)}])::varchar"
         return f"case when {any_null} then null else {key} end"
 
-    def _with_records(self, rejected: pl.DataFrame, source: pl.DataFrame) -> pl.DataFrame:
+    def with_records(self, rejected: pl.DataFrame, source: pl.DataFrame) -> pl.DataFrame:
         """Add each rejected record's key and its whole source row as JSON."""
         if not rejected.height:
             return pl.DataFrame(schema=REJECTED)

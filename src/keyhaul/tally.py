@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from keyhaul.events import (
     ChunkDone,
     ChunkFailed,
+    ChunkGathered,
     ChunkRetried,
     ChunkStarted,
     RunFinished,
@@ -100,6 +101,7 @@ class Tally:
         self._expected: dict[int, int] = {}
         self._done: set[int] = set()
         self._failed: dict[int, int] = {}
+        self._gathered: dict[int, int] = {}
         self._estimated_behind = 0
         self._flights: dict[int, Flight] = {}
         self._retries = 0
@@ -133,6 +135,9 @@ class Tally:
             self._fly(event.worker, event.chunk, "read", 0, now)
         elif isinstance(event, StepStarted):
             self._fly(event.worker, event.chunk, event.step, event.rows, now)
+        elif isinstance(event, ChunkGathered):
+            self._gathered[event.chunk] = event.rows
+            self._land(event.worker, event.chunk, now)
         elif isinstance(event, ChunkRetried):
             self._retries += 1
             self._fly(event.worker, event.chunk, "waits", 0, now)
@@ -159,6 +164,7 @@ class Tally:
             plan = self._started
             expected = plan.estimated_rows // plan.chunks_planned if plan is not None and plan.chunks_planned else 0
         self._estimated_behind += expected
+        self._gathered.pop(chunk, None)
         return expected
 
     def _fly(self, worker: int, chunk: int, step: str, rows: int, now: float) -> None:
@@ -176,9 +182,10 @@ class Tally:
         self._flights[worker] = idle
 
     def _under_way(self) -> float:
-        """Rows that the finished steps of the chunks in flight stand for."""
-        flights = self._flights.values()
-        return sum(SHARE_BEFORE.get(f.step, 0.0) * (f.rows or f.expected) for f in flights if f.chunk is not None)
+        """Rows that the finished steps of the chunks in flight, and of those that wait to be loaded, stand for."""
+        flights = [f for f in self._flights.values() if f.chunk is not None and f.chunk not in self._gathered]
+        waiting = SHARE_BEFORE["load"] * sum(self._gathered.values())
+        return waiting + sum(SHARE_BEFORE.get(f.step, 0.0) * (f.rows or f.expected) for f in flights)
 
     def _settled_and_rest(self) -> tuple[float, float]:
         """Rows that are behind us (failed chunks as estimated), and rows that are still to come."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import duckdb
 import polars as pl
@@ -36,6 +36,24 @@ if TYPE_CHECKING:
     from keyhaul.targets.postgres import TargetTable
     from keyhaul.targets.session import Session
     from keyhaul.transform import Transform
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Produced:
+    """A chunk that is read and staged, before the target has seen it.
+
+    Attributes:
+        source: as read, with ``_record``.
+        text_columns: source columns that travel as text in this chunk.
+        batch: of a replay.
+    """
+
+    source: pl.DataFrame
+    text_columns: frozenset[str]
+    staged: Staged
+    timings: Timings
+    bytes_read: int
+    batch: Batch | None
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: two properties are computed once
@@ -89,7 +107,14 @@ def source_application(run_id: str, chunk: int | Literal["%"]) -> str:
 
 
 class Worker:
-    """Moves chunks one after the other over connections of its own; belongs to one thread."""
+    """Moves chunks one after the other over connections of its own; belongs to one thread.
+
+    Attributes:
+        reads, loads: which of the two ends it works on; a run with two phases has workers for each.
+    """
+
+    reads: ClassVar[bool] = True
+    loads: ClassVar[bool] = True
 
     def __init__(self, task: Task, number: int, observe: Observer) -> None:
         """Take a number from 1; connections are opened by the first chunk."""
@@ -115,6 +140,10 @@ class Worker:
             raise ChunkError(msg) from error
 
     def _move(self, chunk: Chunk, attempt: int) -> ChunkResult:
+        return self._commit(chunk, attempt, self._produce(chunk))
+
+    def _produce(self, chunk: Chunk) -> Produced:
+        """Read, transform and stage a chunk."""
         task = self._task
         started = time.perf_counter()
         self._step(chunk, "read")
@@ -132,19 +161,22 @@ class Worker:
             failed = pl.concat([failed, unseen])
         transformed_at = time.perf_counter()
         self._step(chunk, "stage", frame.height)
-        columns = self._columns(text_columns)
-        staged = self._open_stager().stage(source, frame, failed, columns)
-        del source, frame
-        staged_at = time.perf_counter()
-        self._step(chunk, "load", staged.accepted.height)
+        staged = self._open_stager().stage(source, frame, failed, self._columns(text_columns))
         timings = Timings(
             read_seconds=read_at - started,
             transform_seconds=transformed_at - read_at,
-            stage_seconds=staged_at - transformed_at,
+            stage_seconds=time.perf_counter() - transformed_at,
         )
-        entry = replace(self._entry(chunk, attempt, timings, size), batch=batch)
+        return Produced(
+            source=source, text_columns=text_columns, staged=staged, timings=timings, bytes_read=size, batch=batch
+        )
+
+    def _commit(self, chunk: Chunk, attempt: int, produced: Produced) -> ChunkResult:
+        """Load what was produced, with its ledger row."""
+        self._step(chunk, "load", produced.staged.accepted.height)
+        entry = replace(self._entry(chunk, attempt, produced.timings, produced.bytes_read), batch=produced.batch)
         try:
-            return self._load(columns, staged, entry)
+            return self._load(self._columns(produced.text_columns), produced.staged, entry)
         except BaseException:
             self._drop_session()
             raise
@@ -287,7 +319,7 @@ class Worker:
         Those hold infinity, NaN, or a date that no Arrow type has; an expression would see NULL there.
         """
         odd = sorted(text_columns & self._task.looked_at)
-        parsed = source.with_columns(_parsed(name, self._task.routes[name].dtype) for name in odd)
+        parsed = source.with_columns(parsed(name, self._task.routes[name].dtype) for name in odd)
         lost = [parsed[name].is_null() & source[name].is_not_null() for name in odd]
         unseen = pl.Series([False] * source.height, dtype=pl.Boolean) if not lost else lost[0]
         for mask in lost[1:]:
@@ -322,7 +354,8 @@ class Worker:
     def _open_stager(self) -> Stager:
         if self._stager is None:
             task = self._task
-            self._stager = Stager(task.checks, task.dedup, task.columns, task.key)
+            dedup = task.dedup if self.loads else None  # without the other chunks, nobody is a copy yet
+            self._stager = Stager(task.checks, dedup, task.columns, task.key)
         return self._stager
 
     def _open_session(self) -> Session:
@@ -347,7 +380,7 @@ def target_uri(task: Task, worker: int) -> str:
     return task.target_dsn.uri(application_name=f"keyhaul {task.run_id} worker {worker}", options=settings)
 
 
-def _parsed(name: str, want: pl.DataType) -> pl.Expr:
+def parsed(name: str, want: pl.DataType) -> pl.Expr:
     """Parse PostgreSQL's text form; what has no place in the type becomes NULL."""
     column = pl.col(name)
     if isinstance(want, pl.Datetime):

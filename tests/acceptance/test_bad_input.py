@@ -75,7 +75,11 @@ MISTAKES = [
     Mistake("types that do not fit", ("--where",), {"--where": "name > made"}),
     Mistake("unknown column in dedup", ("no column idd", "expected one of id"), {"--dedup": "idd"}),
     Mistake("unknown column in order-by", ("no column maid", "--order-by"), {"--dedup": "id", "--order-by": "maid"}),
-    Mistake("dedup without the key", ("dedup on name", "the key's column id", "--key"), {"--dedup": "name"}),
+    Mistake(
+        "no folder for the rows of a dedup without the key",
+        ("use work folder /dev/null/work", "--work-dir"),
+        {"--dedup": "name", "--work-dir": "/dev/null/work"},
+    ),
     Mistake("missing table", ("public.itemz", "is not there", "public.items", "--table"), {"--table": "public.itemz"}),
     Mistake("query that does not run", ("source.query", "itemz"), {"--table": None, "--query": "select * from itemz"}),
     Mistake(

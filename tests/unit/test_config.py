@@ -104,10 +104,12 @@ def test_every_flag_and_variable_reaches_its_setting() -> None:
         "job": "j", "source": "postgresql://h/s", "query": "select 1", "target": "postgresql://h/t", "into": "t",
         "key": 'a, "b,c"', "chunk": "7", "workers": "2", "reader": "adbc", "loader": "adbc", "dedup": "a,b",
         "order_by": "c", "order": "desc", "stop_on_error": True, "allow_quarantined": "5%", "home": "/x",
+        "work_dir": "/w",
     }  # fmt: skip
     environ = {
         "ETL_LEDGER_SCHEMA": "led",
         "ETL_RETRIES": "0",
+        "ETL_WORK_MEMORY_MB": "64",
         "ETL_STATEMENT_TIMEOUT_SECONDS": "9",
         "ETL_MODE": "append",
     }
@@ -118,6 +120,7 @@ def test_every_flag_and_variable_reaches_its_setting() -> None:
     assert loaded.dedup == Dedup(on=("a", "b"), order_by=("c",))
     assert (loaded.order, loaded.stop_on_error, loaded.home, loaded.target.mode) == ("desc", True, "/x", "append")
     assert loaded.allow_quarantined == Allowance(percent=Decimal(5))
+    assert (loaded.work_dir, loaded.work_memory_mb) == ("/w", 64)
     assert (loaded.ledger_schema, loaded.retries, loaded.statement_timeout_seconds) == ("led", 0, 9)
 
 

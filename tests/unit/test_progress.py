@@ -13,6 +13,7 @@ from rich.console import Console
 from keyhaul.events import (
     ChunkDone,
     ChunkFailed,
+    ChunkGathered,
     ChunkRetried,
     ChunkStarted,
     Notice,
@@ -118,6 +119,7 @@ events = st.one_of(
         wait_seconds=st.just(0.5),
         error=st.just("gone"),
     ),
+    st.builds(ChunkGathered, chunk=chunk_numbers, worker=worker_numbers, rows=row_counts, attempts=st.just(1)),
     st.builds(ChunkFailed, chunk=chunk_numbers, worker=worker_numbers, attempts=st.just(3), error=st.just("gone")),
     st.builds(Stopping, reason=st.just("told to")),
 )
@@ -163,6 +165,25 @@ def test_a_chunk_in_flight_moves_the_bar_by_its_finished_steps_and_leaves_the_nu
     tally(chunk_done(1))
     assert tally.view().fraction == 0.25
     assert tally.view().counts == Counts(read=100, loaded=100)
+
+
+def test_gathered_chunks_move_the_bar_and_only_loaded_ones_count():
+    tally = Tally(Clock())
+    tally(started(chunks=2, rows=200))
+    seen = []
+    for chunk in (1, 2):
+        tally(ChunkStarted(chunk=chunk, worker=1, estimated_rows=100))
+        tally(ChunkGathered(chunk=chunk, worker=1, rows=100, attempts=1))
+        seen.append(tally.view().fraction)
+        assert tally.view().counts == Counts()
+    for chunk in (1, 2):
+        tally(ChunkStarted(chunk=chunk, worker=1, estimated_rows=100))
+        tally(StepStarted(chunk=chunk, worker=1, step="load", rows=90))
+        seen.append(tally.view().fraction)
+        tally(chunk_done(chunk))
+        seen.append(tally.view().fraction)
+    assert seen == pytest.approx([0.3, 0.6, 0.6, 0.8, 0.8, 0.999])
+    assert tally.view().counts == Counts(read=200, loaded=200)
 
 
 def test_an_estimate_that_is_exceeded_is_corrected():
