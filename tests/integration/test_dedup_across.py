@@ -115,7 +115,7 @@ def test_without_a_unique_key_the_other_columns_decide_by_value(ends, work):
     run_sql(
         ends[0],
         "create table public.many as select nullif(id % 50, 49) as k, customer, made,"
-        " 'note ' || id % 2 as note, id * 7919 % 1000 as z, md5(id::text) as w from public.t order by md5(id::text)",
+        " 'note ' || id % 2 as note, id / 50 * 7919 % 1000 as z, md5(id::text) as w from public.t order by md5(id::text)",
         "update public.many set made = timestamptz '2024-01-01 00:00Z' + z % 3 * interval '1 hour', z = z % 10",
     )
     move(ends, work, table="public.many", key="k", order_by="note")
