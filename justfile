@@ -14,6 +14,10 @@ run *args:
 test *args:
     python3 .ci/bootstrap pytest {{ args }}
 
+# Compare keyhaul with a raw COPY and, with --peers, with other programs; --docs writes docs/performance.md (--help).
+bench *args:
+    PYTHONPATH=tests python3 .ci/bootstrap python -m benchmarks {{ args }}
+
 # Check style, format and types; changes nothing.
 lint: setup
     .venv/bin/ruff check

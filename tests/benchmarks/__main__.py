@@ -1,0 +1,125 @@
+"""``just bench``: the job that docs/performance.md describes, by keyhaul and by others, with the same rows at the end."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks import contenders, extras, orders, pages, peers, results, rounds
+from benchmarks.contenders import Ends
+from benchmarks.servers import databases
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+MINIMUM_ROWS = 1_000
+"""Fewer have no copies or nothing for the quarantine."""
+
+
+def main() -> int:
+    """Run what is asked for, print the table, write the files; 1 when any contender gave other rows."""
+    asked = _parser().parse_args()
+    if bool(asked.source) != bool(asked.target):
+        sys.exit("read options: got one of --source and --target, expected both or none")
+    if asked.rows < MINIMUM_ROWS or asked.rounds < 1:
+        sys.exit(f"read options: expected --rows from {MINIMUM_ROWS} and --rounds from 1")
+    if asked.pages_from:
+        result = json.loads(asked.pages_from.read_text(encoding="utf-8"))
+    else:
+        result = measure(asked)
+        print(results.table(result["results"]))
+    if asked.json:
+        asked.json.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if asked.docs:
+        asked.docs.mkdir(parents=True, exist_ok=True)
+        (asked.docs / "performance.json").write_text(
+            json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+        pages.write(result, asked.docs)
+    return 1 if any(one["wrong"] for one in result["results"]) else 0
+
+
+def measure(asked: argparse.Namespace) -> dict[str, Any]:
+    """Run the rounds and the extras on the databases that are asked for, and leave nothing in them."""
+    venvs = peers.install(asked.venvs) if asked.peers else {}
+    folder = Path(tempfile.mkdtemp(prefix="keyhaul-bench-jobs-"))
+    try:
+        with databases(asked.source, asked.target) as (source, target, server):
+            ends = Ends(source=source, target=target, folder=folder)
+            result: dict[str, Any] = {
+                "command": _command(),
+                "rows": asked.rows,
+                "round_count": asked.rounds,
+                "machine": results.machine(orders.versions(source), server),
+            }
+            try:
+                orders.make_source(source, asked.rows)
+                chosen = [contenders.raw_copy(ends), *contenders.keyhaul_variants(ends)]
+                chosen += contenders.peers(ends, venvs, asked.rows) if asked.peers else []
+                chosen += contenders.without_parts(ends, "adbc") if asked.guarantees else []
+                if asked.only:
+                    chosen = [one for one in chosen if one.name == contenders.RAW or asked.only in one.name]
+                result["results"] = results.summarise(chosen, rounds.race(chosen, ends, asked.rounds), asked.rows)
+                if asked.small:
+                    result["small"] = extras.small(ends, asked.rounds)
+                if asked.link:
+                    result["link"] = extras.link(ends, asked.rounds, asked.link)
+                if asked.memory:
+                    result["memory"] = extras.memory(ends, asked.memory)
+            finally:
+                orders.drop_everything(source, target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return result
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="just bench", description=__doc__)
+    parser.add_argument("--rows", type=int, default=1_000_000, help="orders in the source (1,000,000)")
+    parser.add_argument("--rounds", type=int, default=5, help="how often each contender runs (5)")
+    parser.add_argument("--peers", action="store_true", help="DuckDB, dlt, Sling and a pool of threads as well")
+    parser.add_argument("--guarantees", action="store_true", help="keyhaul with each part of the job left out")
+    parser.add_argument("--only", default="", help="only contenders with this in their name, and the raw COPY")
+    parser.add_argument("--small", action="store_true", help="the overhead of a job of 10,000 rows")
+    parser.add_argument(
+        "--link",
+        type=int,
+        nargs="?",
+        const=extras.LINK_ROWS,
+        metavar="ROWS",
+        help=f"1, 2 and 4 workers with each connection held to 3 MB/s ({extras.LINK_ROWS:,} rows)",
+    )
+    parser.add_argument("--memory", type=int, metavar="ROWS", help="memory over one run of so many rows")
+    parser.add_argument("--source", help="URI of a source database; the schemas keyhaul_bench* there are replaced")
+    parser.add_argument("--target", help="URI of a target database; the same")
+    parser.add_argument("--venvs", type=Path, default=peers.default_folder(), help="where the peers' venvs are kept")
+    parser.add_argument("--json", type=Path, help="write the results there")
+    parser.add_argument(
+        "--docs", type=Path, nargs="?", const=DOCS, help="write performance.md, .svg and .json there (docs)"
+    )
+    parser.add_argument(
+        "--pages-from", type=Path, metavar="JSON", help="run nothing: write the pages from earlier results"
+    )
+    return parser
+
+
+def _command() -> str:
+    """Return the command that repeats this run, without URIs and paths."""
+    words, hidden = [], {"--source", "--target", "--venvs", "--json"}
+    given = iter(sys.argv[1:])
+    for word in given:
+        name, equals, _ = word.partition("=")
+        if name in hidden:
+            words.append(f"{name} …")
+            if not equals:
+                next(given, None)
+        else:
+            words.append(word)
+    return " ".join(["just bench", *words])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""A slow link: a TCP proxy that lets each connection pass so many bytes a second in each direction."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+BLOCK_BYTES = 16_384
+
+
+class Link:
+    """Forwards to one server, each connection and direction at `bytes_per_second`."""
+
+    def __init__(self, host: str, port: int, bytes_per_second: float) -> None:
+        self._server = (host, port)
+        self._rate = bytes_per_second
+        self.port = 0
+
+    async def serve(self, ready: threading.Event) -> None:
+        self._loop, self._done = asyncio.get_running_loop(), asyncio.Event()
+        async with await asyncio.start_server(self._connection, "127.0.0.1", 0) as server:
+            self.port = server.sockets[0].getsockname()[1]
+            ready.set()
+            await self._done.wait()
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._done.set)
+
+    async def _connection(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        try:
+            server, to_server = await asyncio.open_connection(*self._server)
+        except OSError:
+            to_client.transport.abort()
+            return
+        try:
+            await asyncio.gather(self._forward(client, to_server), self._forward(server, to_client))
+        finally:
+            for writer in (to_server, to_client):
+                writer.transport.abort()
+
+    async def _forward(self, source: asyncio.StreamReader, to: asyncio.StreamWriter) -> None:
+        """Send each block when its turn has come; a link that was idle has saved up nothing."""
+        free_at = time.monotonic()
+        with suppress(ConnectionError):
+            while data := await source.read(BLOCK_BYTES):
+                free_at = max(free_at, time.monotonic()) + len(data) / self._rate
+                await asyncio.sleep(free_at - time.monotonic())
+                to.write(data)
+                await to.drain()
+        to.close()
+
+
+@contextmanager
+def throttled(uri: str, bytes_per_second: float) -> Iterator[str]:
+    """Give a URI that leads to the same database over a slow link, until the end of the block."""
+    parts = urlsplit(uri)
+    link = Link(parts.hostname or "127.0.0.1", parts.port or 5432, bytes_per_second)
+    ready = threading.Event()
+    thread = threading.Thread(target=lambda: asyncio.run(link.serve(ready)), daemon=True)
+    thread.start()
+    if not ready.wait(10):
+        raise RuntimeError("start the slow link: it did not listen within 10 s")
+    login, at, _ = parts.netloc.rpartition("@")
+    try:
+        yield urlunsplit(parts._replace(netloc=f"{login}{at}127.0.0.1:{link.port}"))
+    finally:
+        link.stop()
+        thread.join(10)
