@@ -26,11 +26,7 @@ def main() -> int:
         sys.exit("read options: got one of --source and --target, expected both or none")
     if asked.rows < MINIMUM_ROWS or asked.rounds < 1:
         sys.exit(f"read options: expected --rows from {MINIMUM_ROWS} and --rounds from 1")
-    if asked.pages_from:
-        result = json.loads(asked.pages_from.read_text(encoding="utf-8"))
-    else:
-        result = measure(asked)
-        print(results.table(result["results"]))
+    result = json.loads(asked.pages_from.read_text(encoding="utf-8")) if asked.pages_from else measure(asked)
     if asked.json:
         asked.json.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if asked.docs:
@@ -50,7 +46,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
         with databases(asked.source, asked.target) as (source, target, server):
             ends = Ends(source=source, target=target, folder=folder)
             result: dict[str, Any] = {
-                "command": _command(),
+                "command": _command(asked),
                 "rows": asked.rows,
                 "round_count": asked.rounds,
                 "machine": results.machine(orders.versions(source), server),
@@ -63,6 +59,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
                 if asked.only:
                     chosen = [one for one in chosen if one.name == contenders.RAW or asked.only in one.name]
                 result["results"] = results.summarise(chosen, rounds.race(chosen, ends, asked.rounds), asked.rows)
+                print(results.table(result["results"]), flush=True)
                 if asked.small:
                     result["small"] = extras.small(ends, asked.rounds)
                 if asked.link:
@@ -106,19 +103,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command() -> str:
+def _command(asked: argparse.Namespace) -> str:
     """Return the command that repeats this run, without URIs and paths."""
-    words, hidden = [], {"--source", "--target", "--venvs", "--json"}
-    given = iter(sys.argv[1:])
-    for word in given:
-        name, equals, _ = word.partition("=")
-        if name in hidden:
-            words.append(f"{name} …")
-            if not equals:
-                next(given, None)
-        else:
-            words.append(word)
-    return " ".join(["just bench", *words])
+    words = ["just bench", f"--rows {asked.rows}", f"--rounds {asked.rounds}"]
+    words += [f"--{name}" for name in ("peers", "guarantees", "small") if getattr(asked, name)]
+    words += [f"--{name} {getattr(asked, name)}" for name in ("link", "memory") if getattr(asked, name)]
+    words += [f"--only '{asked.only}'"] * bool(asked.only)
+    words += ["--source … --target …"] * bool(asked.source)
+    return " ".join([*words, "--docs"])
 
 
 if __name__ == "__main__":

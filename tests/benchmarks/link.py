@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 BLOCK_BYTES = 16_384
+CATCH_UP_SECONDS = 0.2
+"""How much a busy link may make up for waking late; else a loaded machine would make it slower than its rate."""
 
 
 class Link:
@@ -46,12 +48,12 @@ class Link:
                 writer.transport.abort()
 
     async def _forward(self, source: asyncio.StreamReader, to: asyncio.StreamWriter) -> None:
-        """Send each block when its turn has come; a link that was idle has saved up nothing."""
+        """Send each block when its turn has come."""
         free_at = time.monotonic()
         with suppress(ConnectionError):
             while data := await source.read(BLOCK_BYTES):
-                free_at = max(free_at, time.monotonic()) + len(data) / self._rate
-                await asyncio.sleep(free_at - time.monotonic())
+                free_at = max(free_at, time.monotonic() - CATCH_UP_SECONDS) + len(data) / self._rate
+                await asyncio.sleep(max(free_at - time.monotonic(), 0))
                 to.write(data)
                 await to.drain()
         to.close()
