@@ -79,6 +79,9 @@ def _move(
     order_by: Annotated[str | None, typer.Option(metavar="C", help="The copy with the highest value stays.")] = None,
     order: Annotated[str | None, typer.Option(metavar="asc|desc", help="Lowest or highest keys first.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start a new run, whatever is unfinished.")] = False,
+    incremental: Annotated[str | None, typer.Option(metavar="C", help="Read only what is new by this column.")] = None,
+    lag: Annotated[str | None, typer.Option(metavar="5m", help="Begin so far below what was read last [0].")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Read all rows of an incremental job.")] = False,
     stop_on_error: Annotated[bool, typer.Option("--stop-on-error", help="Stop at the first failed chunk.")] = False,
     mode: Annotated[str | None, typer.Option(metavar="append|skip|upsert|replace", help="Rows that are there.")] = None,
     conflict: Annotated[str | None, typer.Option(metavar="C1[,C2…]", help="What says so [primary key].")] = None,
@@ -93,10 +96,15 @@ def _move(
     home: Home = None,
     work_dir: WorkDir = None,
 ) -> None:
-    values = locals()
+    _start(ctx, locals())
+
+
+def _start(ctx: typer.Context, values: dict[str, Any]) -> None:
+    """Do what the command `run`, `chunked` or `plan` was given: the values of `_move`'s parameters."""
     given = {
         name: value for name, value in values.items() if name not in _NOT_OF_THE_JOB and value not in (None, False)
     }
+    home, job_file = values["home"], values["job_file"]
     given["home"] = str(home) if home else None
     command = ctx.info_name
     if command == "run" and job_file is None:
@@ -104,13 +112,16 @@ def _move(
     from keyhaul.config import load_job
 
     loaded = load_job(job_file, given, os.environ)
+    full: bool = values["full"]
+    if full and loaded.incremental is None:
+        raise ConfigError("--full: got a job that is not incremental, which reads all rows. Leave it out")
     if command == "plan":
-        _plan(loaded)
+        _plan(loaded, full=full)
         return
-    raise typer.Exit(_run(loaded, log_file, fresh=fresh, mode=progress, quiet=quiet))
+    raise typer.Exit(_run(loaded, values, full=full))
 
 
-_NOT_OF_THE_JOB = frozenset({"ctx", "job_file", "fresh", "progress", "quiet", "home", "log_file"})
+_NOT_OF_THE_JOB = frozenset({"ctx", "job_file", "fresh", "full", "progress", "quiet", "home", "log_file"})
 
 app.command("chunked", help="Move a table or query in key-range chunks.")(_move)
 app.command("run", help="The same, from a job file.")(_move)
@@ -154,7 +165,7 @@ def _flags_of_replay() -> inspect.Signature:
         "check": (Annotated[list[str] | None, typer.Option(metavar="'NAME: EXPR'", help="A rule of the job.")], None),
     }
     moved = inspect.signature(_move, eval_str=True).parameters
-    kept = [moved[name] for name in moved if name not in {"ctx", "rule", "fresh", "order"}]
+    kept = [moved[name] for name in moved if name not in {"ctx", "rule", "fresh", "full", "order"}]
     mine = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default)
         for name, (kind, default) in own.items()
@@ -167,11 +178,12 @@ _replay.__signature__ = _flags_of_replay()  # type: ignore[attr-defined]
 app.command("replay", help="Send a run's quarantined records through the job again.")(_replay)
 
 
-def _run(job: Job, log_file: Path | None, *, fresh: bool, mode: Progress, quiet: bool) -> int:
+def _run(job: Job, values: dict[str, Any], *, full: bool) -> int:
+    fresh, mode, quiet, log_file = (values[name] for name in ("fresh", "progress", "quiet", "log_file"))
     from keyhaul.engine import run
 
     def move(observe: Observer, control: Control) -> Report:
-        return run(job, observe, control, fresh=fresh)
+        return run(job, observe, control, fresh=fresh, full=full)
 
     report = _watched(move, mode, log_file, quiet=quiet)
     _print_report(report, job, mode, quiet=quiet)
@@ -282,13 +294,20 @@ def _look_back_options(job: Job) -> str:
     return shlex.join(words)
 
 
-def _plan(job: Job) -> None:
+def _plan(job: Job, *, full: bool) -> None:
     from keyhaul.connecting import find_ends
+    from keyhaul.incremental import find_delta, limit
+    from keyhaul.ledger import Ledger
     from keyhaul.planview import print_plan
     from keyhaul.prepare import prepare
 
     with prepare(job, find_ends(job)) as prepared:
-        print_plan(prepared, prepared.source.plan(job.chunk), sys.stdout)
+        source = prepared.source
+        ledger = Ledger(lambda: prepared.target_conn, job.ledger_schema, job.job)
+        delta = find_delta(job, source, prepared.target, ledger, full=full)
+        if delta is not None:
+            limit(source, delta.column, delta.since)
+        print_plan(prepared, source.plan(job.chunk), sys.stdout, delta)
 
 
 @app.command("schema", help="Print the JSON schema of a job file, for editors.")

@@ -20,7 +20,7 @@ from keyhaul.errors import ConfigError
 from keyhaul.fields import Allowed, Names, Rules, Steps
 from keyhaul.identity import file_digest, module_digest
 from keyhaul.layers import EMBEDDED, Setting
-from keyhaul.parts import Dedup, Part, Source, Target, setting
+from keyhaul.parts import Dedup, Incremental, Part, Source, Target, setting
 from keyhaul.steps import Rule, Step
 from keyhaul.yamlfile import read_yaml
 
@@ -38,6 +38,7 @@ __all__ = [
     "EMBEDDED",
     "Allowance",
     "Dedup",
+    "Incremental",
     "Job",
     "Rule",
     "Setting",
@@ -83,6 +84,12 @@ class Job(Part):
         "Steps, in order: set, where, rename, drop, lookup, python.",
         "a list of steps",
         "--set, --where",
+    )
+    incremental: Incremental | None = setting(
+        None,
+        "Read only what is new since the last done run of the job; mode upsert is the default then. Rows deleted in "
+        "the source stay in the target.",
+        "a mapping with column",
     )
     dedup: Dedup | None = setting(None, "Removal of copies.", "a mapping with on")
     rules: Rules = setting((), "Conditions in DuckDB SQL that each row must meet.", "a mapping", "--rule")
@@ -176,7 +183,7 @@ class Job(Part):
         source = self.source
         uri = EMBEDDED if source.uri == EMBEDDED else Dsn.parse(source.uri, "source.uri").identity
         what = {"table": source.table} if source.query is None else {"query": source.query}
-        dedup = self.dedup
+        dedup, delta = self.dedup, self.incremental
         return {
             "source": {"database": uri, **what},
             "key": list(self.key),
@@ -185,6 +192,8 @@ class Job(Part):
             "dedup": {"on": list(dedup.on), "order_by": list(dedup.order_by), "keep": dedup.keep} if dedup else None,
             "rules": {rule.name: steps.rule_identity(rule) for rule in self.rules},
             "target": self.target.model_dump(include={"table", "mode", "conflict", "newer_by"}, mode="json"),
+            # Only where it is: the fingerprints of the runs of other jobs stay what they were.
+            **({"incremental": {"column": delta.column, "lag": str(delta.lag)}} if delta else {}),
         }
 
     def fingerprint(self) -> str:
@@ -201,7 +210,7 @@ def _step_identity(step: Step) -> dict[str, Any]:
 
 def settings(model: type[BaseModel] = Job, above: tuple[str, ...] = ()) -> Iterator[Setting]:
     """Yield every setting in the order of the model, a part before what is in it."""
-    parts: dict[str, type[BaseModel]] = {"source": Source, "target": Target, "dedup": Dedup}
+    parts: dict[str, type[BaseModel]] = {"source": Source, "target": Target, "dedup": Dedup, "incremental": Incremental}
     for name, info in model.model_fields.items():
         told = info.json_schema_extra
         if not isinstance(told, dict):

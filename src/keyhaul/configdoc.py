@@ -27,6 +27,21 @@ as unset; an `ETL_*` variable that is not listed here is ignored.
 _TAIL = """
 Flags and variables name several columns as `a,b`; a name with a comma stands in double quotes.
 
+## Incremental jobs
+
+`incremental: {column: updated_at, lag: 5m}`: the first run reads all rows; each later one only those whose column is
+at or above the watermark (the column's highest value in the last done run's snapshot) less the lag. Rows that are
+read a second time count as unchanged.
+
+- The lag must be longer than any transaction that writes to the source: a row whose moment is older than the watermark
+less the lag when it is committed is not seen.
+- Rows deleted in the source stay in the target. A row whose column is NULL is read by the first run only.
+- A run that was stopped goes on with its own bound; its watermark counts only when it is done. `--fresh` gives up what
+is unfinished and is still incremental; `--full` reads all rows and sets the watermark anew.
+- A record in quarantine is not read again by later runs unless it changes: `etl replay` does that.
+- A changed transform or rule concerns the rows that are read from then on; `--full` loads all of them again.
+- The mode is upsert, or skip for a source in which rows are only added; append and replace are refused.
+
 ## Connection strings
 
 `postgresql://user:password@host:5432/dbname`, or `embedded` for the PostgreSQL that comes with keyhaul. In
@@ -95,8 +110,8 @@ aliases, merge keys, tags, a second document, a file above 1 MB.
 ## What makes a job the same
 
 A run is resumed only by the same job: source database (host, port, name), table or query, key, chunk, transform
-(with the file of a Python step or a lookup), dedup, rules, target table and mode. Everything else may change in
-between.
+(with the file of a Python step or a lookup), dedup, rules, incremental, target table and mode. Everything else may
+change in between.
 """
 
 

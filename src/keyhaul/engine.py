@@ -16,6 +16,7 @@ from keyhaul.control import Control
 from keyhaul.dsn import redact
 from keyhaul.errors import ConfigError, EtlError, RefusedError, StopRunError
 from keyhaul.identity import difference
+from keyhaul.incremental import Delta, find_delta, limit, limit_again
 from keyhaul.ledger import Ledger, NewRun, new_run_id
 from keyhaul.model import Report
 from keyhaul.phases import Phases, sweep
@@ -45,7 +46,7 @@ select current_setting('max_connections')::int - current_setting('superuser_rese
 __all__ = ["Control", "run"]
 
 
-def run(job: Job, observe: Observer, control: Control, *, fresh: bool = False) -> Report:
+def run(job: Job, observe: Observer, control: Control, *, fresh: bool = False, full: bool = False) -> Report:
     """Move what the job says; start a run, or go on with the unfinished one.
 
     Args:
@@ -53,6 +54,7 @@ def run(job: Job, observe: Observer, control: Control, *, fresh: bool = False) -
         observe: called with every event, from the threads where they happen.
         control: may be told to stop from a signal handler or another thread.
         fresh: start a new run even when an unfinished one is there.
+        full: of an incremental job: read all rows, not only those above the watermark.
 
     Returns:
         The report; the ledger says the same.
@@ -69,7 +71,7 @@ def run(job: Job, observe: Observer, control: Control, *, fresh: bool = False) -
     with prepare(job, ends, run_id=run_id) as prepared:
         sitting = Sitting(prepared, observe, control, run_id, started)
         try:
-            return sitting.execute(fresh=fresh)
+            return sitting.execute(fresh=fresh, full=full)
         except (psycopg.Error, ConfigError) as error:
             raise sitting.explain(error) from error
 
@@ -96,7 +98,7 @@ class Sitting:
 
     # --- before the first read -------------------------------------------------------------------
 
-    def execute(self, *, fresh: bool) -> Report:
+    def execute(self, *, fresh: bool, full: bool = False) -> Report:
         """Move what is left of the unfinished run, or start a new one."""
         ledger = self.ledger
         self.check_server()
@@ -111,15 +113,16 @@ class Sitting:
             gathered = phases is not None and phases.resume(unfinished.run_id, loaded=loaded, left=left)
             workers = self.count_workers(left)
             self._run_id, resumed = unfinished.run_id, True
-            self._sitting = ledger.resume(self._run_id, workers)
             message = "going on with an unfinished run; " + (
                 "all its rows are gathered, and the source is not read again"
                 if gathered
                 else "its remaining chunks are read from a newer snapshot"
             )
+            message += limit_again(self._job, self._prepared.source, ledger, self._run_id, full=full)
+            self._sitting = ledger.resume(self._run_id, workers)
             self._notice(message, "warning")
         else:
-            workers, resumed = self._begin(fresh=fresh), False
+            workers, resumed = self._begin(fresh=fresh, full=full), False
         chunks = ledger.open_chunks(self._run_id)
         totals = ledger.totals(self._run_id)
         self.begin(totals, sum(c.estimated_rows for c in chunks), workers, resumed=resumed)
@@ -219,7 +222,18 @@ class Sitting:
             )
             raise RefusedError(msg)
 
-    def _begin(self, *, fresh: bool) -> int:
+    def _find_delta(self, *, full: bool) -> Delta | None:
+        """Return what an incremental run reads, after it was told; from here on, nothing else is read."""
+        prepared = self._prepared
+        delta = find_delta(self._job, prepared.source, prepared.target, self.ledger, full=full)
+        if delta is not None:
+            limit(prepared.source, delta.column, delta.since)
+            self._notice(f"reads {delta.reads} of {prepared.source.relation.label}")
+            for warning in delta.warnings:
+                self._notice(warning, "warning")
+        return delta
+
+    def _begin(self, *, fresh: bool, full: bool) -> int:
         """Plan, create what is missing, and write run and plan into the ledger; returns the number of workers."""
         prepared, job, target = self._prepared, self._job, self._prepared.target
         empty_first = target.holds_rows and job.target.mode is None
@@ -230,6 +244,7 @@ class Sitting:
                 "(and give --fresh if a run is unfinished)"
             )
             raise RefusedError(msg)
+        delta = self._find_delta(full=full)
         plan = prepared.source.plan(job.chunk)
         if plan.exact and prepared.source.relation.kind in {"q", "v"}:
             self._expected_rows = plan.estimated_rows
@@ -257,6 +272,8 @@ class Sitting:
                     workers=workers,
                     finish=[asdict(statement) for statement in steps],
                     fresh_table=target.loaded.as_string(conn) if target.fresh else None,
+                    since=delta.since if delta else None,
+                    watermark=delta.watermark if delta else None,
                 ),
                 plan,
                 fresh=fresh,

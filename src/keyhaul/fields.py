@@ -9,6 +9,7 @@ from pydantic_core import core_schema
 
 from keyhaul import entries, steps
 from keyhaul.allowance import Allowance, read_allowance
+from keyhaul.lag import Lag, read_lag
 from keyhaul.steps import Rule, Step
 
 if TYPE_CHECKING:
@@ -41,5 +42,12 @@ Allowed = Annotated[
     *_by(
         read_allowance,
         anyOf=[{"type": "integer", "minimum": 0}, {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?%?$"}],
+    ),
+]
+LagOf = Annotated[
+    Lag,
+    *_by(
+        read_lag,
+        anyOf=[{"type": "number", "minimum": 0}, {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?[smhd]?$"}],
     ),
 ]

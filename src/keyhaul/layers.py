@@ -106,8 +106,20 @@ def fill_in(draft: Draft) -> None:
             draft.refuse(("target", "table"), "nothing", "a table, because the source is a query", "Give --into")
         # Without a table there is a problem already; "-" keeps the model from telling it twice.
         target["table"] = table or "-"
+    if draft.data.get("incremental") is not None:
+        _fill_in_mode(draft, target)
     if draft.data.get("job") is None:
         draft.data["job"] = _default_name(table, query)
+
+
+def _fill_in_mode(draft: Draft, target: dict[str, object]) -> None:
+    """Make upsert the mode of an incremental job; only it and skip know a row that is read a second time."""
+    mode = target.get("mode")
+    if mode is None:
+        target["mode"] = "upsert"
+    elif mode in {"append", "replace"}:
+        place = ("target", "mode")
+        draft.refuse(place, f"{mode} with incremental", "upsert or skip", "Rows inside the lag are read again")
 
 
 def _default_name(table: object, query: object) -> str:

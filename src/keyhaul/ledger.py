@@ -72,6 +72,18 @@ class NewRun:
     kind: Literal["run", "replay"] = "run"
     replay_of: str | None = None
     fresh_table: str | None = None
+    since: str | None = None
+    watermark: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watermark:
+    """Where the last incremental run ended that is done; `loaded` are the rows of all of them with one target."""
+
+    run_id: str
+    watermark: str
+    config: Mapping[str, Any]
+    loaded: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,6 +248,18 @@ class Ledger:
     def ended(self, names: Sequence[str]) -> list[str]:
         """Return which of these runs of this job are done or given up."""
         return [row[0] for row in self._execute_again("ended_runs", names=list(names), job=self.job).fetchall()]
+
+    def last_watermark(self, source: Mapping[str, Any], target_table: str, column: str) -> Watermark | None:
+        """Return the watermark of this job's last done run from `source` by `column` into `target_table`, or None."""
+        row = self._execute(
+            "last_watermark", job=self.job, source=json.dumps(source), target_table=target_table, column=column
+        ).fetchone()
+        return Watermark(run_id=row[0], watermark=row[1], config=row[2], loaded=row[3]) if row else None
+
+    def since(self, run_id: str) -> str | None:
+        """Return the lowest value of the incremental column that a run reads; None when it reads all rows."""
+        row = self._execute("since", run_id=run_id).fetchone()
+        return row[0] if row else None
 
     def finish_steps(self, run_id: str) -> list[dict[str, Any]]:
         """Return the statements that run when all chunks are loaded."""

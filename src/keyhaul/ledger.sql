@@ -24,6 +24,8 @@ create table if not exists {schema}.runs (
     kind           text not null default 'run' check (kind in ('run', 'replay')),
     replay_of      text,
     fresh_table    text,
+    since          text,
+    watermark      text,
     started_at     timestamptz not null default clock_timestamp(),
     ended_at       timestamptz,
     stop_reason    text
@@ -76,21 +78,24 @@ create table if not exists {schema}.quarantine (
 );
 
 -- name: outdated
--- Whether the ledger was made before there were replays or fresh tables.
+-- Whether the ledger was made before there were replays, fresh tables or incremental runs.
 select to_regclass({runs}) is not null
-   and not exists (select from pg_catalog.pg_attribute where attrelid = to_regclass({runs}) and attname = 'fresh_table');
+   and exists (
+       select from unnest(array['replay_of', 'fresh_table', 'watermark']) as needed(name)
+        where not exists (select from pg_catalog.pg_attribute where attrelid = to_regclass({runs}) and attname = name)
+   );
 
 -- name: upgrade
 -- What such a ledger lacks. Only then: each of these waits for every chunk that is being loaded.
-alter table {schema}.runs add column if not exists kind text not null default 'run' check (kind in ('run', 'replay')),
-                          add column if not exists replay_of text,
-                          add column if not exists fresh_table text;
+alter table {schema}.runs
+    add column if not exists kind text not null default 'run' check (kind in ('run', 'replay')),
+    add column if not exists replay_of text, add column if not exists since text,
+    add column if not exists watermark text, add column if not exists fresh_table text;
 alter table {schema}.chunks drop constraint if exists chunks_kind_check,
                             add constraint chunks_kind_check check (kind in ('range', 'nulls', 'keys'));
-alter table {schema}.quarantine add column if not exists attempts integer not null default 1,
-                                add column if not exists tried_by text,
-                                add column if not exists resolved_at timestamptz,
-                                add column if not exists resolved_by text;
+alter table {schema}.quarantine
+    add column if not exists attempts integer not null default 1, add column if not exists tried_by text,
+    add column if not exists resolved_at timestamptz, add column if not exists resolved_by text;
 
 -- name: exists
 -- Whether the ledger's tables are there.
@@ -137,10 +142,26 @@ select run_id from {schema}.runs
 -- A new run, before its chunks and before the first read.
 insert into {schema}.runs (run_id, job, fingerprint, config, status, source, target_table, key, chunk_rows,
                            chunks_planned, estimated_rows, workers, pid, host, version, finish, kind, replay_of,
-                           fresh_table)
+                           fresh_table, since, watermark)
 values ({run_id}, {job}, {fingerprint}, {config}::jsonb, 'running', {source}, {target_table}, {key}::text[], {chunk_rows},
         {chunks_planned}, {estimated_rows}, {workers}, {pid}, {host}, {version}, {finish}::jsonb, {kind}, {replay_of},
-        {fresh_table});
+        {fresh_table}, {since}, {watermark});
+
+-- name: last_watermark
+-- Where the next incremental run begins: at the newest done run of the same source, column and target. A ledger
+-- that is not upgraded yet has no such column, hence to_jsonb.
+select r.run_id, w.watermark, r.config,
+       (select coalesce(sum(c.rows_loaded), 0)::bigint from {schema}.chunks c join {schema}.runs o using (run_id)
+         where o.job = r.job and o.target_table = r.target_table and o.config->'incremental' is not null)
+  from {schema}.runs r, lateral (select to_jsonb(r)->>'watermark' as watermark) w
+ where r.job = {job} and r.kind = 'run' and r.status = 'done' and w.watermark is not null
+   and r.target_table = {target_table} and r.config->'source' = {source}::jsonb
+   and r.config->'incremental'->>'column' = {column}
+ order by r.started_at desc, r.run_id desc limit 1;
+
+-- name: since
+-- The bound that a resumed run goes on with.
+select to_jsonb(r)->>'since' from {schema}.runs r where run_id = {run_id};
 
 -- name: insert_chunks
 -- The plan, from one JSON array.
@@ -325,6 +346,8 @@ select
         ) as alive,
     c.*,
     p.kind, p.replay_of,
+    p.config->'incremental'->>'column' as incremental,
+    to_jsonb(p)->>'since' as since, to_jsonb(p)->>'watermark' as watermark,
     (select count(*) from {schema}.quarantine q where q.run_id = p.run_id and q.resolved_at is not null) as rows_resolved,
     case
         when p.sittings = 1 and p.ended_at is not null then extract(epoch from p.ended_at - p.started_at)

@@ -45,6 +45,8 @@ class RunRow:
         alive: a process holds the job's lock; a run that says ``running`` without it was interrupted.
         seconds: of all sittings, without the time between them.
         rows_read: as the other sums of rows, of committed chunks only.
+        incremental: the column that the run reads by; `since` its lowest value that is read (None: all rows are),
+            `watermark` where the next run begins, once this one is done.
         kind: ``run`` or ``replay``; a replay is one of the run `replay_of`.
         rows_resolved: of the records that it quarantined, those that a replay has resolved since.
     """
@@ -69,6 +71,9 @@ class RunRow:
     alive: bool
     kind: str
     replay_of: str | None
+    incremental: str | None
+    since: str | None
+    watermark: str | None
     rows_resolved: int
     chunks_done: int
     chunks_failed: int
@@ -312,6 +317,10 @@ def _facts(run: RunRow) -> Iterable[RenderableType]:
         f"{per_second(run.rows_read, run.seconds):,.0f} rows/s",
         "process": f"{run.pid} on {run.host}, keyhaul {run.version}",
     }
+    if run.incremental:
+        facts["reads"] = "all rows" if run.since is None else f"rows with {run.incremental} >= {run.since}"
+        counts = "" if run.status == "done" else ", not counted before the run is done"
+        facts["watermark"] = "none, no row has a value" if run.watermark is None else f"{run.watermark}{counts}"
     if run.replay_of:
         facts["replay of"] = run.replay_of
     if run.rows_resolved:

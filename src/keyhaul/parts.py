@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from keyhaul.fields import Names
+from keyhaul.fields import LagOf, Names
+from keyhaul.lag import Lag
 from keyhaul.layers import EMBEDDED, EMBEDDED_TABLE
 
 
@@ -136,3 +137,23 @@ class Dedup(Part):
         (), "Columns that order the copies, ascending.", "a column or a list of columns", "--order-by"
     )
     keep: Literal["first", "last"] = setting("last", "Which copy in that order stays.", "first or last")
+
+
+class Incremental(Part):
+    """What a run reads of a source that was read before: the rows above the last run's watermark."""
+
+    column: str = setting(
+        ...,
+        "Column that grows with every change of a row: only rows from the last done run's highest value on are read.",
+        "a column",
+        "--incremental",
+        "ETL_INCREMENTAL",
+        min_length=1,
+    )
+    lag: LagOf = setting(
+        Lag(),
+        "How far below that value reading begins, for rows that are committed late.",
+        "a duration such as 30s, 5m, 2h or 1d, or a number for a column of numbers",
+        "--lag",
+        "ETL_LAG",
+    )

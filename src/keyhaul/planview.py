@@ -15,14 +15,15 @@ if TYPE_CHECKING:
 
     from rich.console import Console, RenderableType
 
+    from keyhaul.incremental import Delta
     from keyhaul.model import Chunk, Plan
     from keyhaul.prepare import Prepared
 
 CHUNKS_SHOWN: Final = 12
 
 
-def print_plan(prepared: Prepared, plan: Plan, stream: TextIO) -> None:
-    """Print what a run of this job would do.
+def print_plan(prepared: Prepared, plan: Plan, stream: TextIO, delta: Delta | None = None) -> None:
+    """Print what a run of this job would do; `delta`: what an incremental one reads.
 
     Raises:
         RefusedError: mode replace, and no fresh table can take the target's place.
@@ -33,6 +34,9 @@ def print_plan(prepared: Prepared, plan: Plan, stream: TextIO) -> None:
         from rich.text import Text
 
         yield from _head(prepared, plan)
+        if delta is not None:
+            yield Text(f"  reads  {delta.reads}")
+            yield from (Text(f"  note   {warning}") for warning in delta.warnings)
         yield Text("")
         yield from _chunks(prepared, plan)
         yield Text("")

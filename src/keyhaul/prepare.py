@@ -20,6 +20,7 @@ from keyhaul.connecting import choose_reader, connect, connect_ledger, describe_
 from keyhaul.copies import check_dedup
 from keyhaul.dsn import redact
 from keyhaul.errors import ConfigError, RefusedError
+from keyhaul.incremental import check_incremental
 from keyhaul.mapping import build_mapping
 from keyhaul.model import RECORD
 from keyhaul.shapes import differences
@@ -205,6 +206,8 @@ def _open_source(job: Job, conn: psycopg.Connection[Any]) -> SqlSource:
     if own:
         msg = f"read {source.relation.label}: a column is called {own[0]}, which is keyhaul's own. Rename it in a query"
         raise RefusedError(msg)
+    if job.incremental is not None:
+        check_incremental(source, job.incremental)
     return source
 
 

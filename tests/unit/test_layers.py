@@ -15,7 +15,7 @@ SOURCE = Path(keyhaul.__file__).parent
 # An import for annotations counts like any other: who names a type depends on the module that defines it.
 ROWS = [
     {"errors"},
-    {"model", "allowance", "identity", "control", "text", "memory", "console", "sql", "keeper"},
+    {"model", "allowance", "lag", "identity", "control", "text", "memory", "console", "sql", "keeper"},
     {"events", "pgtypes", "dsn", "draft", "home", "flights", "definition", "expressions"},
     {"embedded", "entries", "yamlfile", "decoding"},
     {"lookupstep"},
@@ -37,7 +37,7 @@ ROWS = [
     {"targets.postgres"},
     {"targets.modes", "targets.replace"},
     {"ledger"},
-    {"worker", "connecting"},
+    {"worker", "connecting", "incremental"},
     {"prepare"},
     {"pool", "swapping"},
     {"phases"},

@@ -66,12 +66,14 @@ class SqlSource:
         relation: what is read.
         key: the key's column names.
         snapshot: the name under which readers join.
+        only: a condition of an incremental run: no other row is planned or read, except by the keys of a replay.
     """
 
     conn: psycopg.Connection[Any]
     relation: Relation
     key: tuple[str, ...]
     snapshot: str
+    only: sql.Composable | None = None
 
     @classmethod
     def open(
@@ -97,8 +99,11 @@ class SqlSource:
         when there is no such index (one sorted pass); from a sample of the table otherwise.
         """
         relation = self.relation
-        sampled = relation.kind == "r" and relation.reltuples > EXACT_ROWS
-        if sampled:
+        sampled = relation.kind == "r" and relation.reltuples > EXACT_ROWS and self.only is None
+        if self.only is not None:
+            # A walk over the key's index would pass every row to find the few; these are sorted by themselves.
+            boundaries, total = self._pass(chunk_rows)
+        elif sampled:
             boundaries, total = self._sample(chunk_rows)
         elif self.indexed():
             boundaries, total = self._walk(chunk_rows)
@@ -152,6 +157,10 @@ class SqlSource:
         """Return a condition that no key column is NULL; row comparison alone can be true with a NULL inside."""
         checks = [sql.SQL("{} is not null").format(sql.Identifier(name)) for name in self._nullable()]
         return sql.SQL(" and ").join(checks) if checks else sql.SQL("true")
+
+    def _planned(self) -> sql.Composable:
+        """Return a condition for the rows that boundaries are made from."""
+        return self._present() if self.only is None else sql.SQL("{} and {}").format(self._present(), self.only)
 
     def _walk(self, chunk_rows: int) -> tuple[list[Key], int]:
         """Walk the index, `chunk_rows` entries at a step: 0.2 s for 5 million rows against 1.2 s for one row_number."""
@@ -216,7 +225,7 @@ class SqlSource:
             "select {keys}, row_number() over (order by {names}) as _n, count(*) over () as _total"
             " from {item} where {present}"
         ).format(keys=_pairs("{} as {}", map(sql.Identifier, self.key), keys), names=names, item=item,
-                 present=self._present())  # fmt: skip
+                 present=self._planned())  # fmt: skip
         query = sql.SQL(
             "select {texts}, _total from (select *, {befores} from ({inner}) a where mod(_n - 1, {step}) = 0) b"
             " where _n > 1 and (row({keys}) > row({before})) is not false order by _n"
@@ -231,7 +240,7 @@ class SqlSource:
         rows = self.conn.execute(query).fetchall()
         if rows:
             return [tuple(row[:-1]) for row in rows], round(rows[0][-1] / share)
-        count = sql.SQL("select count(*) from {} where {}").format(item, self._present())
+        count = sql.SQL("select count(*) from {} where {}").format(item, self._planned())
         counted = self.conn.execute(count).fetchone()
         return [], round((counted[0] if counted else 0) / share)
 
@@ -257,7 +266,8 @@ class SqlSource:
 
     def _within(self, chunk: Chunk) -> sql.Composable:
         if chunk.kind == "nulls":
-            return sql.SQL(" or ").join(sql.SQL("{} is null").format(sql.Identifier(n)) for n in self._nullable())
+            absent = sql.SQL(" or ").join(sql.SQL("{} is null").format(sql.Identifier(n)) for n in self._nullable())
+            return absent if self.only is None else sql.SQL("({}) and {}").format(absent, self.only)
         if chunk.kind == "keys":
             return self._among(chunk.keys)
         conditions: list[sql.Composable] = []
@@ -267,6 +277,8 @@ class SqlSource:
             conditions.append(sql.SQL("{} < {}").format(self._key(), self._literal(chunk.upper)))
         if self._nullable():
             conditions.append(self._present())
+        if self.only is not None:
+            conditions.append(self.only)
         return sql.SQL(" and ").join(conditions) if conditions else sql.SQL("true")
 
     def _among(self, keys: Sequence[str]) -> sql.Composable:
