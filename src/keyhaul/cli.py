@@ -1,8 +1,8 @@
 """The command line; with its parts `shell` and `looking` the only place that prints, reads the environment or exits.
 
-Exit codes: 0 done; 1 done, but more records were quarantined than allowed; 2 wrong command, job or
-database, nothing was moved; 3 stopped and resumable; 130 and 143 stopped by Ctrl-C or SIGTERM; 70 a
-fault in keyhaul itself.
+Exit codes: 0 done; 1 done, but more records were quarantined than allowed, or a rule across the run
+failed; 2 wrong command, job or database, nothing was moved; 3 stopped and resumable; 130 and 143
+stopped by Ctrl-C or SIGTERM; 70 a fault in keyhaul itself.
 """
 
 from __future__ import annotations
@@ -245,6 +245,9 @@ def _print_report(report: Report, job: Job, mode: Progress, *, quiet: bool) -> N
         )
     if quiet and exit_code(report, job) == QUARANTINED:
         count = report.counts.quarantined
+        if report.broken:
+            _say(f"rules across the run failed: {', '.join(report.broken)}. See: etl show {report.run_id}")
+            return
         _say(f"{count:,} records are quarantined, more than allowed. See: etl quarantine {report.run_id}")
 
 
@@ -263,7 +266,7 @@ def exit_code(report: Report, job: Job) -> int:
     if report.outcome == "stopped":
         return STOPPED
     permitted = job.allow_quarantined.permits(report.counts.quarantined, report.counts.read)
-    return OK if permitted else QUARANTINED
+    return OK if permitted and not report.broken else QUARANTINED
 
 
 def _command_line() -> str:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
-from keyhaul import layers, steps
+from keyhaul import layers, runrules, steps
 from keyhaul.allowance import Allowance
 from keyhaul.draft import Draft, Place, spell
 from keyhaul.dsn import Dsn
 from keyhaul.errors import ConfigError
-from keyhaul.fields import Allowed, Names, Rules, Steps
+from keyhaul.fields import Allowed, Names, Rules, RunRules, Steps
 from keyhaul.identity import file_digest, module_digest
 from keyhaul.layers import EMBEDDED, Setting
 from keyhaul.parts import Dedup, Incremental, Part, Source, Target, setting
@@ -93,6 +93,7 @@ class Job(Part):
     )
     dedup: Dedup | None = setting(None, "Removal of copies.", "a mapping with on")
     rules: Rules = setting((), "Conditions in DuckDB SQL that each row must meet.", "a mapping", "--rule")
+    run_rules: RunRules = setting((), "What must hold of the whole target table after the load.", "a list of rules")
     target: Target = setting(Target.model_construct(), "Where the rows go.", "a mapping with uri and table")
     workers: int | None = setting(
         None,
@@ -276,9 +277,10 @@ def load_job(path: Path | None, flags: Mapping[str, object], environ: Mapping[st
         layers.refuse_python(draft)
     rules = steps.read_rules(draft)
     rules += steps.rules_from_flags(draft, _texts(given, "rule"), rules)
+    run_rules = runrules.read_run_rules(draft)
     layers.fill_in(draft)
     layers.check_uris(draft)
-    job = _validate(draft, {**draft.data, "transform": found, "rules": rules})
+    job = _validate(draft, {**draft.data, "transform": found, "rules": rules, "run_rules": run_rules})
     draft.raise_if_wrong()
     if job is None:  # pragma: no cover - a failed validation always notes a problem
         raise ConfigError("read job: got values that do not fit")

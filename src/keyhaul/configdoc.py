@@ -98,6 +98,24 @@ A mapping from a rule's name to a condition in DuckDB SQL, or to `{check: "condi
 `on_fail` is `quarantine` (the record is set aside, the default), `warn` (it is loaded and counted) or `stop`
 (the run stops and can be resumed). A condition that is NULL passes. `not_null: [a, b]` is a rule of its own.
 
+## Rules across the run
+
+`run_rules` is a list, or a mapping from name to rule; each is checked on the whole target table after the load. A
+rule that fails ends the run with exit code 1 (`on_fail: error`, the default) or is only told (`on_fail: warn`); the
+rows stay loaded.
+
+| rule | holds when |
+|---|---|
+| `unique: [customer, day]` | no two rows have the same values; a row with a NULL there is like no other |
+| `references: {column: customer, table: public.customers, to: id}` | every value is in that table of the target \
+(`to` is the same name by default; `columns` for several); a row with a NULL there passes |
+| `row_count: {min: 1, max: 5000000}` | the table has so many rows |
+| `equals_source: "sum(amount)"` | the SQL aggregate gives the same in the target and over all rows of the source \
+table or query, in the run's snapshot; compared exactly, 1.0 is 1.00 |
+
+`name:` names a rule of a list. All are bound to the real tables before the first row moves. After a resumed run
+`equals_source` looks at a newer snapshot than the first chunks did, and says so. A replay does not check them.
+
 ## The file
 
 `${NAME}` in a value is the environment variable, which must be set; `${NAME:-text}` has a default for a variable

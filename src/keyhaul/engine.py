@@ -13,15 +13,17 @@ from psycopg import sql
 from keyhaul import events
 from keyhaul.connecting import connect_ledger, find_ends
 from keyhaul.control import Control
+from keyhaul.crew import allowed_workers, check_server
 from keyhaul.dsn import redact
 from keyhaul.errors import ConfigError, EtlError, RefusedError, StopRunError
 from keyhaul.identity import difference
-from keyhaul.incremental import Delta, find_delta, limit, limit_again
+from keyhaul.incremental import begin_delta, limit_again
 from keyhaul.ledger import Ledger, NewRun, new_run_id
 from keyhaul.model import Report
 from keyhaul.phases import Phases, sweep
 from keyhaul.pool import Pool
 from keyhaul.prepare import Prepared, prepare
+from keyhaul.runcheck import check_run
 from keyhaul.swapping import swap_in
 from keyhaul.targets import postgres
 from keyhaul.targets import replace as replacing
@@ -33,15 +35,10 @@ if TYPE_CHECKING:
 
     from keyhaul.config import Job
     from keyhaul.ledger import Totals, Unfinished
-    from keyhaul.model import Observer, Outcome
+    from keyhaul.model import Observer, Outcome, RunCheck
 
 DEFAULT_WORKERS: Final = max(1, min(4, os.cpu_count() or 1))
 """One for each core, at most four; docs/design.md has the measurement."""
-
-_FREE_CONNECTIONS: Final = """
-select current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
-       - (select count(*) from pg_stat_activity where backend_type = 'client backend')
-"""
 
 __all__ = ["Control", "run"]
 
@@ -183,16 +180,7 @@ class Sitting:
 
     def check_server(self) -> None:
         """Refuse a target that cannot be loaded: a standby, or one that does not count rows."""
-        row = self._prepared.target_conn.execute(
-            "select current_setting('track_counts')::bool, current_setting('transaction_read_only')::bool"
-        ).fetchone()
-        if row and row[1]:
-            label = self._prepared.target.label
-            msg = f"load {label}: the target is read-only (a standby?). Give the primary in --target"
-            raise RefusedError(msg)
-        if row and not row[0]:
-            msg = "load: the target has track_counts = off, without which rows cannot be counted. Switch it on"
-            raise RefusedError(msg)
+        check_server(self._prepared.target_conn, self._prepared.target.label)
 
     def _check_same(self, unfinished: Unfinished) -> None:
         if unfinished.fingerprint == self._job.fingerprint():
@@ -222,17 +210,6 @@ class Sitting:
             )
             raise RefusedError(msg)
 
-    def _find_delta(self, *, full: bool) -> Delta | None:
-        """Return what an incremental run reads, after it was told; from here on, nothing else is read."""
-        prepared = self._prepared
-        delta = find_delta(self._job, prepared.source, prepared.target, self.ledger, full=full)
-        if delta is not None:
-            limit(prepared.source, delta.column, delta.since)
-            self._notice(f"reads {delta.reads} of {prepared.source.relation.label}")
-            for warning in delta.warnings:
-                self._notice(warning, "warning")
-        return delta
-
     def _begin(self, *, fresh: bool, full: bool) -> int:
         """Plan, create what is missing, and write run and plan into the ledger; returns the number of workers."""
         prepared, job, target = self._prepared, self._job, self._prepared.target
@@ -244,7 +221,7 @@ class Sitting:
                 "(and give --fresh if a run is unfinished)"
             )
             raise RefusedError(msg)
-        delta = self._find_delta(full=full)
+        delta = begin_delta(job, prepared.source, target, self.ledger, self._notice, full=full)
         plan = prepared.source.plan(job.chunk)
         if plan.exact and prepared.source.relation.kind in {"q", "v"}:
             self._expected_rows = plan.estimated_rows
@@ -299,22 +276,12 @@ class Sitting:
 
     def count_workers(self, chunks: int) -> int:
         """Return how many workers there will be, never more than chunks or free connections allow."""
-        ends = self._prepared.ends
-        same = ends.source.identity.rpartition("/")[0] == ends.target.identity.rpartition("/")[0]
+        prepared = self._prepared
         wanted = max(1, min(self._job.workers or DEFAULT_WORKERS, chunks or 1))
-        for conn, end in ((self._prepared.source_conn, "source"), (self._prepared.target_conn, "target")):
-            row = conn.execute(_FREE_CONNECTIONS).fetchone()
-            free = int(row[0]) if row else wanted
-            allowed = free // 2 if same else free
-            if allowed < 1:
-                needed = 2 if same else 1
-                msg = f"connect to {end}: it has {free} free connections, expected at least {needed}. Close some"
-                raise ConfigError(msg)
-            if wanted > allowed:
-                message = f"{wanted} workers need more connections than the {end} has free: using {allowed}"
-                self._notice(message, "warning")
-                wanted = allowed
-        return wanted
+        workers, warnings = allowed_workers(prepared.ends, prepared.source_conn, prepared.target_conn, wanted)
+        for warning in warnings:
+            self._notice(warning, "warning")
+        return workers
 
     # --- moving ----------------------------------------------------------------------------------
 
@@ -391,13 +358,25 @@ class Sitting:
         complete = not reason
         if complete:
             complete, reason = self._finish_table(reason)
+        checks = self._check_run(resumed=resumed) if complete else ()
         status = "done" if complete else "abandoned" if unstable else "stopped"
         if not (complete and self._prepared.target.fresh):  # the swap has said so, in its own transaction
             ledger.end(self._run_id, status, None if complete else reason)
         reasons = ledger.quarantined_by_rule(self._run_id)
+        stop_reason = "" if complete else reason
         return self.report(
-            pool, totals, reasons, workers=workers, resumed=resumed, stop_reason="" if complete else reason
+            pool, totals, reasons, workers=workers, resumed=resumed, stop_reason=stop_reason, checks=checks
         )
+
+    def _check_run(self, *, resumed: bool) -> tuple[RunCheck, ...]:
+        """Evaluate the rules across the run before its last word: a run that dies here goes on with them."""
+        prepared, rules = self._prepared, self._job.run_rules
+        if not rules:
+            return ()
+        conn = self.ledger.connection
+        checks = check_run(conn, prepared.target.identifier, rules, prepared.source, resumed=resumed)
+        self.ledger.run_checked(self._run_id, checks)
+        return checks
 
     def report(
         self,
@@ -408,6 +387,7 @@ class Sitting:
         workers: int,
         resumed: bool,
         stop_reason: str,
+        checks: tuple[RunCheck, ...] = (),
     ) -> Report:
         """Return and announce the report; without a `stop_reason` the run is done."""
         stopped: Outcome = "interrupted" if self._control.signal else "stopped"
@@ -426,6 +406,7 @@ class Sitting:
             workers=workers,
             quarantined_by_reason=reasons,
             warned=self.ledger.warned(self._run_id),
+            run_checks=checks,
             target_table=self._prepared.target.label,
             stop_reason=stop_reason,
             signal=self._control.signal,

@@ -15,7 +15,8 @@ from keyhaul.errors import ConfigError, RefusedError
 from keyhaul.identity import difference
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Literal
 
     from keyhaul.config import Job
     from keyhaul.ledger import Ledger
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from keyhaul.parts import Incremental
     from keyhaul.sources.sql import SqlSource
     from keyhaul.targets.postgres import TargetTable
+
+    Tell = Callable[[str, Literal["info", "warning"]], None]
 
 _LOWEST: Final = {"int2": "-32768", "int4": "-2147483648", "int8": "-9223372036854775808"}
 _MOMENTS: Final = frozenset({"date", "timestamp", "timestamptz"})
@@ -116,6 +119,19 @@ def find_delta(job: Job, source: SqlSource, target: TargetTable, ledger: Ledger,
     if last is not None and since is not None:
         warnings += _changed(job, last.config)
     return Delta(column=column.name, since=since, watermark=watermark, warnings=warnings)
+
+
+def begin_delta(
+    job: Job, source: SqlSource, target: TargetTable, ledger: Ledger, tell: Tell, *, full: bool
+) -> Delta | None:
+    """Find what a new run reads, as `find_delta` does, tell it, and limit the source to it."""
+    delta = find_delta(job, source, target, ledger, full=full)
+    if delta is not None:
+        limit(source, delta.column, delta.since)
+        tell(f"reads {delta.reads} of {source.relation.label}", "info")
+        for warning in delta.warnings:
+            tell(warning, "warning")
+    return delta
 
 
 def limit(source: SqlSource, column_name: str, since: str | None) -> None:

@@ -23,7 +23,7 @@ from keyhaul.sql import statement
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from keyhaul.model import Plan
+    from keyhaul.model import Plan, RunCheck
 
 LOCK_SECONDS: Final = 1.0
 """How long to wait for the job's lock: the server needs a moment to notice that a killed process is gone."""
@@ -356,6 +356,10 @@ class Ledger:
         """Ask whether a run is done, over a new connection when the first is lost."""
         row = self._execute_again("status", run_id=run_id).fetchone()
         return bool(row and row[0] == "done")
+
+    def run_checked(self, run_id: str, checks: Sequence[RunCheck]) -> None:
+        """Write what became of the rules across the run."""
+        self._execute_again("run_checked", run_id=run_id, checks=json.dumps([asdict(check) for check in checks]))
 
     def end(self, run_id: str, status: str, stop_reason: str | None) -> None:
         """Write the run's last word: ``done`` or ``stopped``."""

@@ -26,6 +26,7 @@ create table if not exists {schema}.runs (
     fresh_table    text,
     since          text,
     watermark      text,
+    run_checks     jsonb,
     started_at     timestamptz not null default clock_timestamp(),
     ended_at       timestamptz,
     stop_reason    text
@@ -78,10 +79,10 @@ create table if not exists {schema}.quarantine (
 );
 
 -- name: outdated
--- Whether the ledger was made before there were replays, fresh tables or incremental runs.
+-- Whether the ledger was made before there were replays, fresh tables, incremental runs or rules across the run.
 select to_regclass({runs}) is not null
    and exists (
-       select from unnest(array['replay_of', 'fresh_table', 'watermark']) as needed(name)
+       select from unnest(array['replay_of', 'fresh_table', 'watermark', 'run_checks']) as needed(name)
         where not exists (select from pg_catalog.pg_attribute where attrelid = to_regclass({runs}) and attname = name)
    );
 
@@ -90,7 +91,8 @@ select to_regclass({runs}) is not null
 alter table {schema}.runs
     add column if not exists kind text not null default 'run' check (kind in ('run', 'replay')),
     add column if not exists replay_of text, add column if not exists since text,
-    add column if not exists watermark text, add column if not exists fresh_table text;
+    add column if not exists watermark text, add column if not exists fresh_table text,
+    add column if not exists run_checks jsonb;
 alter table {schema}.chunks drop constraint if exists chunks_kind_check,
                             add constraint chunks_kind_check check (kind in ('range', 'nulls', 'keys'));
 alter table {schema}.quarantine
@@ -303,6 +305,10 @@ select r, count(*) from {schema}.quarantine q, unnest(q.rules) r
 -- What was given up, and why.
 select chunk, attempts, coalesce(error, '') from {schema}.chunks where run_id = {run_id} and status = 'failed' order by chunk;
 
+-- name: run_checked
+-- What became of the rules across the run.
+update {schema}.runs set run_checks = {checks}::jsonb where run_id = {run_id};
+
 -- name: end_run
 -- The run's last word: done when no chunk is left, else stopped and resumable.
 update {schema}.runs set status = {status}, ended_at = clock_timestamp(), stop_reason = {stop_reason} where run_id = {run_id};
@@ -348,6 +354,7 @@ select
     p.kind, p.replay_of,
     p.config->'incremental'->>'column' as incremental,
     to_jsonb(p)->>'since' as since, to_jsonb(p)->>'watermark' as watermark,
+    coalesce(nullif(to_jsonb(p)->'run_checks', 'null'), '[]') as run_checks,
     (select count(*) from {schema}.quarantine q where q.run_id = p.run_id and q.resolved_at is not null) as rows_resolved,
     case
         when p.sittings = 1 and p.ended_at is not null then extract(epoch from p.ended_at - p.started_at)

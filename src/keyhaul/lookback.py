@@ -47,6 +47,7 @@ class RunRow:
         rows_read: as the other sums of rows, of committed chunks only.
         incremental: the column that the run reads by; `since` its lowest value that is read (None: all rows are),
             `watermark` where the next run begins, once this one is done.
+        run_checks: the rules across the run, each with name, on_fail, passed, offenders and message.
         kind: ``run`` or ``replay``; a replay is one of the run `replay_of`.
         rows_resolved: of the records that it quarantined, those that a replay has resolved since.
     """
@@ -74,6 +75,7 @@ class RunRow:
     incremental: str | None
     since: str | None
     watermark: str | None
+    run_checks: list[dict[str, Any]]
     rows_resolved: int
     chunks_done: int
     chunks_failed: int
@@ -321,6 +323,9 @@ def _facts(run: RunRow) -> Iterable[RenderableType]:
         facts["reads"] = "all rows" if run.since is None else f"rows with {run.incremental} >= {run.since}"
         counts = "" if run.status == "done" else ", not counted before the run is done"
         facts["watermark"] = "none, no row has a value" if run.watermark is None else f"{run.watermark}{counts}"
+    for check in run.run_checks:
+        word = "passed" if check["passed"] else f"failed ({check['on_fail']}): {check['message']}"
+        facts[f"rule {check['name']}"] = word
     if run.replay_of:
         facts["replay of"] = run.replay_of
     if run.rows_resolved:

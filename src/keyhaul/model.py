@@ -183,6 +183,23 @@ class FailedChunk:
     error: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunCheck:
+    """What became of a rule across the run.
+
+    Attributes:
+        on_fail: ``error`` or ``warn``.
+        offenders: rows that break ``unique`` or ``references``; 0 for the other kinds.
+        message: what was found; empty when it passed. Counts and aggregates, no row's value.
+    """
+
+    name: str
+    on_fail: Literal["error", "warn"]
+    passed: bool
+    offenders: int = 0
+    message: str = ""
+
+
 Outcome = Literal["done", "stopped", "interrupted"]
 
 
@@ -195,6 +212,7 @@ class Report:
         counts: the whole run's balance, summed by SQL from the ledger; includes earlier sittings.
         sitting: the rows of this process alone, for rates.
         quarantined_by_reason: ``rule or stage`` → records, largest first.
+        run_checks: the rules across the run, in the job's order; none before the run is done.
     """
 
     run_id: str
@@ -211,9 +229,15 @@ class Report:
     workers: int
     quarantined_by_reason: Mapping[str, int] = field(default_factory=dict)
     warned: Mapping[str, int] = field(default_factory=dict)
+    run_checks: Sequence[RunCheck] = ()
     target_table: str = ""
     stop_reason: str = ""
     signal: int = 0
+
+    @property
+    def broken(self) -> tuple[str, ...]:
+        """The names of the rules across the run that failed with ``on_fail: error``."""
+        return tuple(check.name for check in self.run_checks if not check.passed and check.on_fail == "error")
 
 
 class Observer(Protocol):

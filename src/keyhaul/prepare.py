@@ -23,6 +23,7 @@ from keyhaul.errors import ConfigError, RefusedError
 from keyhaul.incremental import check_incremental
 from keyhaul.mapping import build_mapping
 from keyhaul.model import RECORD
+from keyhaul.runcheck import check_run_rules
 from keyhaul.shapes import differences
 from keyhaul.sources.lookups import LookupSource
 from keyhaul.sources.sql import SqlSource
@@ -120,6 +121,7 @@ def prepare(job: Job, ends: Ends, *, run_id: str = "plan") -> Prepared:
         ends = replace(ends, source=with_login(ends.source, source_conn), target=with_login(ends.target, target_conn))
         try:
             prepared = _compile(job, ends, source_conn, target_conn)
+            check_run_rules(target_conn, prepared.target, prepared.source, job.run_rules)
         except psycopg.Error as error:
             msg = f"prepare job {job.job}: {redact(str(error).strip().splitlines()[0], ends.source, ends.target)}"
             raise ConfigError(msg) from None

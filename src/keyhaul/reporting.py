@@ -93,7 +93,7 @@ def print_report(
     def build(console: Console) -> Iterable[RenderableType]:
         from rich.text import Text
 
-        color = "green" if report.outcome == "done" and report.counts.balanced else "yellow"
+        color = "green" if report.outcome == "done" and report.counts.balanced and not report.broken else "yellow"
         yield Text(headline(report), f"bold {color}")
         if not quiet:
             yield ""
@@ -105,6 +105,7 @@ def print_report(
             total = report.counts.quarantined
             yield from reasons(f"Quarantined by reason ({plural(total, 'record')})", report.quarantined_by_reason)
             yield from reasons("Warnings of rules (these rows are loaded)", report.warned)
+            yield from _run_checks(report)
         yield from _next(report, resume_command, look_back_options, console)
 
     write(stream, build)
@@ -165,6 +166,21 @@ def reasons(title: str, counted: Mapping[str, int]) -> Iterable[RenderableType]:
     more = len(counted) - REASONS_SHOWN
     if more > 0:
         yield f"  and {plural(more, 'more reason')}"
+
+
+def _run_checks(report: Report) -> Iterable[RenderableType]:
+    from rich.text import Text
+
+    if not report.run_checks:
+        return
+    yield ""
+    yield Text("Rules across the run (the rows stay loaded)", "bold")
+    for check in report.run_checks:
+        if check.passed:
+            yield Text(f"  ✓ {one_line(check.name)}", "green")
+        else:
+            color = "bold red" if check.on_fail == "error" else "yellow"
+            yield Text(f"  ✗ {one_line(f'{check.name}: {check.message}')}", color)
 
 
 def _next(report: Report, resume_command: str, options: str, console: Console) -> Iterable[RenderableType]:

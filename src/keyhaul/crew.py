@@ -1,0 +1,58 @@
+"""Whether the target can be loaded at all, and how many workers two servers have connections for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from keyhaul.errors import ConfigError, RefusedError
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from keyhaul.connecting import Ends
+
+_FREE_CONNECTIONS: Final = """
+select current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+       - (select count(*) from pg_stat_activity where backend_type = 'client backend')
+"""
+
+
+def allowed_workers(
+    ends: Ends, source: psycopg.Connection[Any], target: psycopg.Connection[Any], wanted: int
+) -> tuple[int, list[str]]:
+    """Return how many of the wanted workers the free connections allow, and what a person should know of it.
+
+    Raises:
+        ConfigError: there is not one connection for each end.
+    """
+    same = ends.source.identity.rpartition("/")[0] == ends.target.identity.rpartition("/")[0]
+    warnings = []
+    for conn, end in ((source, "source"), (target, "target")):
+        row = conn.execute(_FREE_CONNECTIONS).fetchone()
+        free = int(row[0]) if row else wanted
+        allowed = free // 2 if same else free
+        if allowed < 1:
+            needed = 2 if same else 1
+            msg = f"connect to {end}: it has {free} free connections, expected at least {needed}. Close some"
+            raise ConfigError(msg)
+        if wanted > allowed:
+            warnings.append(f"{wanted} workers need more connections than the {end} has free: using {allowed}")
+            wanted = allowed
+    return wanted, warnings
+
+
+def check_server(conn: psycopg.Connection[Any], label: str) -> None:
+    """Refuse a target that cannot be loaded: a standby, or one that does not count rows.
+
+    Raises:
+        RefusedError: it is one of these.
+    """
+    row = conn.execute(
+        "select current_setting('track_counts')::bool, current_setting('transaction_read_only')::bool"
+    ).fetchone()
+    if row and row[1]:
+        msg = f"load {label}: the target is read-only (a standby?). Give the primary in --target"
+        raise RefusedError(msg)
+    if row and not row[0]:
+        msg = "load: the target has track_counts = off, without which rows cannot be counted. Switch it on"
+        raise RefusedError(msg)
