@@ -84,6 +84,8 @@ equals nothing |
 | `first` | a column of the lookup |  | of several rows with one key, the one with the lowest value here is taken \
 (NULL last, text by its bytes); without it several rows with one key are refused |
 | `limit_mb` | a whole number from 1 | `256` | the most it may hold in memory, in MB of 1,000,000 bytes |
+| `per_chunk` | true or false | `false` | the rows are not held: each chunk reads those with its keys, from the job's \\
+source; see below |
 | `name` | 1 to 56 of letters, digits, _ . - | the table's or file's name, or `query` | NAME in the quarantine |
 
 A lookup is read once, before the first row, and held in memory by all workers together. Both sides of `on` have one
@@ -91,6 +93,11 @@ type, or are integers, or the lookup's values become the chunk's type without a 
 A CSV file has a first line with names; a column's type is what all its values are, text for a key that is compared
 with text (so that `007` stays), and an empty field is NULL. A taken column counts as computed: later steps and rules
 may use it.
+
+With `per_chunk: true` a lookup may be of any size: for each chunk the rows with the chunk's keys are read, in the run's
+snapshot, each time over a connection of its own. It needs an index on the key there. The results are those of a held
+lookup, but several rows with one key are found only when a chunk has that key, and then fail that chunk; `limit_mb`
+is for the rows of one chunk. Its keys are integers, text, varchar or uuid, in a table or query of the job's source.
 
 ## Rules
 

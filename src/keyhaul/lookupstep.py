@@ -25,7 +25,7 @@ FILE_TYPES: Final = (".csv", ".parquet")
 LOOKUP_NAME: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,55}"
 """As a rule's name, with room for ``lookup:`` before it."""
 
-_KEYS: Final = ("source", "on", "take", "missing", "first", "limit_mb", "name")
+_KEYS: Final = ("source", "on", "take", "missing", "first", "limit_mb", "name", "per_chunk")
 _PLACES: Final = ("table", "query", "file")
 
 _NAMES_OR_PAIRS: Mapping[str, Any] = {"anyOf": [*ONE_OR_MORE["anyOf"], PAIRS]}
@@ -51,6 +51,7 @@ LOOKUP_SCHEMA: Mapping[str, Any] = {
         "missing": {"enum": list(MISSING), "default": "keep", "description": "What becomes of a record without match."},
         "first": {**TEXT, "description": "Of several rows with one key, the one with the lowest value here is taken."},
         "limit_mb": {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT_MB, "default": DEFAULT_LIMIT_MB},
+        "per_chunk": {"type": "boolean", "default": False, "description": "Read for each chunk, by the keys in it."},
         "name": {"type": "string", "pattern": f"^{LOOKUP_NAME}$", "description": "For the quarantine: lookup:NAME."},
     },
     "required": ["source", "on", "take"],
@@ -70,6 +71,7 @@ class Lookup:
         missing: what becomes of a record without match: NULLs are taken, or it is quarantined.
         first: of several rows with one key, the one with the lowest value in this column is taken.
         limit_mb: the most that the lookup may hold in memory, in units of 1,000,000 bytes.
+        per_chunk: the rows are not held, but read for each chunk by the keys in it.
         at: where the step stands, ``FILE line N``.
     """
 
@@ -83,6 +85,7 @@ class Lookup:
     missing: Missing = "keep"
     first: str | None = None
     limit_mb: int = DEFAULT_LIMIT_MB
+    per_chunk: bool = False
     at: str = field(default="", compare=False)
 
     @property
@@ -130,10 +133,16 @@ def _options(draft: Draft, place: Place, value: dict[str, Any], default_name: st
     if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= MAX_LIMIT_MB:
         got = draft.show((*place, "limit_mb"), limit)
         draft.refuse((*place, "limit_mb"), got, f"a whole number of MB from 1 to {MAX_LIMIT_MB}")
+    per_chunk, source = value.get("per_chunk", False), value.get("source")
+    if not isinstance(per_chunk, bool):
+        draft.refuse((*place, "per_chunk"), draft.show((*place, "per_chunk"), per_chunk), "true or false")
+    elif per_chunk and isinstance(source, dict) and ("file" in source or "uri" in source):
+        got = "true for a file" if "file" in source else "true for another database"
+        draft.refuse((*place, "per_chunk"), got, "it with a table or query of the job's source only")
     name = value.get("name", default_name)
     if not isinstance(name, str) or not re.fullmatch(LOOKUP_NAME, name):
         draft.refuse((*place, "name"), draft.show((*place, "name"), name), "1 to 56 of letters, digits, _ . -")
-    return {"missing": missing, "first": first, "limit_mb": limit, "name": name}
+    return {"missing": missing, "first": first, "limit_mb": limit, "name": name, "per_chunk": per_chunk}
 
 
 def lookup_identity(lookup: Lookup) -> dict[str, Any]:

@@ -139,8 +139,9 @@ def _compile(
     source = _open_source(job, source_conn)
     routes = source.routes()
     sources = {column.name: column for column in source.relation.columns}
-    load = _lookups(job, ends.source, source).load
-    transform = compile_transform(job.transform, {name: route.dtype for name, route in routes.items()}, load)
+    lookups = _lookups(job, ends.source, source)
+    types = {name: route.dtype for name, route in routes.items()}
+    transform = compile_transform(job.transform, types, lookups.load, lookups.open)
     read_columns = tuple(name for name in routes if name in transform.needed or name in job.key)
     _refuse_routes(routes, read_columns)
     checks = compile_rules(job.rules, {name: column.dtype for name, column in transform.output.items()})

@@ -15,18 +15,21 @@ from typing import TYPE_CHECKING, Final
 import polars as pl
 
 from keyhaul import expressions
-from keyhaul.errors import ChunkError, ConfigError, safe_message
+from keyhaul.errors import ChunkError, ConfigError, StopRunError, safe_message
 from keyhaul.lookup import FAILED_SCHEMA, Held, hold
 from keyhaul.model import RECORD
+from keyhaul.perchunk import Fetched, fetch_per_chunk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from keyhaul.config import Step
     from keyhaul.lookupstep import Lookup
+    from keyhaul.perchunk import LookupRows
 
     Apply = Callable[[pl.LazyFrame], pl.LazyFrame]
     LoadLookup = Callable[[Lookup, Mapping[str, pl.DataType]], pl.DataFrame]
+    OpenLookup = Callable[[Lookup], LookupRows]
 
 MAX_ISOLATED_RECORDS: Final = 1000
 """Records of one chunk that the transform may fail for before the whole chunk is given up; each costs
@@ -54,7 +57,7 @@ class Transform:
         used: source columns whose value an expression looks at.
     """
 
-    steps: tuple[Apply | Held, ...]
+    steps: tuple[Apply | Held | Fetched, ...]
     output: Mapping[str, OutputColumn]
     needed: frozenset[str]
     used: frozenset[str]
@@ -82,6 +85,8 @@ class Transform:
             return pl.concat(done for done, _ in parts), pl.concat([alone, *(lost for _, lost in parts)])
         try:
             done, lost = self._run(frame)
+        except (ChunkError, StopRunError):
+            raise  # of a lookup that is read for each chunk: worth another try, or the end
         except Exception as error:
             msg = f"transform chunk: a Python step raised {type(error).__name__}: {_first_line(error)}"
             raise ChunkError(msg) from error
@@ -93,7 +98,7 @@ class Transform:
         lazy = frame.lazy()
         lost = [pl.DataFrame(schema=FAILED_SCHEMA)]
         for step in self.steps:
-            if isinstance(step, Held):
+            if isinstance(step, Held | Fetched):
                 found, without = step.split(lazy.collect())
                 lost.append(without)
                 lazy = found.lazy()
@@ -154,7 +159,10 @@ class _State:
 
 
 def compile_transform(
-    steps: Sequence[Step], source: Mapping[str, pl.DataType], load: LoadLookup | None = None
+    steps: Sequence[Step],
+    source: Mapping[str, pl.DataType],
+    load: LoadLookup | None = None,
+    open_lookup: OpenLookup | None = None,
 ) -> Transform:
     """Compile the steps of a job against the columns of its source.
 
@@ -162,6 +170,7 @@ def compile_transform(
         steps: in order; each names where it stands in the job file.
         source: column → dtype in a frame, in order.
         load: reads a lookup's rows, given its key columns and the types that they should have.
+        open_lookup: describes one that is read for each chunk.
 
     Raises:
         ConfigError: an expression does not parse, names an unknown column, has types that do not fit, or
@@ -174,11 +183,11 @@ def compile_transform(
         needed=set(),
         used=set(),
     )
-    compiled: list[Apply | Held] = []
+    compiled: list[Apply | Held | Fetched] = []
     problems: list[str] = []
     for step in steps:
         try:
-            compiled.append(_compile_step(step, load, state))
+            compiled.append(_compile_step(step, load, open_lookup, state))
         except ConfigError as error:
             problems.append(str(error))
             if step.lookup is not None:
@@ -196,7 +205,9 @@ def compile_transform(
     )
 
 
-def _compile_step(step: Step, load: LoadLookup | None, state: _State) -> Apply | Held:
+def _compile_step(
+    step: Step, load: LoadLookup | None, open_lookup: OpenLookup | None, state: _State
+) -> Apply | Held | Fetched:
     if step.kind == "set":
         return _compile_set(step, state)
     if step.kind == "where":
@@ -206,7 +217,7 @@ def _compile_step(step: Step, load: LoadLookup | None, state: _State) -> Apply |
     if step.kind == "drop":
         return _compile_drop(step.drop, step.at, state)
     if step.lookup is not None:
-        return _compile_lookup(step.lookup, load, state)
+        return _compile_lookup(step.lookup, load, open_lookup, state)
     return _compile_python(step.python, step.at, state)
 
 
@@ -303,16 +314,22 @@ def _compile_drop(names: Sequence[str], at: str, state: _State) -> Callable[[pl.
     return lambda lazy: lazy.drop(gone, strict=False)
 
 
-def _compile_lookup(lookup: Lookup, load: LoadLookup | None, state: _State) -> Apply | Held:
+def _compile_lookup(
+    lookup: Lookup, load: LoadLookup | None, open_lookup: OpenLookup | None, state: _State
+) -> Apply | Held | Fetched:
     _known(lookup.on, lookup.at, "look up by", state)
     taken = sorted({name for name in lookup.take if name in state.schema or name == RECORD})
     if taken:
         msg = f"{lookup.at}: take {', '.join(taken)}: there is such a column already. Take it under a new name"
         raise ConfigError(msg)
-    if load is None:
+    if load is None or (open_lookup is None and lookup.per_chunk):
         raise ValueError(lookup.name)
     keys = {name: state.schema[name] for name in lookup.on}
-    held = hold(lookup, load(lookup, {lookup.on[name]: dtype for name, dtype in keys.items()}), keys)
+    held: Held | Fetched
+    if lookup.per_chunk and open_lookup is not None:
+        held = fetch_per_chunk(lookup, open_lookup(lookup), keys)
+    else:
+        held = hold(lookup, load(lookup, {lookup.on[name]: dtype for name, dtype in keys.items()}), keys)
     depends = frozenset().union(*(state.depends[name] for name in lookup.on))
     state.needed |= depends
     state.used |= depends

@@ -20,7 +20,7 @@ ROWS = [
     {"embedded", "entries", "yamlfile", "decoding"},
     {"lookupstep", "runrules"},
     {"steps", "lookup"},
-    {"layers", "fields"},
+    {"layers", "fields", "perchunk"},
     {"parts"},
     {"config"},
     {"catalog", "plan", "casts", "shapes"},

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from keyhaul.catalog import Relation
     from keyhaul.lookupstep import Lookup
+    from keyhaul.perchunk import LookupRows
+
+_FETCHED = frozenset({"int2", "int4", "int8", "text", "varchar", "uuid"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,33 +83,112 @@ class LookupSource:
         except psycopg.Error as error:
             msg = f"{head}: {redact(safe_message(error), dsn)}. Change its source"
             raise ConfigError(msg) from None
+        rows = _Rows(lookup=lookup, relation=relation, routes=routes, source=self, dsn=dsn, snapshot=snapshot)
+        try:
+            return rows.read(None)
+        except (ChunkError, StopRunError) as error:
+            far = isinstance(error, _FarError)
+            raise ConfigError(str(error) if far else f"{head}: {redact(str(error), dsn)}. Change its source") from None
+
+    def open(self, lookup: Lookup) -> LookupRows:
+        """Describe a lookup of the job's source that is read for each chunk; no row is read here.
+
+        Raises:
+            ConfigError: there is no such table or column, it cannot be read, or its keys cannot be compared there.
+        """
+        head = f"{lookup.at}: read lookup {lookup.name}"
+        try:
+            with self.conn.transaction():
+                relation = _described(lookup, self.conn)
+                routes = _routes(lookup, relation)
+        except psycopg.Error as error:
+            msg = f"{head}: {redact(safe_message(error), self.dsn)}. Change its source"
+            raise ConfigError(msg) from None
+        columns = {name: relation.column(name) for name in lookup.on.values()}
+        wrong = [f"{c.name} {c.pg_type}" for c in columns.values() if c and c.base_type not in _FETCHED]
+        if wrong:
+            msg = (
+                f"{lookup.at}: compare lookup {lookup.name} for each chunk: got {', '.join(wrong)}, expected an "
+                "integer, text, varchar or uuid. Leave per_chunk out, or cast the column in a query"
+            )
+            raise ConfigError(msg)
+        return _Rows(lookup=lookup, relation=relation, routes=routes, source=self, dsn=self.dsn, snapshot=self.snapshot)
+
+
+class _FarError(ChunkError):
+    """A value that has no place in its type."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rows:
+    """The rows of a lookup in a snapshot: all of them, or those with some keys; each read has its own connection."""
+
+    lookup: Lookup
+    relation: Relation
+    routes: Mapping[str, pgtypes.Route]
+    source: LookupSource
+    dsn: Dsn
+    snapshot: str
+
+    @property
+    def schema(self) -> dict[str, pl.DataType]:
+        """The columns that the lookup names."""
+        return {name: route.dtype for name, route in self.routes.items()}
+
+    @property
+    def uuids(self) -> frozenset[str]:
+        """The columns that are uuids: other text cannot be compared with them."""
+        return frozenset(c.name for c in self.relation.columns if c.base_type == "uuid")
+
+    def fetch(self, keys: pl.DataFrame) -> pl.DataFrame:
+        """Return the rows with one of these keys."""
+        arrays = []
+        for name in keys.columns:
+            column = self.relation.column(name)
+            texts = keys[name].cast(pl.String).to_list()
+            # The bare type: a modifier would cut a key, a domain might refuse it.
+            pg_type = sql.SQL("pg_catalog.{}[]").format(sql.Identifier(column.base_type if column else "text"))
+            arrays.append(sql.SQL("{}::pg_catalog.text[]::{}").format(sql.Literal(texts), pg_type))
+        names = sql.SQL(", ").join(map(sql.Identifier, keys.columns))
+        if len(arrays) == 1:
+            return self.read(sql.SQL("{} = any({})").format(names, arrays[0]))
+        return self.read(sql.SQL("({}) in (select * from unnest({}))").format(names, sql.SQL(", ").join(arrays)))
+
+    def read(self, where: sql.Composable | None) -> pl.DataFrame:
+        """Return the rows for which `where` holds.
+
+        Raises:
+            ChunkError, TransientError, StopRunError: as the reader says, or a value has no place in its type.
+        """
+        lookup, routes = self.lookup, self.routes
+        head = f"{lookup.at}: read lookup {lookup.name}"
         selected = sql.SQL(", ").join(
             sql.SQL("{0}::text as {0}" if route.select_text else "{0}").format(sql.Identifier(name))
             for name, route in routes.items()
         )
-        query = sql.SQL("select {} from {}").format(selected, relation.from_item).as_string(None)
-        named = any(pgtypes.names_objects(column) for column in relation.columns if column.name in routes)
-        options = {**self.settings, **({"search_path": ""} if named else {})}
-        reader = READERS[self.reader_for(dsn)](snapshot)
+        statement = sql.SQL("select {} from {}").format(selected, self.relation.from_item)
+        if where is not None:
+            statement += sql.SQL(" where {}").format(where)
+        named = any(pgtypes.names_objects(column) for column in self.relation.columns if column.name in routes)
+        options = {**self.source.settings, **({"search_path": ""} if named else {})}
+        reader = READERS[self.source.reader_for(self.dsn)](self.snapshot)
         far = f"{head}: got a date, time or number that has no place in its type (infinity, NaN), expected finite ones"
         hint = "Leave these rows out, or cast the column to text, in a query"
         try:
-            table = reader.read(query, dsn.uri(application_name="keyhaul lookup", options=options))
+            uri = self.dsn.uri(application_name="keyhaul lookup", options=options)
+            table = reader.read(statement.as_string(None), uri)
         except UnreadableValueError:
             msg = f"{far}. {hint}"
-            raise ConfigError(msg) from None
-        except (ChunkError, StopRunError) as error:
-            msg = f"{head}: {redact(str(error), dsn)}. Change its source"
-            raise ConfigError(msg) from None
+            raise _FarError(msg) from None
         finally:
             reader.close()
-        frame, odd = decode(table, {name: route.dtype for name, route in routes.items()})
+        frame, odd = decode(table, self.schema)
         wrapped = [
             name for name, route in routes.items() if name not in odd and any_out_of_range(frame[name], route.dtype)
         ]
         if odd or wrapped:
             msg = f"{far} in {', '.join(sorted({*odd, *wrapped}))}. {hint}"
-            raise ConfigError(msg)
+            raise _FarError(msg)
         return frame
 
 
