@@ -23,6 +23,7 @@ import typer
 
 from keyhaul import (
     __version__,
+    faults,
     looking,  # noqa: F401 - its commands register themselves
 )
 from keyhaul.console import write_line
@@ -340,6 +341,8 @@ def main() -> None:
     """Run the command line and exit with its code."""
     os.environ["PGCLIENTENCODING"] = "UTF8"  # libpq prefers a user's own to what a session sets
     try:
+        if fault := os.environ.get("KEYHAUL_FAULT"):
+            faults.arm(fault)
         app()
     except _Interrupted as stop:
         _say("interrupted before anything was moved")

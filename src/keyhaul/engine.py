@@ -16,6 +16,7 @@ from keyhaul.control import Control
 from keyhaul.crew import allowed_workers, check_server
 from keyhaul.dsn import redact
 from keyhaul.errors import ConfigError, EtlError, RefusedError, StopRunError
+from keyhaul.faults import pass_point
 from keyhaul.identity import difference
 from keyhaul.incremental import begin_delta, limit_again
 from keyhaul.ledger import Ledger, NewRun, new_run_id
@@ -257,6 +258,7 @@ class Sitting:
             )
             for table in replacing.leftovers(conn, self.ledger.fresh_tables()):
                 conn.execute(sql.SQL("drop table {}").format(table))
+        pass_point("plan.written")
         self._tell_begun(len(plan.chunks), emptied=empty_first)
         return workers
 
@@ -358,10 +360,12 @@ class Sitting:
         complete = not reason
         if complete:
             complete, reason = self._finish_table(reason)
+            pass_point("table.finished")
         checks = self._check_run(resumed=resumed) if complete else ()
         status = "done" if complete else "abandoned" if unstable else "stopped"
         if not (complete and self._prepared.target.fresh):  # the swap has said so, in its own transaction
             ledger.end(self._run_id, status, None if complete else reason)
+        pass_point("run.closed")
         reasons = ledger.quarantined_by_rule(self._run_id)
         stop_reason = "" if complete else reason
         return self.report(

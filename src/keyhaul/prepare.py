@@ -20,6 +20,7 @@ from keyhaul.connecting import choose_reader, connect, connect_ledger, describe_
 from keyhaul.copies import check_dedup
 from keyhaul.dsn import redact
 from keyhaul.errors import ConfigError, RefusedError
+from keyhaul.faults import pass_point
 from keyhaul.incremental import check_incremental
 from keyhaul.mapping import build_mapping
 from keyhaul.model import RECORD
@@ -122,6 +123,7 @@ def prepare(job: Job, ends: Ends, *, run_id: str = "plan") -> Prepared:
         try:
             prepared = _compile(job, ends, source_conn, target_conn)
             check_run_rules(target_conn, prepared.target, prepared.source, job.run_rules)
+            pass_point("snapshot.opened")
         except psycopg.Error as error:
             msg = f"prepare job {job.job}: {redact(str(error).strip().splitlines()[0], ends.source, ends.target)}"
             raise ConfigError(msg) from None

@@ -14,6 +14,7 @@ import pyarrow as pa
 from keyhaul import events, pgtypes
 from keyhaul.decoding import any_out_of_range, decode
 from keyhaul.errors import ChunkError, RejectedError, safe_message
+from keyhaul.faults import pass_point
 from keyhaul.mapping import as_text
 from keyhaul.model import RECORD, Timings
 from keyhaul.sources.readers import READERS, UnreadableValueError
@@ -148,7 +149,9 @@ class Worker:
         started = time.perf_counter()
         self._step(chunk, "read")
         chunk = self._without_resolved(chunk)
+        pass_point("read.before")
         table, text_columns = self._read(chunk)
+        pass_point("read.after")
         read_at = time.perf_counter()
         self._step(chunk, "transform", table.num_rows)
         source, text_columns = self._decode(table, text_columns)
@@ -159,9 +162,11 @@ class Worker:
         frame, failed = task.transform.apply(visible)
         if unseen is not None:
             failed = pl.concat([failed, unseen])
+        pass_point("transform.after")
         transformed_at = time.perf_counter()
         self._step(chunk, "stage", frame.height)
         staged = self._open_stager().stage(source, frame, failed, self._columns(text_columns))
+        pass_point("stage.after")
         timings = Timings(
             read_seconds=read_at - started,
             transform_seconds=transformed_at - read_at,

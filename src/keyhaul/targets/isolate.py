@@ -13,6 +13,7 @@ import polars as pl
 from psycopg import sql
 
 from keyhaul.errors import ChunkError, RejectedError
+from keyhaul.faults import pass_point
 from keyhaul.model import RECORD
 from keyhaul.targets.rows import CHUNK, INVALID, Placed, cast_column, fill_temporary, write_rows
 
@@ -159,6 +160,7 @@ def _try(session: Session, destination: Destination, part: pl.DataFrame, search:
             raise
         session.execute(sql.SQL("rollback to savepoint keyhaul_part"))
         session.execute(sql.SQL("release savepoint keyhaul_part"))
+        pass_point("isolate.halved")
         return error
     session.execute(sql.SQL("release savepoint keyhaul_part"))
     search.inserted += placed.inserted

@@ -12,6 +12,7 @@ from psycopg import errors, sql
 
 from keyhaul import catalog
 from keyhaul.errors import ChunkError, ConfigError, RefusedError
+from keyhaul.faults import pass_point
 from keyhaul.model import RECORD, ChunkResult, Column, Counts, Timings
 from keyhaul.pgtypes import ddl_type
 from keyhaul.sql import statement
@@ -282,6 +283,7 @@ def load(
     already = ask_ledger(session, entry)
     if already is not None:
         return already
+    pass_point("claim.after")
     batch = entry.batch
     if batch is not None:
         lock_records(session, batch)
@@ -293,6 +295,7 @@ def load(
         quarantined = rejected.height
     else:
         quarantined = _write_quarantine(session, rejected, entry)
+    pass_point("quarantine.written")
     missing = len(batch.missing) if batch is not None else 0
     counts = replace(
         staged.counts,
@@ -305,7 +308,10 @@ def load(
         quarantined=quarantined,
     )
     result = _record(session, counts, staged, entry)
+    pass_point("ledger.written")
+    pass_point("commit.before")
     session.commit()
+    pass_point("commit.after")
     return result
 
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 from psycopg import sql
 
 from keyhaul.errors import ChunkError, RejectedError, TransientError, safe_message, without_values
+from keyhaul.faults import pass_point
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -93,9 +94,12 @@ class CopySession:
         try:
             with self._conn.cursor() as cursor, cursor.copy(query) as copy:
                 copy.write(encoder.write_header())
+                pass_point("copy.begun")
                 for batch in data.to_batches(max_chunksize=BATCH_ROWS):
                     copy.write(encoder.write_batch(batch))
+                    pass_point("copy.half")
                 copy.write(encoder.finish())
+            pass_point("copy.ended")
         except psycopg.Error as error:
             raise translate(error) from error
 
@@ -148,8 +152,10 @@ class AdbcSession:
         schema, name = table._obj if len(table._obj) > 1 else (None, table._obj[0])  # noqa: SLF001 - no public getter
         target: dict[str, Any] = {"temporary": True} if schema == "pg_temp" else {"db_schema_name": schema}
         try:
+            pass_point("copy.begun")
             with self._conn.cursor() as cursor:  # a new one each time: the schema set on a cursor sticks to it
                 cursor.adbc_ingest(name, data, mode="append", **target)
+            pass_point("copy.ended")
         except Exception as error:
             raise translate(error) from error
 
