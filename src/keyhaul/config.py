@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
-from keyhaul import layers, runrules, steps
+from keyhaul import layers, runrules, steps, tablestep
 from keyhaul.allowance import Allowance
 from keyhaul.draft import Draft, Place, spell
 from keyhaul.dsn import Dsn
 from keyhaul.errors import ConfigError
-from keyhaul.fields import Allowed, Names, Rules, RunRules, Steps
+from keyhaul.fields import Allowed, Names, Rules, RunRules, Steps, Targets
 from keyhaul.identity import file_digest, module_digest
 from keyhaul.layers import EMBEDDED, Setting
 from keyhaul.parts import Dedup, Incremental, Part, Source, Target, setting
@@ -95,6 +95,9 @@ class Job(Part):
     rules: Rules = setting((), "Conditions in DuckDB SQL that each row must meet.", "a mapping", "--rule")
     run_rules: RunRules = setting((), "What must hold of the whole target table after the load.", "a list of rules")
     target: Target = setting(Target.model_construct(), "Where the rows go.", "a mapping with uri and table")
+    targets: Targets = setting(
+        (), "Several tables that each record becomes rows of, parents first.", "a list of tables with columns"
+    )
     workers: int | None = setting(
         None,
         "Chunks at a time; chosen by the engine by default.",
@@ -185,6 +188,7 @@ class Job(Part):
         uri = EMBEDDED if source.uri == EMBEDDED else Dsn.parse(source.uri, "source.uri").identity
         what = {"table": source.table} if source.query is None else {"query": source.query}
         dedup, delta = self.dedup, self.incremental
+        several = {"targets": [tablestep.entry_identity(entry) for entry in self.targets]} if self.targets else {}
         return {
             "source": {"database": uri, **what},
             "key": list(self.key),
@@ -193,8 +197,9 @@ class Job(Part):
             "dedup": {"on": list(dedup.on), "order_by": list(dedup.order_by), "keep": dedup.keep} if dedup else None,
             "rules": {rule.name: steps.rule_identity(rule) for rule in self.rules},
             "target": self.target.model_dump(include={"table", "mode", "conflict", "newer_by"}, mode="json"),
-            # Only where it is: the fingerprints of the runs of other jobs stay what they were.
+            # Only where they are: the fingerprints of the runs of other jobs stay what they were.
             **({"incremental": {"column": delta.column, "lag": str(delta.lag)}} if delta else {}),
+            **several,
         }
 
     def fingerprint(self) -> str:
@@ -278,9 +283,11 @@ def load_job(path: Path | None, flags: Mapping[str, object], environ: Mapping[st
     rules = steps.read_rules(draft)
     rules += steps.rules_from_flags(draft, _texts(given, "rule"), rules)
     run_rules = runrules.read_run_rules(draft)
+    tables = tablestep.read_targets(draft)
     layers.fill_in(draft)
     layers.check_uris(draft)
-    job = _validate(draft, {**draft.data, "transform": found, "rules": rules, "run_rules": run_rules})
+    read = {"transform": found, "rules": rules, "run_rules": run_rules, "targets": tables}
+    job = _validate(draft, {**draft.data, **read})
     draft.raise_if_wrong()
     if job is None:  # pragma: no cover - a failed validation always notes a problem
         raise ConfigError("read job: got values that do not fit")

@@ -123,6 +123,57 @@ table or query, in the run's snapshot; compared exactly, 1.0 is 1.00 |
 `name:` names a rule of a list. All are bound to the real tables before the first row moves. After a resumed run
 `equals_source` looks at a newer snapshot than the first chunks did, and says so. A replay does not check them.
 
+## Several tables from one record
+
+`targets` is a list of tables that are there; each record, after transform, rules and dedup, becomes rows of all of
+them, in the chunk's one transaction. A record that one table rejects is in none of them: it is quarantined whole.
+
+```yaml
+targets:
+  - table: public.customers
+    columns: {email: customer_email, name: "initcap(customer_name)"}
+    mode: upsert
+    conflict: email
+  - table: public.orders
+    columns:
+      id: id
+      customer_id: {parent: public.customers, column: id}
+      public_id: {uuid: [id]}
+  - table: public.order_lines
+    unnest: {column: lines, as: line, fields: [sku, qty]}
+    columns: {order_id: id, line_no: line_number, sku: line_sku, qty: line_qty}
+```
+
+| key | value | default | meaning |
+|---|---|---|---|
+| `table` | a table | required | must be there, and once in the list; parents stand before their children |
+| `columns` | a mapping | required | column of the table to what it gets: a Polars SQL expression over the record \
+(a plain column is copied), `{uuid: [columns]}`, or `{parent: table, column: name}` |
+| `unnest` | `{column: …, as: …, fields: […]}` |  | a row for each element of a JSON array or a list; see below |
+| `where` | a Polars SQL condition |  | rows for which it is true; it sees the element's columns too |
+| `mode` | `append`, `skip` or `upsert` |  | as `target.mode`; without one the table must be empty |
+| `conflict` | a column or a list | the primary key | as `target.conflict` |
+| `newer_by` | a column |  | as `target.newer_by` |
+
+`{uuid: [columns]}` is a UUID of version 5 whose name is the text of these columns, as the quarantine shows a key, in
+the namespace 28b45d9e-7ba8-524c-9b54-986af1ce25c1 (that of the URL `keyhaul`): the same in every table and every run.
+`{parent: table, column: name}` is what the record's row has there in an earlier table without `unnest`. Of a table
+that is appended to, it is the value that was written, or for an identity or serial column one taken from its sequence
+before the write; with `skip` and `upsert` it is read back by the conflict columns, and NULL when one of them is NULL.
+
+`unnest` with `as: line` gives `line_number`, which counts the elements of a record from 1, and for each of the
+`fields` of JSON objects `line_FIELD` as text: a string's text, a number as it is written, a nested value as JSON, NULL
+for null and for what is missing. Without `fields` the element itself is `line`. `as` is the column's name by default. A
+text becomes the target's type as the target reads it; one that it does not take quarantines the record (`type:COLUMN`).
+So does a value that is no JSON array, or an element that is no object (stage `transform`, rule `unnest:COLUMN`). NULL,
+JSON null and an empty array give no row.
+
+The balance counts records: loaded when at least one row was stored in any table, unchanged when it had rows and none
+had to be stored, filtered when it has no row in any table. The report and `etl show` give the rows of each table:
+inserted, updated, unchanged, and duplicate (another row of the chunk has the same conflict columns and was written).
+`target` keeps `uri`; `table`, `mode`, `conflict` and `newer_by` belong to the entries. These tables are loaded with
+`copy`, whatever `loader` says.
+
 ## The file
 
 `${NAME}` in a value is the environment variable, which must be set; `${NAME:-text}` has a default for a variable
@@ -135,8 +186,8 @@ aliases, merge keys, tags, a second document, a file above 1 MB.
 ## What makes a job the same
 
 A run is resumed only by the same job: source database (host, port, name), table or query, key, chunk, transform
-(with the file of a Python step or a lookup), dedup, rules, incremental, target table and mode. Everything else may
-change in between.
+(with the file of a Python step or a lookup), dedup, rules, incremental, target table and mode, or targets. Everything
+else may change in between.
 """
 
 

@@ -214,7 +214,8 @@ class Sitting:
     def _begin(self, *, fresh: bool, full: bool) -> int:
         """Plan, create what is missing, and write run and plan into the ledger; returns the number of workers."""
         prepared, job, target = self._prepared, self._job, self._prepared.target
-        empty_first = target.holds_rows and job.target.mode is None
+        prepared.refuse_held()
+        empty_first = target.holds_rows and job.target.mode is None and not prepared.tables
         if empty_first and not prepared.ends.embedded_target:
             msg = (
                 f"load {target.label}: it already holds rows and no mode is given. Give --mode append to add to "
@@ -307,6 +308,7 @@ class Sitting:
             checks=prepared.checks,
             dedup=self._job.dedup,
             columns=prepared.columns,
+            tables=prepared.tables,
         )
 
     # --- the end ---------------------------------------------------------------------------------
@@ -412,6 +414,7 @@ class Sitting:
             warned=self.ledger.warned(self._run_id),
             run_checks=checks,
             target_table=self._prepared.target.label,
+            tables=self.ledger.tables(self._run_id),
             stop_reason=stop_reason,
             signal=self._control.signal,
         )

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import GetPydanticSchema, WithJsonSchema
 from pydantic_core import core_schema
 
-from keyhaul import entries, runrules, steps
+from keyhaul import entries, runrules, steps, tablestep
 from keyhaul.allowance import Allowance, read_allowance
 from keyhaul.lag import Lag, read_lag
 from keyhaul.runrules import RunRule
 from keyhaul.steps import Rule, Step
+from keyhaul.tablestep import TableEntry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +38,7 @@ def _by(function: Callable[[Any], Any], **schema: object) -> tuple[Any, Any]:
 
 Names = Annotated[tuple[str, ...], *_by(_names, **entries.ONE_OR_MORE)]
 Steps = Annotated[tuple[Step, ...], *_by(tuple, type="array", items=steps.STEP_SCHEMA)]
+Targets = Annotated[tuple[TableEntry, ...], *_by(tuple, **tablestep.TARGETS_SCHEMA)]
 Rules = Annotated[tuple[Rule, ...], *_by(tuple, **steps.RULES_SCHEMA)]
 RunRules = Annotated[tuple[RunRule, ...], *_by(tuple, **runrules.RUN_RULES_SCHEMA)]
 Allowed = Annotated[

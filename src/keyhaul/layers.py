@@ -102,10 +102,10 @@ def fill_in(draft: Draft) -> None:
         else:
             draft.refuse(("source", "table"), "nothing", "a table or a query", "Give --table or --query")
     if target.get("table") is None:
-        if query is not None and table is None:
+        if query is not None and table is None and draft.data.get("targets") is None:
             draft.refuse(("target", "table"), "nothing", "a table, because the source is a query", "Give --into")
-        # Without a table there is a problem already; "-" keeps the model from telling it twice.
-        target["table"] = table or "-"
+        # Without a table there are targets, or a problem already; "-" keeps the model from telling it twice.
+        target["table"] = "-" if draft.data.get("targets") is not None else table or "-"
     if draft.data.get("incremental") is not None:
         _fill_in_mode(draft, target)
     if draft.data.get("job") is None:

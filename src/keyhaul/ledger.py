@@ -17,7 +17,7 @@ import psycopg
 
 import keyhaul
 from keyhaul.errors import ConnectError, RefusedError
-from keyhaul.model import Chunk, Counts, FailedChunk
+from keyhaul.model import Chunk, Counts, FailedChunk, TableCounts
 from keyhaul.sql import statement
 
 if TYPE_CHECKING:
@@ -343,6 +343,11 @@ class Ledger:
     def warned(self, run_id: str) -> dict[str, int]:
         """Return rule → rows that failed a rule with ``on_fail: warn``."""
         return dict(self._execute_again("sum_warned", run_id=run_id).fetchall())
+
+    def tables(self, run_id: str) -> tuple[TableCounts, ...]:
+        """Return the rows by table, of a job with several; empty for others."""
+        rows = self._execute_again("sum_tables", run_id=run_id).fetchall()
+        return tuple(TableCounts(table=t, inserted=i, updated=u, unchanged=s, duplicate=d) for t, i, u, s, d in rows)
 
     def fresh_tables(self) -> list[str]:
         """Return the quoted names of the tables that this job's abandoned runs of mode replace have loaded."""

@@ -48,6 +48,7 @@ create table if not exists {schema}.chunks (
     rows_filtered     bigint not null default 0,
     rows_quarantined  bigint not null default 0,
     warned            jsonb not null default '{{}}',
+    tables            jsonb not null default '[]',
     read_seconds      double precision not null default 0,
     transform_seconds double precision not null default 0,
     stage_seconds     double precision not null default 0,
@@ -79,12 +80,16 @@ create table if not exists {schema}.quarantine (
 );
 
 -- name: outdated
--- Whether the ledger was made before there were replays, fresh tables, incremental runs or rules across the run.
+-- Whether the ledger was made before there were replays, fresh tables, incremental runs, rules across the run, or
+-- several tables from one record.
 select to_regclass({runs}) is not null
    and exists (
-       select from unnest(array['replay_of', 'fresh_table', 'watermark', 'run_checks']) as needed(name)
-        where not exists (select from pg_catalog.pg_attribute where attrelid = to_regclass({runs}) and attname = name)
-   );
+       select from (values ('runs', 'replay_of'), ('runs', 'fresh_table'), ('runs', 'watermark'), ('runs', 'run_checks'),
+                           ('chunks', 'tables')) as needed(tab, col)
+        where not exists (
+           select from pg_catalog.pg_attribute a join pg_catalog.pg_class c on c.oid = a.attrelid
+            where c.relnamespace = (select r.relnamespace from pg_catalog.pg_class r where r.oid = to_regclass({runs}))
+              and c.relname = needed.tab and a.attname = needed.col));
 
 -- name: upgrade
 -- What such a ledger lacks. Only then: each of these waits for every chunk that is being loaded.
@@ -95,6 +100,7 @@ alter table {schema}.runs
     add column if not exists run_checks jsonb;
 alter table {schema}.chunks drop constraint if exists chunks_kind_check,
                             add constraint chunks_kind_check check (kind in ('range', 'nulls', 'keys'));
+alter table {schema}.chunks add column if not exists tables jsonb not null default '[]';
 alter table {schema}.quarantine
     add column if not exists attempts integer not null default 1, add column if not exists tried_by text,
     add column if not exists resolved_at timestamptz, add column if not exists resolved_by text;
@@ -198,7 +204,7 @@ select status, rows_read, rows_loaded, rows_unchanged, rows_duplicate, rows_filt
 -- The record of a loaded chunk, in the transaction that loaded it.
 update {schema}.chunks set status = 'done', attempts = {attempts}, rows_read = {rows_read}, rows_loaded = {rows_loaded}, rows_updated = {rows_updated},
        rows_unchanged = {rows_unchanged}, rows_duplicate = {rows_duplicate}, rows_filtered = {rows_filtered},
-       rows_quarantined = {rows_quarantined}, warned = {warned}::jsonb, read_seconds = {read_seconds},
+       rows_quarantined = {rows_quarantined}, warned = {warned}::jsonb, tables = {tables}::jsonb, read_seconds = {read_seconds},
        transform_seconds = {transform_seconds}, stage_seconds = {stage_seconds},
        load_seconds = extract(epoch from clock_timestamp() - transaction_timestamp()), bytes_read = {bytes_read},
        worker = {worker}, sitting = {sitting}, started_at = clock_timestamp() - make_interval(secs => {elapsed_seconds}),
@@ -294,6 +300,14 @@ select coalesce(sum(rows_read), 0)::bigint from {schema}.chunks where run_id = {
 -- Rows that failed a rule with `on_fail: warn`, by rule.
 select w.key, sum(w.value::bigint)::bigint from {schema}.chunks c, jsonb_each_text(c.warned) w
  where c.run_id = {run_id} group by 1 order by 2 desc, 1;
+
+-- name: sum_tables
+-- Rows of the tables of a job with several, in the order of the job. A ledger that only looks back may be older
+-- than the column.
+select t->>'table', sum((t->>'inserted')::bigint)::bigint, sum((t->>'updated')::bigint)::bigint,
+       sum((t->>'unchanged')::bigint)::bigint, sum((t->>'duplicate')::bigint)::bigint
+  from {schema}.chunks c, jsonb_array_elements(coalesce(to_jsonb(c)->'tables', '[]')) with ordinality as e(t, n)
+ where c.run_id = {run_id} group by 1 order by min(n), 1;
 
 -- name: quarantined_by_rule
 -- Records by reason; a record that failed two rules counts for both. Of a replay, those that failed in it.

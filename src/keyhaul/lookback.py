@@ -18,8 +18,8 @@ from psycopg.rows import class_row, scalar_row
 
 from keyhaul.console import fitted, grid, write
 from keyhaul.errors import ConfigError, ConnectError, RefusedError
-from keyhaul.model import Counts
-from keyhaul.reporting import balance
+from keyhaul.model import Counts, TableCounts
+from keyhaul.reporting import balance, by_table
 from keyhaul.sql import statement
 from keyhaul.text import duration, one_line, per_second, plural
 
@@ -143,6 +143,7 @@ class RunDetail:
 
     run: RunRow
     chunks: tuple[ChunkRow, ...]
+    tables: tuple[TableCounts, ...] = ()
 
 
 def find_run(conn: Connection, schema: str, run: str) -> str:
@@ -192,7 +193,12 @@ def show_run(conn: Connection, schema: str, run_id: str, *, chunk_limit: int | N
     if not runs:
         raise RefusedError(_no_run(conn, schema))
     values = {"run_id": run_id, "chunk_limit": chunk_limit}
-    return RunDetail(run=runs[0], chunks=tuple(fetch(conn, schema, "run_chunks", class_row(ChunkRow), values)))
+    chunks = tuple(fetch(conn, schema, "run_chunks", class_row(ChunkRow), values))
+    with ledger_errors(conn, schema):
+        found = conn.execute(statement("sum_tables", schema, run_id=run_id)).fetchall()
+    names = ("table", "inserted", "updated", "unchanged", "duplicate")
+    tables = tuple(TableCounts(**dict(zip(names, row, strict=True))) for row in found)
+    return RunDetail(run=runs[0], chunks=chunks, tables=tables)
 
 
 def fetch(
@@ -289,6 +295,7 @@ def print_run(detail: RunDetail, stream: TextIO, *, all_command: str = "") -> No
         yield from _facts(run)
         yield ""
         yield from balance(run.counts)
+        yield from by_table(detail.tables)
         yield ""
         yield _chunks_table(detail.chunks, console)
         if len(detail.chunks) < run.chunks_planned:

@@ -124,6 +124,31 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TableCounts:
+    """Rows of one table of a job with several: stored (inserted, updated), there already, or preferred by another.
+
+    Attributes:
+        duplicate: another row of the same write has their conflict columns and was written in their place.
+    """
+
+    table: str
+    inserted: int = 0
+    updated: int = 0
+    unchanged: int = 0
+    duplicate: int = 0
+
+    def __add__(self, other: TableCounts) -> TableCounts:
+        """Add the rows of another write of the same table."""
+        return TableCounts(
+            table=self.table,
+            inserted=self.inserted + other.inserted,
+            updated=self.updated + other.updated,
+            unchanged=self.unchanged + other.unchanged,
+            duplicate=self.duplicate + other.duplicate,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:
     """Seconds of wall time that one chunk (or, summed, a run's workers) spent in each step."""
 
@@ -213,6 +238,7 @@ class Report:
         sitting: the rows of this process alone, for rates.
         quarantined_by_reason: ``rule or stage`` → records, largest first.
         run_checks: the rules across the run, in the job's order; none before the run is done.
+        tables: rows by table, of a job with several; `counts` are records then.
     """
 
     run_id: str
@@ -231,6 +257,7 @@ class Report:
     warned: Mapping[str, int] = field(default_factory=dict)
     run_checks: Sequence[RunCheck] = ()
     target_table: str = ""
+    tables: Sequence[TableCounts] = ()
     stop_reason: str = ""
     signal: int = 0
 

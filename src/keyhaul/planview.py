@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from keyhaul.incremental import Delta
     from keyhaul.model import Chunk, Plan
     from keyhaul.prepare import Prepared
+    from keyhaul.tables import Table
 
 CHUNKS_SHOWN: Final = 12
 
@@ -40,6 +41,10 @@ def print_plan(prepared: Prepared, plan: Plan, stream: TextIO, delta: Delta | No
         yield Text("")
         yield from _chunks(prepared, plan)
         yield Text("")
+        if prepared.tables:
+            for table in prepared.tables:
+                yield from _table(table)
+            return
         yield from _routes(prepared)
         notes = [column.note for column in prepared.columns if column.note]
         for note in notes:
@@ -123,6 +128,31 @@ def _range(prepared: Prepared, chunk: Chunk) -> str:
     lower = "" if chunk.lower is None else ", ".join(chunk.lower)
     upper = "" if chunk.upper is None else ", ".join(chunk.upper)
     return f"[{lower or 'lowest'} … {upper or 'highest'}{')' if upper else ']'}"
+
+
+def _table(table: Table) -> Iterable[RenderableType]:
+    """Yield one of several tables: its mode, and what each column gets."""
+    from rich.text import Text
+
+    entry, target = table.entry, table.target
+    mode = target.mode + (f" on {', '.join(target.conflict)}" if target.conflict else "")
+    rows = f"a row for each element of {entry.unnest.column}" if entry.unnest else "a row for each record"
+    yield Text(f"{target.label}: {mode}, {rows}{f', where {entry.where}' if entry.where else ''}", "bold")
+    grid_ = grid([("column", "<"), ("from", "<"), ("target type", "<"), ("route", "<")])
+    for column in table.columns:
+        value = entry.columns.get(column.name)
+        if value is None:
+            what = "its sequence"
+        elif value.parent:
+            what = f"{value.column} of {value.parent}"
+        else:
+            what = f"uuid of {', '.join(value.uuid)}" if value.uuid else value.expression
+        checked = ", each value checked" if column.fits is not None or column.may_fail else ""
+        grid_.add_row("", Text(column.name), Text(what), Text(column.target.pg_type), Text(column.wire + checked))
+    yield grid_
+    yield from (Text(f"note: {column.note}") for column in table.columns if column.note)
+    yield Text("  it is there; no DDL would run")
+    yield Text("")
 
 
 def _routes(prepared: Prepared) -> Iterable[RenderableType]:

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self
 from zoneinfo import available_timezones
 
+import polars as pl
 import psycopg
 
 from keyhaul import catalog
@@ -28,9 +29,10 @@ from keyhaul.runcheck import check_run_rules
 from keyhaul.shapes import differences
 from keyhaul.sources.lookups import LookupSource
 from keyhaul.sources.sql import SqlSource
+from keyhaul.tables import compile_tables, refuse_held, together
 from keyhaul.targets.modes import with_mode
 from keyhaul.targets.postgres import TargetTable, inspect_target
-from keyhaul.transform import Transform, compile_transform
+from keyhaul.transform import OutputColumn, Transform, compile_transform
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -44,6 +46,9 @@ if TYPE_CHECKING:
     from keyhaul.mapping import WriteColumn
     from keyhaul.model import Column
     from keyhaul.pgtypes import Route
+    from keyhaul.tables import Table
+
+    _Settled = tuple[TargetTable, TableDefinition | None, tuple[WriteColumn, ...], tuple[Table, ...]]
 
 MAX_NAME_BYTES = 63
 """NAMEDATALEN - 1: PostgreSQL cuts a longer name with no more than a notice."""
@@ -69,6 +74,7 @@ class Prepared:
     checks: tuple[Check, ...]
     columns: tuple[WriteColumn, ...]
     read_columns: tuple[str, ...]
+    tables: tuple[Table, ...] = ()
 
     @property
     def reader(self) -> Literal["connectorx", "adbc"]:
@@ -93,6 +99,10 @@ class Prepared:
     ) -> None:
         """Close both connections."""
         self.close()
+
+    def refuse_held(self) -> None:
+        """Refuse a new run into several tables of which one holds rows and has no mode; see `tables.refuse_held`."""
+        refuse_held(self.tables)
 
     def close(self) -> None:
         """Close both connections."""
@@ -148,6 +158,36 @@ def _compile(
     _refuse_routes(routes, read_columns)
     checks = compile_rules(job.rules, {name: column.dtype for name, column in transform.output.items()})
     check_dedup(job, transform, sources)
+    settle = _settle_tables if job.targets else _settle_table
+    target, definition, columns, tables = settle(job, ends, source_conn, target_conn, source, transform)
+    return Prepared(
+        job=job,
+        ends=ends,
+        source_conn=source_conn,
+        target_conn=target_conn,
+        source=source,
+        target=target,
+        definition=definition,
+        routes=routes,
+        sources=sources,
+        transform=transform,
+        checks=checks,
+        columns=columns,
+        read_columns=read_columns,
+        tables=tables,
+    )
+
+
+def _settle_table(
+    job: Job,
+    ends: Ends,
+    source_conn: psycopg.Connection[Any],
+    target_conn: psycopg.Connection[Any],
+    source: SqlSource,
+    transform: Transform,
+) -> _Settled:
+    """Find the job's table, or what creates it, and map the columns."""
+    sources = {column.name: column for column in source.relation.columns}
     definition = source.definition(_types_of(transform, sources))
     into = job.target.table
     if into == job.source.table:
@@ -167,25 +207,31 @@ def _compile(
     _check_names([*given, target.schema, target.table, *transform.output])
     columns = build_mapping(transform.output, sources, target.columns, target.label, time_zone=_check_zone(job))
     target = with_mode(target_conn, target, job.target, [column.name for column in columns])
-    _check_shapes(source_conn, target_conn, target, transform, sources, columns)
+    _check_shapes(source_conn, target_conn, target, transform.output, sources, columns)
     if not columns:
         msg = f"load {target.label}: no column is left after the transform. Drop fewer"
         raise RefusedError(msg)
-    return Prepared(
-        job=job,
-        ends=ends,
-        source_conn=source_conn,
-        target_conn=target_conn,
-        source=source,
-        target=target,
-        definition=definition,
-        routes=routes,
-        sources=sources,
-        transform=transform,
-        checks=checks,
-        columns=columns,
-        read_columns=read_columns,
-    )
+    return target, definition, columns, ()
+
+
+def _settle_tables(
+    job: Job,
+    ends: Ends,
+    source_conn: psycopg.Connection[Any],
+    target_conn: psycopg.Connection[Any],
+    source: SqlSource,
+    transform: Transform,
+) -> _Settled:
+    """Find the tables under `targets`, which must be there, and compile what goes into each."""
+    sources = {column.name: column for column in source.relation.columns}
+    tables = compile_tables(target_conn, job.targets, transform.output, sources, _check_zone(job))
+    for table in tables:
+        _refuse_itself(ends, source, table.target)
+        copied = {name: OutputColumn(dtype=pl.String(), source=origin) for name, origin in table.copies.items()}
+        _check_shapes(source_conn, target_conn, table.target, copied, sources, table.columns)
+    given = [part for name in [job.source.table] if name for part in _parts(target_conn, name)]
+    _check_names([*given, *transform.output])
+    return together(tables), None, (), tables
 
 
 def _lookups(job: Job, dsn: Dsn, source: SqlSource) -> LookupSource:
@@ -231,14 +277,14 @@ def _check_shapes(
     source_conn: psycopg.Connection[Any],
     target_conn: psycopg.Connection[Any],
     target: TargetTable,
-    transform: Transform,
+    output: Mapping[str, OutputColumn],
     sources: Mapping[str, Column],
     columns: Sequence[WriteColumn],
 ) -> None:
     """Refuse an enum that lacks a label, and a type of the same name that is made of something else."""
     if target.ddl.before:
         return  # its types were compared, or will be created
-    copied = {name: sources[column.source] for name, column in transform.output.items() if column.source}
+    copied = {name: sources[column.source] for name, column in output.items() if column.source}
     pairs = [(copied[column.name], column.target) for column in columns if column.name in copied]
     problems = [
         f"write {target.label}.{problem}. Change the type there, or cast the column to text in both"

@@ -152,7 +152,7 @@ class _Replay:
             what = f"not {target.label}" if original.target_table != target.label else "which is not there any more"
             msg = f"{run}: it loaded {original.target_table}, {what}. Give the run's target table in --into"
             raise RefusedError(msg)
-        if not (source.unique() or job.target.mode in {"skip", "upsert"} or self._target_is_unique()):
+        if not (source.unique() or self._looks_at_what_is_there() or self._target_is_unique()):
             msg = (
                 f"{run}: several rows of {source.relation.label} may have one key, and those that are loaded would be "
                 f"loaded again. Create a unique index on {', '.join(job.key)} in the source, a primary key on it in "
@@ -160,6 +160,10 @@ class _Replay:
             )
             raise RefusedError(msg)
         check_replay(job, self._prepared.transform, target.conflict)
+
+    def _looks_at_what_is_there(self) -> bool:
+        modes: list[str | None] = [table.target.mode for table in self._prepared.tables] or [self._job.target.mode]
+        return all(mode in {"skip", "upsert"} for mode in modes)
 
     def _target_is_unique(self) -> bool:
         """Whether a row that was loaded cannot be loaded again: the primary key is (a part of) the job's key."""

@@ -10,11 +10,11 @@ from keyhaul.memory import peak_memory_bytes
 from keyhaul.text import duration, one_line, per_second, plural, size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from rich.console import Console, RenderableType
 
-    from keyhaul.model import Counts, Report
+    from keyhaul.model import Counts, Report, TableCounts
 
 FAILURES_SHOWN = 5
 REASONS_SHOWN = 10
@@ -40,6 +40,21 @@ def balance(counts: Counts) -> Iterable[RenderableType]:
             counts.loaded + counts.unchanged + counts.duplicate + counts.filtered + counts.quarantined
         )
         yield Text(f"  ✗ not balanced: {rest:+,} rows read are not accounted for", "bold red")
+
+
+def by_table(tables: Sequence[TableCounts]) -> Iterable[RenderableType]:
+    """Yield the rows of each table, of a job with several; nothing for others."""
+    from rich.text import Text
+
+    if not tables:
+        return
+    yield ""
+    yield "  The balance counts records. Rows by table:"
+    kinds = ("inserted", "updated", "unchanged", "duplicate")
+    table = grid([("table", "<"), *((kind, ">") for kind in kinds)])
+    for one in tables:
+        table.add_row("", Text(one_line(one.table)), *(f"{getattr(one, kind):,}" for kind in kinds))
+    yield table
 
 
 def headline(report: Report) -> str:
@@ -98,6 +113,7 @@ def print_report(
         if not quiet:
             yield ""
             yield from balance(report.counts)
+            yield from by_table(report.tables)
             yield ""
             yield from _facts(report)
         yield from _failures(report)

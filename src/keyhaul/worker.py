@@ -18,6 +18,7 @@ from keyhaul.faults import pass_point
 from keyhaul.mapping import as_text
 from keyhaul.model import RECORD, Timings
 from keyhaul.sources.readers import READERS, UnreadableValueError
+from keyhaul.spread import Spreader
 from keyhaul.stage import Stager
 from keyhaul.targets import postgres
 from keyhaul.targets.replayed import Batch, open_keys
@@ -34,8 +35,10 @@ if TYPE_CHECKING:
     from keyhaul.pgtypes import Route
     from keyhaul.sources.readers import Reader
     from keyhaul.sources.sql import SqlSource
+    from keyhaul.tables import Table
     from keyhaul.targets.postgres import TargetTable
     from keyhaul.targets.session import Session
+    from keyhaul.targets.sheets import Sheet
     from keyhaul.transform import Transform
 
 
@@ -66,6 +69,7 @@ class Task:
         read_columns: the source columns that are read: those used, and the key's.
         routes: how each of them travels.
         key: the key's columns.
+        tables: of a job with several; `columns` is empty then.
         replay_of: the run whose quarantined records the chunks are; None for a run of its own.
     """
 
@@ -85,6 +89,7 @@ class Task:
     checks: tuple[Check, ...]
     dedup: Dedup | None
     columns: tuple[WriteColumn, ...]
+    tables: tuple[Table, ...] = ()
     replay_of: str | None = None
 
     @cached_property
@@ -94,6 +99,7 @@ class Task:
         staged = {name for check in self.checks for name in check.columns}
         if self.dedup is not None:
             staged |= {*self.dedup.on, *self.dedup.order_by}
+        staged = staged.union(*(table.looks_at for table in self.tables))
         return self.transform.used | {source for name, source in copies.items() if name in staged}
 
     @cached_property
@@ -125,6 +131,7 @@ class Worker:
         self._reader: Reader | None = None
         self._session: Session | None = None
         self._stager: Stager | None = None
+        self._spreader: Spreader | None = None
 
     def move(self, chunk: Chunk, attempt: int) -> ChunkResult:
         """Read, transform, stage and load one chunk; returns what the ledger holds of it.
@@ -178,26 +185,34 @@ class Worker:
 
     def _commit(self, chunk: Chunk, attempt: int, produced: Produced) -> ChunkResult:
         """Load what was produced, with its ledger row."""
-        self._step(chunk, "load", produced.staged.accepted.height)
-        entry = replace(self._entry(chunk, attempt, produced.timings, produced.bytes_read), batch=produced.batch)
+        staged, timings = produced.staged, produced.timings
+        sheets: Sequence[Sheet] = ()
+        if self._task.tables:
+            started = time.perf_counter()
+            staged, sheets = self._spread(staged, produced.text_columns)
+            timings = replace(timings, stage_seconds=timings.stage_seconds + time.perf_counter() - started)
+        self._step(chunk, "load", staged.accepted.height)
+        entry = replace(self._entry(chunk, attempt, timings, produced.bytes_read), batch=produced.batch)
         try:
-            return self._load(self._columns(produced.text_columns), produced.staged, entry)
+            return self._load(self._columns(produced.text_columns), staged, entry, sheets)
         except BaseException:
             self._drop_session()
             raise
 
-    def _load(self, columns: Sequence[WriteColumn], staged: Staged, entry: postgres.LedgerEntry) -> ChunkResult:
+    def _load(
+        self, columns: Sequence[WriteColumn], staged: Staged, entry: postgres.LedgerEntry, sheets: Sequence[Sheet]
+    ) -> ChunkResult:
         """Load a chunk; when the target rejects rows of it, through a session that can look for them."""
         session = self._open_session()
         try:
-            return postgres.load(session, self._task.target, columns, staged, entry)
+            return postgres.load(session, self._task.target, columns, staged, entry, sheets)
         except RejectedError:
             if session.recovers:
                 raise
         self._drop_session()
         self._session = CopySession(target_uri(self._task, self.number))
         try:
-            return postgres.load(self._session, self._task.target, columns, staged, entry)
+            return postgres.load(self._session, self._task.target, columns, staged, entry, sheets)
         finally:
             self._drop_session()
 
@@ -229,6 +244,9 @@ class Worker:
         if self._stager is not None:
             self._stager.close()
             self._stager = None
+        if self._spreader is not None:
+            self._spreader.close()
+            self._spreader = None
 
     # --- steps -----------------------------------------------------------------------------------
 
@@ -343,6 +361,15 @@ class Worker:
         copied = {name: str(source) for name, source in outputs.items()}
         return as_text(task.columns, task.sources, copied, task.job.source.time_zone)
 
+    def _spread(self, staged: Staged, text_columns: frozenset[str]) -> tuple[Staged, Sequence[Sheet]]:
+        """Turn the accepted records into the rows of several tables."""
+        task = self._task
+        text = text_columns - task.looked_at
+        if self._spreader is None:
+            self._spreader = Spreader()
+        tables = [table.in_text(text, task.sources, task.job.source.time_zone) for table in task.tables]
+        return self._spreader.spread(staged, tables)
+
     def _entry(self, chunk: Chunk, attempt: int, timings: Timings, size: int) -> postgres.LedgerEntry:
         task = self._task
         return postgres.LedgerEntry(
@@ -365,7 +392,9 @@ class Worker:
 
     def _open_session(self) -> Session:
         if self._session is None:
-            self._session = SESSIONS[self._task.job.target.loader](target_uri(self._task, self.number))
+            # Rows of several tables go through savepoints, which ADBC does not come back from.
+            loader = "copy" if self._task.tables else self._task.job.target.loader
+            self._session = SESSIONS[loader](target_uri(self._task, self.number))
         return self._session
 
     def _drop_session(self) -> None:

@@ -18,6 +18,8 @@ from keyhaul.model import RECORD
 from keyhaul.targets.rows import CHUNK, INVALID, Placed, cast_column, fill_temporary, write_rows
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from keyhaul.targets.rows import Destination
     from keyhaul.targets.session import Session
 
@@ -132,13 +134,13 @@ def _halve(session: Session, destination: Destination, search: _Search) -> None:
         if error is None:
             continue
         if part.height == 1:
-            search.rejected.append(_verdict(part[RECORD][0], error))
+            search.rejected.append(verdict(part[RECORD][0], error))
             continue
         search.failed_copies += 1
         if search.failed_copies > FAILED_COPIES_BEFORE_SETS and not search.asked_sets:
             search.asked_sets = True
             left = pl.concat([part, *reversed(search.pending)])
-            guilty = _ask_sets(session, destination, left)
+            guilty = ask_sets(session, destination, left)
             if guilty.height:
                 search.rejected.append(guilty)
                 innocent = left.filter(~pl.col(RECORD).is_in(guilty[RECORD].implode()))
@@ -172,7 +174,8 @@ def _try(session: Session, destination: Destination, part: pl.DataFrame, search:
     return None
 
 
-def _verdict(record: int, error: RejectedError) -> pl.DataFrame:
+def verdict(record: int, error: RejectedError) -> pl.DataFrame:
+    """Return a record that the target rejects, with the constraint, column or SQLSTATE as its rule."""
     rule = error.constraint or (f"not_null:{error.column}" if error.column else f"sqlstate:{error.sqlstate}")
     return pl.DataFrame([(record, "load", [rule], str(error))], schema=INVALID, orient="row")
 
@@ -188,8 +191,23 @@ def _refers_to_itself(session: Session, table: sql.Identifier) -> bool:
 # --- the constraints as sets -------------------------------------------------------------------------
 
 
-def _ask_sets(session: Session, destination: Destination, frame: pl.DataFrame) -> pl.DataFrame:
-    """Ask each constraint for the rows that break it: an anti-join for references, a window for uniques."""
+def ask_sets(
+    session: Session,
+    destination: Destination,
+    frame: pl.DataFrame,
+    *,
+    kinds: str = "fcu",
+    within: Collection[str] = (),
+) -> pl.DataFrame:
+    """Ask each constraint for the rows that break it: an anti-join for references, a window for uniques.
+
+    Args:
+        session: in a transaction, with nothing of these rows written.
+        destination: the table, and what to do with a row that is there.
+        frame: the rows, with ``_record``.
+        kinds: the constraints that are asked: foreign keys, checks, unique indexes.
+        within: tables, as SQL has them, that are loaded with this one: references to them are not asked.
+    """
     session.execute(sql.SQL("savepoint keyhaul_sets"))
     try:
         columns, table = destination.columns, destination.table
@@ -202,6 +220,8 @@ def _ask_sets(session: Session, destination: Destination, frame: pl.DataFrame) -
         for constraint in session.execute(query):
             if constraint[1] == "u" and set(constraint[3] or ()) == set(destination.conflict):
                 continue  # that a row is there already is what the mode is for
+            if constraint[1] not in kinds or constraint[5] in within:
+                continue
             for record in _breaking(session, table, rows, constraint, known):
                 found.setdefault(record, []).append((constraint[0], constraint[1]))
     except ChunkError:

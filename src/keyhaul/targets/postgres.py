@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -18,6 +18,7 @@ from keyhaul.pgtypes import ddl_type
 from keyhaul.sql import statement
 from keyhaul.targets.ddl import Ddl, compose_ddl
 from keyhaul.targets.isolate import write_chunk
+from keyhaul.targets.records import write_records
 from keyhaul.targets.replayed import lock_records, settle
 from keyhaul.targets.rows import Destination
 
@@ -26,9 +27,10 @@ if TYPE_CHECKING:
 
     from keyhaul.definition import TableDefinition
     from keyhaul.mapping import WriteColumn
-    from keyhaul.model import Staged
+    from keyhaul.model import Staged, TableCounts
     from keyhaul.targets.replayed import Batch
     from keyhaul.targets.session import Session
+    from keyhaul.targets.sheets import Sheet
     from keyhaul.transform import OutputColumn
 
 
@@ -44,6 +46,7 @@ class TargetTable:
         primary_key: its columns, there or to be created.
         mode, conflict, newer_by: what becomes of a row that is there already; see `Destination`.
         fresh: in mode replace, the table that is loaded in the place of this one; empty for itself.
+        others: further tables that the same records go to, after this one.
     """
 
     schema: str
@@ -56,6 +59,7 @@ class TargetTable:
     conflict: tuple[str, ...] = ()
     newer_by: str | None = None
     fresh: str = ""
+    others: tuple[TargetTable, ...] = ()
 
     def destination(self, columns: Sequence[WriteColumn]) -> Destination:
         """Return where rows with these columns go."""
@@ -79,8 +83,8 @@ class TargetTable:
 
     @property
     def label(self) -> str:
-        """Return ``schema.table`` for people."""
-        return f"{self.schema}.{self.table}"
+        """Return ``schema.table`` for people; all of them, if there are several."""
+        return ", ".join([f"{self.schema}.{self.table}", *(other.label for other in self.others)])
 
 
 def inspect_target(
@@ -267,11 +271,17 @@ def ask_ledger(session: Session, entry: LedgerEntry) -> ChunkResult | None:
 
 
 def load(
-    session: Session, target: TargetTable, columns: Sequence[WriteColumn], staged: Staged, entry: LedgerEntry
+    session: Session,
+    target: TargetTable,
+    columns: Sequence[WriteColumn],
+    staged: Staged,
+    entry: LedgerEntry,
+    sheets: Sequence[Sheet] = (),
 ) -> ChunkResult:
     """Load one chunk, its quarantined records and its ledger row in one transaction.
 
-    Rows are counted by the server's own statistics of this transaction, not by what was sent.
+    Rows are counted by the server's own statistics of this transaction, not by what was sent. With `sheets`
+    the records go there, and not into `target`.
 
     Returns:
         What the ledger now holds; if the chunk was there already, what it held before, and nothing is done.
@@ -287,7 +297,10 @@ def load(
     batch = entry.batch
     if batch is not None:
         lock_records(session, batch)
-    placed = write_chunk(session, target.destination(columns), staged.accepted)
+    if sheets:
+        placed = write_records(session, sheets)
+    else:
+        placed = write_chunk(session, target.destination(columns), staged.accepted)
     rejected = pl.concat([staged.rejected, staged.describe(placed.invalid)])
     _send_rejected(session, rejected)
     if batch is not None:
@@ -307,7 +320,7 @@ def load(
         duplicate=staged.counts.duplicate + placed.duplicate,
         quarantined=quarantined,
     )
-    result = _record(session, counts, staged, entry)
+    result = _record(session, counts, staged, entry, placed.tables)
     pass_point("ledger.written")
     pass_point("commit.before")
     session.commit()
@@ -340,7 +353,9 @@ def _write_quarantine(session: Session, rejected: pl.DataFrame, entry: LedgerEnt
     return int(session.execute(query)[0][0])
 
 
-def _record(session: Session, counts: Counts, staged: Staged, entry: LedgerEntry) -> ChunkResult:
+def _record(
+    session: Session, counts: Counts, staged: Staged, entry: LedgerEntry, tables: Sequence[TableCounts]
+) -> ChunkResult:
     timings = entry.timings
     elapsed = timings.read_seconds + timings.transform_seconds + timings.stage_seconds
     rows = session.execute(
@@ -358,6 +373,7 @@ def _record(session: Session, counts: Counts, staged: Staged, entry: LedgerEntry
             rows_filtered=counts.filtered,
             rows_quarantined=counts.quarantined,
             warned=json.dumps(dict(staged.warned)),
+            tables=json.dumps([asdict(table) for table in tables]),
             read_seconds=timings.read_seconds,
             transform_seconds=timings.transform_seconds,
             stage_seconds=timings.stage_seconds,

@@ -9,7 +9,7 @@ import polars as pl
 from psycopg import sql
 
 from keyhaul.errors import ChunkError
-from keyhaul.model import RECORD
+from keyhaul.model import RECORD, TableCounts
 from keyhaul.pgtypes import DIRECT_WIRE
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ class Placed:
         duplicate: another row of the same write has their conflict columns and was preferred.
         invalid: records with a text that the target's type does not take, as ``_record``, ``stage``,
             ``rules`` and ``message``; not written.
+        tables: of a job with several: what became of each one's rows. The other numbers are records then.
     """
 
     inserted: int = 0
@@ -65,6 +66,7 @@ class Placed:
     unchanged: int = 0
     duplicate: int = 0
     invalid: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=INVALID))
+    tables: tuple[TableCounts, ...] = ()
 
 
 def write_rows(session: Session, destination: Destination, frame: pl.DataFrame) -> Placed:
@@ -83,13 +85,13 @@ def write_rows(session: Session, destination: Destination, frame: pl.DataFrame) 
     if not frame.height:
         return Placed()
     columns, table = destination.columns, destination.table
-    before = _stored(session, table)
+    before = stored_rows(session, table)
     if destination.mode == "append" and all(column.wire == DIRECT_WIRE for column in columns):
-        session.copy(table, _arrow(frame, columns), {c.name: c.encoder for c in columns})
-        return _appended(session, table, before, frame.height, pl.DataFrame(schema=INVALID))
+        session.copy(table, arrow_rows(frame, columns), {c.name: c.encoder for c in columns})
+        return appended(session, table, before, frame.height, pl.DataFrame(schema=INVALID))
     doubtful = [column for column in columns if column.may_fail]
     fill_temporary(session, columns, frame, numbered=bool(doubtful) or destination.mode == "upsert")
-    invalid = _invalid(session, doubtful) if doubtful else pl.DataFrame(schema=INVALID)
+    invalid = invalid_texts(session, doubtful) if doubtful else pl.DataFrame(schema=INVALID)
     if invalid.height:
         records = sql.SQL(", ").join(map(sql.Literal, invalid[RECORD]))
         session.execute(sql.SQL("delete from {} where {} in ({})").format(CHUNK, sql.Identifier(RECORD), records))
@@ -98,10 +100,10 @@ def write_rows(session: Session, destination: Destination, frame: pl.DataFrame) 
     names = sql.SQL(", ").join(sql.Identifier(c.name) for c in columns)
     casts = sql.SQL(", ").join(cast_column(column) for column in columns)
     insert = sql.SQL("insert into {} as _there ({}) overriding system value select {} from {}{}")
-    session.execute(insert.format(table, names, casts, CHUNK, _on_conflict(destination)))
+    session.execute(insert.format(table, names, casts, CHUNK, on_conflict(destination)))
     if destination.mode == "append":
-        return _appended(session, table, before, sent, invalid)
-    after = _stored(session, table)
+        return appended(session, table, before, sent, invalid)
+    after = stored_rows(session, table)
     inserted, updated = after[0] - before[0], after[1] - before[1]
     return Placed(
         inserted=inserted,
@@ -112,10 +114,11 @@ def write_rows(session: Session, destination: Destination, frame: pl.DataFrame) 
     )
 
 
-def _appended(
+def appended(
     session: Session, table: sql.Identifier, before: tuple[int, int, int], sent: int, invalid: pl.DataFrame
 ) -> Placed:
-    now = _stored(session, table)
+    """Return what an append stored; a ChunkError when that is another number of rows than were sent."""
+    now = stored_rows(session, table)
     stored = now[0] - before[0] - (now[2] - before[2])
     if stored != sent:
         msg = (
@@ -126,7 +129,7 @@ def _appended(
     return Placed(inserted=stored, invalid=invalid)
 
 
-def _stored(session: Session, table: sql.Identifier) -> tuple[int, int, int]:
+def stored_rows(session: Session, table: sql.Identifier) -> tuple[int, int, int]:
     """Return the rows that this transaction has inserted, updated and deleted, by the server's own statistics."""
     rows = session.execute(
         sql.SQL(
@@ -156,7 +159,8 @@ def _drop_rivals(session: Session, destination: Destination) -> int:
     return int(session.execute(query)[0][0])
 
 
-def _on_conflict(destination: Destination) -> sql.Composable:
+def on_conflict(destination: Destination) -> sql.Composable:
+    """Return the ON CONFLICT clause of the destination's mode; nothing for append."""
     if destination.mode == "append":
         return sql.SQL("")
     keys = sql.SQL(", ").join(map(sql.Identifier, destination.conflict))
@@ -185,7 +189,7 @@ def fill_temporary(session: Session, columns: Sequence[WriteColumn], frame: pl.D
         sql.SQL("{} {}").format(sql.Identifier(c.name), sql.SQL(c.target.pg_type if c.wire == DIRECT_WIRE else c.wire))
         for c in columns
     ]
-    data = _arrow(frame, columns)
+    data = arrow_rows(frame, columns)
     if numbered:
         definitions.append(sql.SQL("{} bigint").format(sql.Identifier(RECORD)))
         data = data.append_column(RECORD, frame[RECORD].to_arrow())
@@ -195,7 +199,7 @@ def fill_temporary(session: Session, columns: Sequence[WriteColumn], frame: pl.D
     session.copy(CHUNK, data, {c.name: c.encoder for c in columns})
 
 
-def _invalid(session: Session, doubtful: Sequence[WriteColumn]) -> pl.DataFrame:
+def invalid_texts(session: Session, doubtful: Sequence[WriteColumn]) -> pl.DataFrame:
     """Ask the target which texts its types do not take; one pass over the temporary table."""
     known = session.execute(sql.SQL("select to_regproc('pg_catalog.pg_input_is_valid') is not null"))
     if not known[0][0]:
@@ -233,7 +237,7 @@ def cast_column(column: WriteColumn) -> sql.Composable:
     return sql.SQL("{}::{}").format(name, sql.SQL(column.target.cast_type))
 
 
-def _arrow(frame: pl.DataFrame, columns: Sequence[WriteColumn]) -> Any:  # noqa: ANN401 - a pyarrow Table
+def arrow_rows(frame: pl.DataFrame, columns: Sequence[WriteColumn]) -> Any:  # noqa: ANN401 - a pyarrow Table
     """Return the rows with the exact Arrow type of each column's wire."""
     import pyarrow as pa
 
