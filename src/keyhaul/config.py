@@ -284,6 +284,7 @@ def load_job(path: Path | None, flags: Mapping[str, object], environ: Mapping[st
     rules += steps.rules_from_flags(draft, _texts(given, "rule"), rules)
     run_rules = runrules.read_run_rules(draft)
     tables = tablestep.read_targets(draft)
+    tablestep.check_neighbours(draft, tables)
     layers.fill_in(draft)
     layers.check_uris(draft)
     read = {"transform": found, "rules": rules, "run_rules": run_rules, "targets": tables}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, Final
 
 from keyhaul.errors import ConfigError, RefusedError
@@ -10,6 +11,9 @@ if TYPE_CHECKING:
     import psycopg
 
     from keyhaul.connecting import Ends
+
+DEFAULT_WORKERS: Final = max(1, min(4, os.cpu_count() or 1))
+"""One for each core, at most four; docs/design.md has the measurement."""
 
 _FREE_CONNECTIONS: Final = """
 select current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int

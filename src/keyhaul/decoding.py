@@ -39,3 +39,14 @@ def _decoded(name: str, have: pl.DataType, want: pl.DataType) -> pl.Expr:
     if isinstance(want, pl.Datetime) and isinstance(have, pl.Datetime) and want.time_zone and have.time_zone:
         return column.dt.convert_time_zone(want.time_zone).cast(want)
     return column.cast(want, strict=False)  # the caller compares the NULLs
+
+
+def parsed(name: str, want: pl.DataType) -> pl.Expr:
+    """Parse PostgreSQL's text form; what has no place in the type becomes NULL."""
+    column = pl.col(name)
+    if isinstance(want, pl.Datetime):
+        form = "%Y-%m-%d %H:%M:%S%.f" + ("%#z" if want.time_zone else "")
+        return column.str.to_datetime(form, time_unit="us", strict=False).cast(want)
+    if isinstance(want, pl.Date):
+        return column.str.to_date("%Y-%m-%d", strict=False)
+    return column.cast(want, strict=False)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import psycopg
 from psycopg import sql
@@ -13,7 +12,7 @@ from psycopg import sql
 from keyhaul import events
 from keyhaul.connecting import connect_ledger, find_ends
 from keyhaul.control import Control
-from keyhaul.crew import allowed_workers, check_server
+from keyhaul.crew import DEFAULT_WORKERS, allowed_workers, check_server
 from keyhaul.dsn import redact
 from keyhaul.errors import ConfigError, EtlError, RefusedError, StopRunError
 from keyhaul.faults import pass_point
@@ -37,9 +36,6 @@ if TYPE_CHECKING:
     from keyhaul.config import Job
     from keyhaul.ledger import Totals, Unfinished
     from keyhaul.model import Observer, Outcome, RunCheck
-
-DEFAULT_WORKERS: Final = max(1, min(4, os.cpu_count() or 1))
-"""One for each core, at most four; docs/design.md has the measurement."""
 
 __all__ = ["Control", "run"]
 

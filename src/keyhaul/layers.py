@@ -106,7 +106,7 @@ def fill_in(draft: Draft) -> None:
             draft.refuse(("target", "table"), "nothing", "a table, because the source is a query", "Give --into")
         # Without a table there are targets, or a problem already; "-" keeps the model from telling it twice.
         target["table"] = "-" if draft.data.get("targets") is not None else table or "-"
-    if draft.data.get("incremental") is not None:
+    if draft.data.get("incremental") is not None and draft.data.get("targets") is None:
         _fill_in_mode(draft, target)
     if draft.data.get("job") is None:
         draft.data["job"] = _default_name(table, query)

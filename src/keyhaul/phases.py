@@ -20,12 +20,13 @@ import polars as pl
 
 from keyhaul import events
 from keyhaul.copies import across_chunks
+from keyhaul.decoding import parsed
 from keyhaul.errors import ConfigError, RefusedError, StopRunError
 from keyhaul.gather import Contest, Gathered, Store, remove
 from keyhaul.model import RECORD, ChunkResult, Staged
 from keyhaul.stage import REJECTED
 from keyhaul.text import plural
-from keyhaul.worker import Produced, Worker, parsed
+from keyhaul.worker import Produced, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

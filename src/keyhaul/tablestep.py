@@ -169,6 +169,22 @@ def read_targets(draft: Draft) -> tuple[TableEntry, ...]:
     return tuple(entries)
 
 
+def check_neighbours(draft: Draft, tables: Sequence[TableEntry]) -> None:
+    """Note what a job with several tables cannot have beside them."""
+    if not tables:
+        return
+    if draft.data.get("run_rules"):
+        hint = "Check the tables with `etl check`, or move each with a job of its own"
+        draft.refuse(("run_rules",), "rules for one table beside targets", "a job with one table", hint)
+    if draft.data.get("incremental") is None:
+        return
+    for number, entry in enumerate(tables):
+        if entry.mode not in {"skip", "upsert"}:
+            got = f"{entry.mode or 'no mode'} with incremental"
+            hint = "Rows inside the lag are read again, and would be there twice"
+            draft.refuse(("targets", number, "mode"), got, "skip or upsert", hint)
+
+
 def entry_identity(entry: TableEntry) -> dict[str, Any]:
     """Return what an entry does, JSON-ready, without where it stands."""
     unnest = entry.unnest

@@ -12,7 +12,7 @@ import polars as pl
 import pyarrow as pa
 
 from keyhaul import events, pgtypes
-from keyhaul.decoding import any_out_of_range, decode
+from keyhaul.decoding import any_out_of_range, decode, parsed
 from keyhaul.errors import ChunkError, RejectedError, safe_message
 from keyhaul.faults import pass_point
 from keyhaul.mapping import as_text
@@ -342,14 +342,14 @@ class Worker:
         Those hold infinity, NaN, or a date that no Arrow type has; an expression would see NULL there.
         """
         odd = sorted(text_columns & self._task.looked_at)
-        parsed = source.with_columns(parsed(name, self._task.routes[name].dtype) for name in odd)
-        lost = [parsed[name].is_null() & source[name].is_not_null() for name in odd]
+        typed = source.with_columns(parsed(name, self._task.routes[name].dtype) for name in odd)
+        lost = [typed[name].is_null() & source[name].is_not_null() for name in odd]
         unseen = pl.Series([False] * source.height, dtype=pl.Boolean) if not lost else lost[0]
         for mask in lost[1:]:
             unseen |= mask
         message = f"{', '.join(odd)}: no expression can see this value (infinity, NaN or a date far away)"
         rejected = source.filter(unseen).select(RECORD, message=pl.lit(message), rule=pl.lit("transform"))
-        return parsed.filter(~unseen), rejected
+        return typed.filter(~unseen), rejected
 
     def _columns(self, text_columns: frozenset[str]) -> Sequence[WriteColumn]:
         """Return the mapping for a chunk in which some columns travel as text."""
@@ -412,14 +412,3 @@ def target_uri(task: Task, worker: int) -> str:
         "idle_in_transaction_session_timeout": "0",
     }
     return task.target_dsn.uri(application_name=f"keyhaul {task.run_id} worker {worker}", options=settings)
-
-
-def parsed(name: str, want: pl.DataType) -> pl.Expr:
-    """Parse PostgreSQL's text form; what has no place in the type becomes NULL."""
-    column = pl.col(name)
-    if isinstance(want, pl.Datetime):
-        form = "%Y-%m-%d %H:%M:%S%.f" + ("%#z" if want.time_zone else "")
-        return column.str.to_datetime(form, time_unit="us", strict=False).cast(want)
-    if isinstance(want, pl.Date):
-        return column.str.to_date("%Y-%m-%d", strict=False)
-    return column.cast(want, strict=False)

@@ -8,7 +8,7 @@ from moving import rows, run_sql
 
 from keyhaul.config import load_job
 from keyhaul.control import Control
-from keyhaul.errors import RefusedError
+from keyhaul.errors import ConfigError, RefusedError
 from keyhaul.nameduuid import NAMESPACE
 from keyhaul.replay import replay
 
@@ -320,3 +320,22 @@ def test_copies_across_chunks_are_told_before_their_rows_go_anywhere(databases, 
     assert (report.counts.loaded, report.counts.duplicate, report.counts.balanced) == (58, 2, True)
     (kept,) = rows(target, "select id from public.orders where id in (3, 30, 58)")
     assert_whole(databases, {3, 30, 58} - set(kept))
+
+
+@pytest.mark.parametrize(
+    ("beside", "says"),
+    [
+        ("run_rules: [{unique: id}]", "run_rules: got rules for one table beside targets"),
+        (
+            "incremental: {column: id, lag: 1}",
+            r"targets\[0\]\.mode: got no mode with incremental, expected skip or upsert",
+        ),
+    ],
+)
+def test_what_looks_at_one_table_is_refused_beside_several(tmp_path, beside, says):
+    job = tmp_path / "job.yaml"
+    job.write_text(
+        f"source: {{table: public.orders}}\nkey: id\n{beside}\ntargets:\n  - {{table: public.a, columns: {{id: id}}}}\n"
+    )
+    with pytest.raises(ConfigError, match=says):
+        load_job(job, {}, {})
