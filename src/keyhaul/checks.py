@@ -144,9 +144,21 @@ def _bind(con: duckdb.DuckDBPyConnection, check: Check, schema: Mapping[str, pl.
 
 def _misread(con: duckdb.DuckDBPyConnection, check: Check, schema: Mapping[str, pl.DataType]) -> str:
     """Return why the text of a check is not one expression over one row, or an empty string."""
-    # Without our parentheses as well: `a) or (b` is an expression only inside them.
     condition = check.sql.removeprefix("not ")
-    for text in (condition.removeprefix("(\n").removesuffix("\n)"), condition):
+    problem = not_one_expression(con, condition.removeprefix("(\n").removesuffix("\n)"))
+    if problem:
+        return problem
+    ambiguous = sorted(c for c in check.columns if duck_name(c, schema) != c and not check.name.startswith("not_null:"))
+    if ambiguous:
+        names = " and ".join(ambiguous)
+        return f"{names} differ only in case, which DuckDB does not see. Rename one (transform: - rename)"
+    return ""
+
+
+def not_one_expression(con: duckdb.DuckDBPyConnection, expression: str) -> str:
+    """Return why a text is not one expression over one row, or an empty string; it is parsed and not run."""
+    # Without our parentheses as well: `a) or (b` is an expression only inside them.
+    for text in (expression, f"(\n{expression}\n)"):
         tree = _parsed(con, text)
         if tree.get("error") or len(tree.get("statements", [])) != 1:
             return str(tree.get("error_message", "it is not one expression"))
@@ -155,10 +167,6 @@ def _misread(con: duckdb.DuckDBPyConnection, check: Check, schema: Mapping[str, 
             return "it has a subquery, expected an expression over one row. Compare with another table after the load"
         if "STAR" in classes:
             return "it has a *, expected columns by name"
-    ambiguous = sorted(c for c in check.columns if duck_name(c, schema) != c and not check.name.startswith("not_null:"))
-    if ambiguous:
-        names = " and ".join(ambiguous)
-        return f"{names} differ only in case, which DuckDB does not see. Rename one (transform: - rename)"
     return ""
 
 

@@ -23,8 +23,9 @@ import typer
 
 from keyhaul import (
     __version__,
+    checking,  # noqa: F401 - its commands register themselves
     faults,
-    looking,  # noqa: F401 - its commands register themselves
+    looking,  # noqa: F401 - the same
 )
 from keyhaul.console import write_line
 from keyhaul.errors import ConfigError, EtlError

@@ -331,6 +331,46 @@ update {schema}.runs set status = {status}, ended_at = clock_timestamp(), stop_r
 -- What the ledger says of a run, when the answer to a COMMIT was lost.
 select status from {schema}.runs where run_id = {run_id};
 
+-- name: create_checks
+-- Results of `etl check`; a table of its own, so that a ledger without one needs no upgrade. Idempotent.
+create schema if not exists {schema};
+create table if not exists {schema}.checks (
+    check_run  text not null,
+    name       text not null,
+    file       text not null,
+    source     text not null,
+    kind       text not null,
+    severity   text not null check (severity in ('error', 'warn')),
+    status     text not null check (status in ('passed', 'failed', 'warned')),
+    rows       bigint not null,
+    failures   bigint not null,
+    allowed    text not null,
+    message    text not null,
+    statistics jsonb not null,
+    accepted   boolean not null,
+    checked_at timestamptz not null default clock_timestamp(),
+    version    text not null,
+    primary key (check_run, name)
+);
+create index if not exists checks_accepted on {schema}.checks (source, name, checked_at desc) where accepted;
+
+-- name: checks_there
+-- Whether results have a table, so that nothing has to be created.
+select to_regclass({checks}) is not null;
+
+-- name: insert_checks
+-- One execution's results, from one JSON array.
+insert into {schema}.checks (check_run, name, file, source, kind, severity, status, rows, failures, allowed, message,
+                             statistics, accepted, version)
+select {check_run}, v->>'name', {file}, {source}, v->>'kind', v->>'severity', v->>'status', (v->>'rows')::bigint,
+       (v->>'failures')::bigint, v->>'allowed', v->>'message', v->'statistics', (v->>'accepted')::boolean, {version}
+  from jsonb_array_elements({verdicts}::jsonb) v;
+
+-- name: accepted_checks
+-- What each check of a source was last accepted with.
+select distinct on (name) name, statistics from {schema}.checks
+ where source = {source} and kind = 'drift' and accepted order by name, checked_at desc;
+
 -- ---- look back ----
 
 -- name: run_names

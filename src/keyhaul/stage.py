@@ -106,7 +106,7 @@ class Stager:
 
     def _apply_rules(self, frame: pl.DataFrame, warned: dict[str, int]) -> tuple[pl.DataFrame, pl.DataFrame]:
         """Return the rows that pass, and the records that do not with the names of all rules they fail."""
-        found = pl.concat(list(self._failing(frame)))
+        found = self.failing(frame)
         flags = dict(zip(_flags(self._checks), self._checks, strict=True))
         for flag, check in flags.items():
             count = int(found[flag].sum())
@@ -131,6 +131,10 @@ class Stager:
         if not broken.height:
             return frame, broken
         return frame.filter(~pl.col(RECORD).is_in(broken[RECORD].implode())), broken
+
+    def failing(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Return the records that fail a rule: ``_record``, a flag for each check in order, and ``_error`` or NULL."""
+        return pl.concat(list(self._failing(frame)))
 
     def _failing(self, frame: pl.DataFrame) -> Iterator[pl.DataFrame]:
         """Yield, for each record that fails a rule, which ones; halves the chunk where a rule raises."""

@@ -15,15 +15,15 @@ SOURCE = Path(keyhaul.__file__).parent
 # An import for annotations counts like any other: who names a type depends on the module that defines it.
 ROWS = [
     {"errors"},
-    {"model", "allowance", "lag", "identity", "control", "text", "memory", "console", "sql", "keeper", "faults"},
+    {"model", "verdict", "allowance", "lag", "identity", "control", "text", "memory", "console", "sql", "keeper", "faults"},
     {"events", "pgtypes", "dsn", "draft", "home", "flights", "definition", "expressions"},
     {"embedded", "entries", "yamlfile", "decoding"},
     {"lookupstep", "runrules", "tablestep"},
     {"steps", "lookup"},
     {"layers", "fields", "perchunk"},
-    {"parts"},
-    {"config"},
-    {"catalog", "plan", "casts", "shapes"},
+    {"parts", "checkkinds"},
+    {"config", "checkfile"},
+    {"catalog", "plan", "casts", "shapes", "quality_sql"},
     {"transform", "computed"},
     {"mapping", "copies"},
     {"checks"},
@@ -41,15 +41,18 @@ ROWS = [
     {"spread"},
     {"ledger"},
     {"worker", "connecting", "incremental", "runcheck"},
+    {"quality_files", "quality_postgres"},
     {"prepare", "crew"},
     {"pool", "swapping"},
     {"phases"},
     {"engine"},
-    {"tally", "reporting"},
+    {"tally", "reporting", "quality_output"},
     {"progress", "logfile", "lookback", "planview", "configdoc", "typedoc"},
-    {"quarantine", "replay"},
+    {"quarantine", "replay", "offenders", "quality_records"},
+    {"quality_rules"},
+    {"quality"},
     {"shell"},
-    {"looking"},
+    {"looking", "checking"},
     {"cli"},
     {"__main__"},
 ]
@@ -57,7 +60,7 @@ ROWS = [
 MODULE_LINES = 420
 FUNCTION_LINES = 50
 
-COMMAND_LINE = {"cli", "shell", "looking"}
+COMMAND_LINE = {"cli", "shell", "looking", "checking"}
 
 OUTSIDE = {"print", "input", "exit", "quit", "SystemExit", "typer.echo"} | {
     f"{module}.{name}"

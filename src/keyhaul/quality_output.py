@@ -1,0 +1,146 @@
+"""What `etl check` prints and writes: a table for people, JSON, JUnit XML, and annotations for GitHub."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict
+from typing import TYPE_CHECKING, TextIO
+from xml.etree import ElementTree as ET  # only written, never parsed
+
+from keyhaul.console import fitted, write
+from keyhaul.errors import ConfigError
+from keyhaul.text import duration, one_line, plural
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from rich.console import Console, RenderableType
+
+    from keyhaul.verdict import Verdict, Verdicts
+
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_COLORS = {"passed": "green", "failed": "red", "warned": "yellow"}
+
+
+def told(verdict: Verdict) -> str:
+    """Return in one line what was found; of rows only the number."""
+    counted = ""
+    if verdict.failures and not verdict.message:
+        limit = "" if verdict.allowed == "0" else f", {verdict.allowed} allowed"
+        counted = f"{verdict.failures:,} of {plural(verdict.rows, 'row')}{limit}"
+    return one_line(verdict.message or counted)
+
+
+def offenders_of(verdict: Verdict) -> str:
+    """Return a few failing rows as ``id=17; id=18``."""
+    rows = [
+        " ".join(f"{name}={'NULL' if value is None else value}" for name, value in row.items())
+        for row in verdict.offenders
+    ]
+    return one_line("; ".join(rows))
+
+
+def print_verdicts(verdicts: Verdicts, stream: TextIO) -> None:
+    """Print a line for each check, the offenders of those that fail, and the outcome."""
+
+    def build(console: Console) -> Iterable[RenderableType]:
+        from rich.text import Text
+
+        yield Text(f"{one_line(verdicts.file)}: {one_line(verdicts.source)}, {plural(verdicts.rows, 'row')}")
+        listed = verdicts.verdicts
+        yield fitted(
+            console,
+            {
+                "": ("<", [Text(v.status, style=_COLORS[v.status]) for v in listed]),
+                "check": ("<", [Text(one_line(v.name)) for v in listed]),
+                "found": ("<", [Text(told(v)) for v in listed]),
+            },
+            (),
+        )
+        for verdict in listed:
+            if verdict.offenders:
+                yield Text(f"  {one_line(verdict.name)}: {offenders_of(verdict)}")
+        for line in _outcome(verdicts):
+            yield Text(line)
+
+    write(stream, build)
+
+
+def _outcome(verdicts: Verdicts) -> Iterable[str]:
+    counts = {status: sum(v.status == status for v in verdicts.verdicts) for status in _COLORS}
+    said = ", ".join(f"{number} {status}" for status, number in counts.items() if number or status == "passed")
+    yield f"{said} in {duration(verdicts.seconds)}"
+    if verdicts.exported is not None:
+        yield f"wrote {plural(verdicts.exported, 'offending row')}"
+    yield (
+        f"results are in {verdicts.kept}"
+        if verdicts.kept
+        else ("results are not kept: no ledger. Give --ledger URI, or --state FILE")
+    )
+
+
+def as_json(verdicts: Verdicts) -> str:
+    """Return everything as one JSON object."""
+    listed = [asdict(verdict) for verdict in verdicts.verdicts]
+    whole = {**asdict(verdicts), "good": verdicts.good, "verdicts": listed}
+    return json.dumps(whole, indent=2, ensure_ascii=False)
+
+
+def write_junit(verdicts: Verdicts, path: Path) -> None:
+    """Write a JUnit report: a test case for each check; a warning passes and is in its output.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    failed = sum(verdict.status == "failed" for verdict in verdicts.verdicts)
+    counts = {"tests": str(len(verdicts.verdicts)), "failures": str(failed), "errors": "0", "skipped": "0"}
+    seconds = {"time": f"{verdicts.seconds:.3f}"}
+    root = ET.Element("testsuites", {**counts, **seconds})
+    suite = ET.SubElement(root, "testsuite", {"name": _xml(verdicts.file), **counts, **seconds})
+    for verdict in verdicts.verdicts:
+        place = {"name": _xml(verdict.name), "classname": _xml(verdicts.source), "time": "0"}
+        case = ET.SubElement(suite, "testcase", place)
+        text = _xml("\n".join(part for part in (verdict.at, told(verdict), offenders_of(verdict)) if part))
+        if verdict.status == "failed":
+            failure = ET.SubElement(case, "failure", {"message": _xml(told(verdict)), "type": verdict.kind})
+            failure.text = text
+        elif verdict.status == "warned":
+            ET.SubElement(case, "system-out").text = f"warning: {text}"
+    ET.indent(root)
+    try:
+        path.write_bytes(ET.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n")
+    except OSError as error:
+        raise ConfigError(f"write {path}: {error.strerror}. Name a file that can be written in --junit") from error
+
+
+def _xml(text: str) -> str:
+    """Return `text` without the characters that XML 1.0 cannot hold."""
+    return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def github_commands(verdicts: Verdicts) -> list[str]:
+    """Return a workflow command of GitHub Actions for each check that did not pass."""
+    return [
+        f"::{'error' if verdict.status == 'failed' else 'warning'} "
+        + ",".join(
+            f"{name}={_property(value)}"
+            for name, value in (
+                ("file", verdicts.file),
+                ("line", str(verdict.line or 1)),
+                ("title", f"etl check: {verdict.name}"),
+            )
+        )
+        + f"::{_escaped(told(verdict))}"
+        for verdict in verdicts.verdicts
+        if verdict.status != "passed"
+    ]
+
+
+def _escaped(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    return _escaped(text).replace(":", "%3A").replace(",", "%2C")

@@ -1,0 +1,182 @@
+"""Data-quality checks in PostgreSQL: the server counts, in one read-only transaction that sees one moment."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import TYPE_CHECKING, Final
+
+import psycopg
+from psycopg import pq
+
+from keyhaul import catalog, pgtypes
+from keyhaul.connecting import connect
+from keyhaul.dsn import redact
+from keyhaul.errors import ConfigError, without_values
+from keyhaul.quality_sql import POSTGRES, ROW, literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import pyarrow as pa
+
+    from keyhaul.catalog import Relation
+    from keyhaul.checkkinds import Where
+    from keyhaul.dsn import Dsn
+
+BATCH_ROWS: Final = 10_000
+_SUBQUERIES: Final = frozenset({"select", "table", "values"})
+_ESCAPED: Final = frozenset({("e", "'"), ("u", "&'"), ("u", '&"')})
+_LEXEME: Final = re.compile(
+    r"""(?P<quoted>'(?:[^']|'')*'|"(?:[^"]|"")*")|(?P<word>[^\W\d][\w$]*)|(?P<refused>--|/\*|;|\$)|.""",
+    re.DOTALL | re.VERBOSE,
+)
+
+
+class PostgresSystem:
+    """A table, view or query of a PostgreSQL database, as the checks see it; see `quality_sql.System`."""
+
+    def __init__(self, dsn: Dsn, where: Where, *, key: tuple[str, ...], timeout_seconds: int, place: str = "") -> None:
+        """Connect, begin the transaction and read the columns.
+
+        Args:
+            dsn: which database.
+            where: a table or query there.
+            key: columns that name a row; empty for the table's primary key.
+            timeout_seconds: longest time of one statement.
+            place: what the database is called in results; host, port and name by default.
+
+        Raises:
+            ConnectError: the database cannot be reached.
+            ConfigError: there is no such table, or the query is none.
+        """
+        self._dsn = dsn
+        self.dialect = POSTGRES
+        settings = {
+            **pgtypes.SESSION_SETTINGS,
+            "statement_timeout": f"{timeout_seconds}s",
+            "idle_session_timeout": "0",
+            "idle_in_transaction_session_timeout": "0",
+            "default_transaction_read_only": "on",
+        }
+        self._conn = connect(dsn, "source", application_name="keyhaul check", settings=settings)
+        try:
+            self._conn.execute("begin isolation level repeatable read read only")
+            relation = self._describe(where)
+        except BaseException:
+            self._conn.close()
+            raise
+        self.label = f"{place or dsn.identity} {relation.label}" + (f" {_digest(where.query)}" if where.query else "")
+        self.columns: Mapping[str, str] = {column.name: column.pg_type for column in relation.columns}
+        self._relation = relation
+        self.key = key or relation.primary_key
+        item = relation.from_item.as_string(self._conn)
+        self.from_item = f"{item} as {ROW}" if relation.oid is not None else f"(select * from {item}) as {ROW}"
+
+    def _describe(self, where: Where) -> Relation:
+        if where.query is not None:
+            if problem := self.refuses(where.query):
+                raise ConfigError(f"read query: {problem}, expected one SELECT")
+            return catalog.describe_query(self._conn, where.query, "query")
+        found = catalog.resolve(self._conn, where.table or "")
+        if found is None:
+            msg = f"check {where.table}: there is no such table in {self._dsn.label}. Correct table:, or the uri"
+            raise ConfigError(msg)
+        return catalog.describe_table(self._conn, *found)
+
+    def fetch(self, query: str) -> list[tuple[object, ...]]:
+        """Run a query and return its rows.
+
+        Raises:
+            ConfigError: the server refuses it, or a row makes it fail; the message has no row values.
+        """
+        try:
+            with self._conn.transaction():  # a savepoint: one failing check leaves the moment to the others
+                return self._conn.execute(query.encode()).fetchall()
+        except psycopg.Error as error:
+            raise ConfigError(self._told(error)) from error
+
+    def stream(self, query: str) -> Iterator[pa.RecordBatch]:
+        """Run a query and yield its rows, every column as PostgreSQL's own text, `BATCH_ROWS` at a time."""
+        import pyarrow as pa
+
+        try:
+            with self._conn.transaction(), self._conn.cursor("keyhaul_check") as cursor:
+                cursor.execute(query.encode())
+                names = [column.name for column in cursor.description or ()]
+                schema = pa.schema([(name, pa.string()) for name in names])
+                while rows := cursor.fetchmany(BATCH_ROWS):
+                    columns = [pa.array(values, pa.string()) for values in zip(*rows, strict=True)]
+                    yield pa.record_batch(columns, schema=schema)
+        except psycopg.Error as error:
+            raise ConfigError(self._told(error)) from error
+
+    def refuses(self, query: str) -> str:
+        """Return why a query cannot be asked, or an empty string; the server parses it as one statement, not more."""
+        with self._conn.transaction(force_rollback=True):
+            result = self._conn.pgconn.prepare(b"", query.encode())
+            if result.status == pq.ExecStatus.COMMAND_OK:
+                return ""
+            message = result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or result.error_message
+        return without_values(redact(message.decode(errors="replace"), self._dsn))
+
+    def misread(self, expression: str) -> str:
+        """Return why a text is not one boolean expression over one row; only the server's parser sees it.
+
+        It must be right alone as well as in parentheses: `a) or (b` is so only inside them, `a from b` only
+        outside. As its quotes and parentheses are then balanced, it cannot reach beyond ours.
+        """
+        for lexeme in _LEXEME.finditer(expression):
+            word = (lexeme["word"] or "").lower()
+            if lexeme["refused"]:
+                what = {"--": "a comment", "/*": "a comment", "$": "a $"}.get(lexeme["refused"], "a semicolon")
+                return f"it has {what}, expected an expression alone"
+            if word in _SUBQUERIES:
+                return f"it has a subquery ({word}), expected an expression over one row"
+            if (word, expression[lexeme.end() :][: 1 + (word == "u")]) in _ESCAPED:
+                return "it has a string with escapes, expected plain quotes"
+        for query in (
+            f"select\n{expression}\nfrom {self.from_item}",
+            f"select 1 from {self.from_item} where not (\n{expression}\n)",
+        ):
+            if problem := self.refuses(query):
+                return problem
+        return ""
+
+    def has_type(self, column: str, wanted: str) -> str:
+        """Return what is wrong with a column's type, or an empty string; without a modifier, any one is right."""
+        have = self.columns[column]
+        base, paren, rest = wanted.partition("(")
+        modifier = (paren + rest).replace(" ", "") if paren else ""
+        found = self.fetch(
+            f"select pg_catalog.format_type(to_regtype({literal(wanted)}), null), "
+            f"pg_catalog.format_type(to_regtype({literal(base)}), null)"
+        )[0]
+        if found[0] is None and found[1] is None:
+            return f"there is no type {wanted}"
+        names = {wanted, f"{found[1]}{modifier}"} if modifier else {wanted, str(found[0])}
+        plain = have if modifier else re.sub(r"\([0-9,-]+\)", "", have)
+        return "" if have in names or plain in names else f"{have}, expected {wanted}"
+
+    def other(self, where: Where) -> str:
+        """Return another table or query of the same database, for FROM."""
+        relation = self._describe(where)
+        item = relation.from_item.as_string(self._conn)
+        return item if relation.oid is not None else f"(select * from {item})"
+
+    def row_number(self) -> str:
+        """Return an empty string: a place in a table (ctid) does not name a row for long."""
+        return ""
+
+    def close(self) -> None:
+        """Close the connection, and with it the transaction."""
+        self._conn.close()
+
+    def _told(self, error: psycopg.Error) -> str:
+        message = error.diag.message_primary or str(error)
+        return without_values(redact(" ".join(message.split()), self._dsn))
+
+
+def _digest(query: str) -> str:
+    """Return a short name of a query: results of two queries are not compared with each other."""
+    return hashlib.sha256(query.encode()).hexdigest()[:8]

@@ -1,0 +1,194 @@
+"""Where the results of checks are kept: the ledger's table `checks`, or a file of JSON lines without a database.
+
+What was accepted last is what drift is measured from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Protocol
+
+import psycopg
+
+import keyhaul
+from keyhaul.connecting import connect
+from keyhaul.errors import ConfigError
+from keyhaul.sql import statement
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from keyhaul.dsn import Dsn
+    from keyhaul.verdict import Verdict
+
+Statistics = dict[str, float | None]
+
+
+class Records(Protocol):
+    """Results of checks, kept.
+
+    Attributes:
+        label: for people.
+    """
+
+    label: str
+
+    def accepted(self, source: str) -> Mapping[str, Statistics]:
+        """Return the statistics that each drift check of a source was last accepted with, by name."""
+
+    def add(
+        self, check_run: str, file: str, source: str, verdicts: Sequence[Verdict], accepted: frozenset[str]
+    ) -> None:
+        """Keep one execution; `accepted` names the checks from which drift is measured next."""
+
+    def close(self) -> None:
+        """Give the connection back."""
+
+
+class LedgerRecords:
+    """Results in the table `checks` of a ledger's schema, which is created when it is missing."""
+
+    def __init__(self, dsn: Dsn, schema: str) -> None:
+        """Connect.
+
+        Raises:
+            ConnectError: the database cannot be reached.
+        """
+        self.label = f"{dsn.label}, {schema}.checks"
+        self._schema = schema
+        self._conn = connect(
+            dsn,
+            "target",
+            application_name="keyhaul check ledger",
+            settings={"timezone": "UTC", "statement_timeout": "60s"},
+        )
+
+    def accepted(self, source: str) -> Mapping[str, Statistics]:
+        """Return what each drift check was last accepted with; nothing is created."""
+        try:
+            if not self._there():
+                return {}
+            return dict(self._conn.execute(statement("accepted_checks", self._schema, source=source)).fetchall())
+        except psycopg.Error as error:
+            raise self._wrapped("read", error) from error
+
+    def add(
+        self, check_run: str, file: str, source: str, verdicts: Sequence[Verdict], accepted: frozenset[str]
+    ) -> None:
+        """Keep one execution, whole, in one transaction.
+
+        Raises:
+            ConfigError: the database does not let us.
+        """
+        values = json.dumps([_stored(verdict, accepted) for verdict in verdicts])
+        try:
+            with self._conn.transaction():
+                self._conn.execute("select pg_advisory_xact_lock(hashtextextended('keyhaul-ddl', 0))")
+                if not self._there():
+                    self._conn.execute(statement("create_checks", self._schema))
+                self._conn.execute(
+                    statement(
+                        "insert_checks",
+                        self._schema,
+                        check_run=check_run,
+                        file=file,
+                        source=source,
+                        version=keyhaul.__version__,
+                        verdicts=values,
+                    )
+                )
+        except psycopg.Error as error:
+            raise self._wrapped("write", error) from error
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._conn.close()
+
+    def _there(self) -> bool:
+        name = f'"{self._schema.replace(chr(34), chr(34) * 2)}".checks'
+        row = self._conn.execute(statement("checks_there", self._schema, checks=name)).fetchone()
+        return bool(row and row[0])
+
+    def _wrapped(self, verb: str, error: psycopg.Error) -> ConfigError:
+        reason = error.diag.message_primary or "the connection is lost"
+        return ConfigError(
+            f"{verb} results of checks in {self.label}: {reason}. Give another --ledger, or rights on that schema"
+        )
+
+
+class FileRecords:
+    """Results in a file of JSON lines, one line for each execution; for checks without a database."""
+
+    def __init__(self, path: Path) -> None:
+        """Remember the file; it need not be there."""
+        self.label = str(path)
+        self._path = path
+
+    def accepted(self, source: str) -> Mapping[str, Statistics]:
+        """Return what each drift check was last accepted with.
+
+        Raises:
+            ConfigError: the file cannot be read, or is no such file.
+        """
+        found: dict[str, Statistics] = {}
+        for number, line in enumerate(self._lines(), 1):
+            try:
+                run = json.loads(line)
+                if run["source"] == source:
+                    found |= {one["name"]: one["statistics"] for one in run["checks"] if _measures(one)}
+            except (ValueError, TypeError, KeyError) as error:
+                msg = (
+                    f"read {self._path} line {number}: got something else, expected a state of etl check. Name another"
+                )
+                raise ConfigError(msg) from error
+        return found
+
+    def add(
+        self, check_run: str, file: str, source: str, verdicts: Sequence[Verdict], accepted: frozenset[str]
+    ) -> None:
+        """Append one line; two processes that do so at once do not mix their lines.
+
+        Raises:
+            ConfigError: the file cannot be written.
+        """
+        record = {
+            "check_run": check_run,
+            "checked_at": datetime.now(UTC).isoformat(),
+            "file": file,
+            "source": source,
+            "version": keyhaul.__version__,
+            "checks": [_stored(verdict, accepted) for verdict in verdicts],
+        }
+        try:
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            with os.fdopen(descriptor, "ab", buffering=0) as sink:
+                sink.write(json.dumps(record).encode() + b"\n")
+        except OSError as error:
+            raise ConfigError(
+                f"write {self._path}: {error.strerror}. Name another file in --state or state:"
+            ) from error
+
+    def close(self) -> None:
+        """Nothing is kept open."""
+
+    def _lines(self) -> list[str]:
+        try:
+            return self._path.read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return []
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"read {self._path}: {error}. Name another file in --state or state:") from error
+
+
+def _measures(one: Mapping[str, Any]) -> bool:
+    return bool(one["kind"] == "drift" and one["accepted"])
+
+
+def _stored(verdict: Verdict, accepted: frozenset[str]) -> dict[str, Any]:
+    """Return what is kept of a verdict: no keys and no values of rows."""
+    kept = {key: value for key, value in asdict(verdict).items() if key not in {"offenders", "at", "line"}}
+    return kept | {"statistics": dict(verdict.statistics), "accepted": verdict.name in accepted}
