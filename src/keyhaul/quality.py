@@ -222,14 +222,18 @@ def _bind(checks: Sequence[Expectation], file: CheckFile, system: System) -> Non
         for name in system.key
         if name not in system.columns
     ]
-    problems += [
-        f"{check.at}: check {check.name}: {problem}" for check in checks if (problem := _unbound(check, file, system))
-    ]
+    told = {check.name: _misfit(check, file, system) for check in checks}
+    if not any(told.values()):
+        # All in one question: one for each check costs as much as counting a small file.
+        whole = system.refuses(overview(checks, system)[0])
+        told = {check.name: _refused(check, system, one_pass=not whole) for check in checks}
+    problems += [f"{check.at}: check {check.name}: {told[check.name]}" for check in checks if told[check.name]]
     if problems:
         raise ConfigError("\n".join(problems))
 
 
-def _unbound(check: Expectation, file: CheckFile, system: System) -> str:
+def _misfit(check: Expectation, file: CheckFile, system: System) -> str:
+    """Return what is wrong with a check before its query can be written, or an empty string."""
     missing = [name for name in check.demand.columns if name not in system.columns]
     if check.kind == "columns":
         return ""
@@ -238,10 +242,14 @@ def _unbound(check: Expectation, file: CheckFile, system: System) -> str:
     where = check.demand.where
     if check.kind == "references" and where and (where.file is None) != (file.source.file is None):
         return "got a table for a file, or a file for a table, expected the same kind of place"
-    if check.kind == "expression" and (problem := system.misread(check.demand.text)):
-        return problem
-    asked = count_of(check, system) if check.kind in {"unique", "references"} else overview([check], system)[0]
-    return system.refuses(asked)
+    return system.misread(check.demand.text) if check.kind == "expression" else ""
+
+
+def _refused(check: Expectation, system: System, *, one_pass: bool) -> str:
+    """Return why a check's query cannot be asked; `one_pass` says that the query for all rows can be."""
+    if check.kind in {"unique", "references"}:
+        return system.refuses(count_of(check, system))
+    return "" if one_pass else system.refuses(overview([check], system)[0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
