@@ -55,6 +55,8 @@ class FileSystem:
             self._con.execute("set timezone = 'UTC'")
             listed = ", ".join(literal(str(file)) for file in files)
             self._con.execute(f"set allowed_paths = [{listed}]")
+            # A Parquet file's statistics leave NaN out, and DuckDB would believe that no value is above their maximum.
+            self._con.execute("set disabled_optimizers = 'statistics_propagation,filter_pushdown'")
             self._con.execute("set enable_external_access = false")
             self._con.execute("set lock_configuration = true")
             self.label = str(where.file)  # as it was given: a checkout elsewhere is the same source

@@ -360,6 +360,14 @@ def test_a_csv_file_is_text_unless_its_types_are_given(tmp_path):
     assert "private" not in str(caught.value)
 
 
+def test_a_nan_that_the_statistics_of_a_parquet_file_leave_out_is_found(tmp_path):
+    parquet.write_table(pa.table({"x": [None, -1.5, float("nan")]}), tmp_path / "nan.parquet")
+    path = tmp_path / "checks.yaml"
+    path.write_text(f"source: {{file: {tmp_path}/nan.parquet}}\nchecks:\n- between: {{column: x, max: 0}}\n")
+    verdict = found(path)["between:x"]
+    assert (verdict.failures, verdict.offenders) == (1, ({"row": "3"},))
+
+
 def test_a_query_is_checked_like_a_table(checks, uri):
     source = {"uri": uri, "query": "select amount, count(*) as n from public.items group by amount; -- all"}
     verdicts = found(checks([{"unique": "amount"}, {"row_count": {"min": 10, "max": 10}}], source=source))
