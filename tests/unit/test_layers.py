@@ -15,7 +15,20 @@ SOURCE = Path(keyhaul.__file__).parent
 # An import for annotations counts like any other: who names a type depends on the module that defines it.
 ROWS = [
     {"errors"},
-    {"model", "verdict", "allowance", "lag", "identity", "control", "text", "memory", "console", "sql", "keeper", "faults"},
+    {
+        "model",
+        "verdict",
+        "allowance",
+        "lag",
+        "identity",
+        "control",
+        "text",
+        "memory",
+        "console",
+        "sql",
+        "keeper",
+        "faults",
+    },
     {"events", "pgtypes", "dsn", "draft", "home", "flights", "definition", "expressions"},
     {"embedded", "entries", "yamlfile", "decoding"},
     {"lookupstep", "runrules", "tablestep"},
