@@ -26,6 +26,7 @@ from keyhaul import (
     checking,  # noqa: F401 - its commands register themselves
     faults,
     looking,  # noqa: F401 - the same
+    verifying,  # noqa: F401 - the same
 )
 from keyhaul.console import write_line
 from keyhaul.errors import ConfigError, EtlError

@@ -28,7 +28,7 @@ from keyhaul.swapping import swap_in
 from keyhaul.targets import postgres
 from keyhaul.targets import replace as replacing
 from keyhaul.targets.ddl import AfterLoad, finish, sequence_steps
-from keyhaul.worker import Task
+from keyhaul.task import Task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -269,16 +269,12 @@ class Ledger:
     def open_chunks(self, run_id: str) -> tuple[Chunk, ...]:
         """Return the chunks that are not committed, with the bounds of the persisted plan."""
         rows = self._execute("open_chunks", run_id=run_id).fetchall()
-        return tuple(
-            Chunk(
-                number=number,
-                kind=kind,
-                lower=None if lower is None else tuple(lower),
-                upper=None if upper is None else tuple(upper),
-                estimated_rows=rows_,
-            )
-            for number, kind, lower, upper, rows_ in rows
-        )
+        return tuple(_chunk(row) for row in rows)
+
+    def all_chunks(self, run_id: str) -> tuple[tuple[Chunk, bool], ...]:
+        """Return every chunk of a run in its order, and whether it is committed."""
+        rows = self._execute("verify_chunks", run_id=run_id).fetchall()
+        return tuple((_chunk(row[:5]), row[5]) for row in rows)
 
     def chunk_failed(self, run_id: str, failed: FailedChunk, *, worker: int, sitting: int) -> None:
         """Record that a chunk was given up, with the reason; a committed chunk stays as it is."""
@@ -375,6 +371,17 @@ def exists(conn: psycopg.Connection[Any], schema: str) -> bool:
     """Whether `schema` holds a ledger in this database."""
     row = conn.execute(statement("exists", schema, runs=_runs(schema))).fetchone()
     return bool(row and row[0])
+
+
+def _chunk(row: Sequence[Any]) -> Chunk:
+    number, kind, lower, upper, estimated = row
+    return Chunk(
+        number=number,
+        kind=kind,
+        lower=None if lower is None else tuple(lower),
+        upper=None if upper is None else tuple(upper),
+        estimated_rows=estimated,
+    )
 
 
 def _runs(schema: str) -> str:

@@ -259,6 +259,25 @@ select count(*), count(*) filter (where key is null) from {schema}.quarantine
  where run_id = {run_id} and resolved_at is null
    and ({rule}::text is null or {rule} = any(case when cardinality(rules) = 0 then array[stage] else rules end));
 
+-- name: verify_chunks
+-- All chunks of a run with their bounds, and whether they are loaded.
+select chunk, kind, lower_bound, upper_bound, estimated_rows, status = 'done' from {schema}.chunks
+ where run_id = {run_id} order by chunk;
+
+-- name: verify_rejected
+-- The source's rows of a chunk that the target did not take and that no replay has resolved.
+select data::text from {schema}.quarantine
+ where run_id = {run_id} and chunk = {chunk} and stage in ('load', 'type') and resolved_at is null;
+
+-- name: verify_doubtful
+-- The chunks that have such rows.
+select distinct chunk from {schema}.quarantine
+ where run_id = {run_id} and stage in ('load', 'type') and resolved_at is null;
+
+-- name: verify_job
+-- What a run was asked to do, for a command that names the run alone.
+select job, kind, key, chunk_rows, source, target_table, config from {schema}.runs where run_id = {run_id};
+
 -- name: open_records
 -- Which of these keys have an unresolved record.
 select key from {schema}.quarantine

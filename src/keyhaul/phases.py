@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from keyhaul.model import Chunk, Observer
     from keyhaul.pool import Pool
     from keyhaul.prepare import Prepared
-    from keyhaul.worker import Task
+    from keyhaul.task import Task
 
 FORMAT: Final = 1
 """Of the files; another one is not read."""

@@ -15,7 +15,8 @@ from keyhaul.connecting import connect
 from keyhaul.dsn import redact
 from keyhaul.errors import CancelledError, ChunkError, ConfigError, StopRunError, TransientError
 from keyhaul.model import Counts, FailedChunk, Timings
-from keyhaul.worker import Worker, source_application
+from keyhaul.task import source_application
+from keyhaul.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from keyhaul.control import Control
     from keyhaul.ledger import Ledger
     from keyhaul.model import Chunk, ChunkResult, Observer
-    from keyhaul.worker import Task
+    from keyhaul.task import Task
 
 FAILURES_IN_A_ROW: Final = 10
 """After this many failed chunks with none loaded between them, the cause is not in the chunks: the run stops."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 import duckdb
 import polars as pl
@@ -23,23 +22,17 @@ from keyhaul.stage import Stager
 from keyhaul.targets import postgres
 from keyhaul.targets.replayed import Batch, open_keys
 from keyhaul.targets.session import SESSIONS, CopySession
+from keyhaul.task import source_application, target_uri
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
-    from keyhaul.checks import Check
-    from keyhaul.config import Dedup, Job
-    from keyhaul.dsn import Dsn
     from keyhaul.mapping import WriteColumn
-    from keyhaul.model import Chunk, ChunkResult, Column, Observer, Staged
-    from keyhaul.pgtypes import Route
+    from keyhaul.model import Chunk, ChunkResult, Observer, Staged
     from keyhaul.sources.readers import Reader
-    from keyhaul.sources.sql import SqlSource
-    from keyhaul.tables import Table
-    from keyhaul.targets.postgres import TargetTable
     from keyhaul.targets.session import Session
     from keyhaul.targets.sheets import Sheet
-    from keyhaul.transform import Transform
+    from keyhaul.task import Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,59 +51,6 @@ class Produced:
     timings: Timings
     bytes_read: int
     batch: Batch | None
-
-
-@dataclass(frozen=True, kw_only=True)  # no slots: two properties are computed once
-class Task:
-    """Everything that the chunks of one run have in common.
-
-    Attributes:
-        reader: which of `READERS` reads the source.
-        read_columns: the source columns that are read: those used, and the key's.
-        routes: how each of them travels.
-        key: the key's columns.
-        tables: of a job with several; `columns` is empty then.
-        replay_of: the run whose quarantined records the chunks are; None for a run of its own.
-    """
-
-    job: Job
-    run_id: str
-    sitting: int
-    source: SqlSource
-    source_dsn: Dsn
-    reader: str
-    target: TargetTable
-    target_dsn: Dsn
-    read_columns: tuple[str, ...]
-    routes: Mapping[str, Route]
-    sources: Mapping[str, Column]
-    key: tuple[str, ...]
-    transform: Transform
-    checks: tuple[Check, ...]
-    dedup: Dedup | None
-    columns: tuple[WriteColumn, ...]
-    tables: tuple[Table, ...] = ()
-    replay_of: str | None = None
-
-    @cached_property
-    def looked_at(self) -> frozenset[str]:
-        """The source columns whose values an expression, a rule or the dedup looks at."""
-        copies = {name: column.source for name, column in self.transform.output.items() if column.source}
-        staged = {name for check in self.checks for name in check.columns}
-        if self.dedup is not None:
-            staged |= {*self.dedup.on, *self.dedup.order_by}
-        staged = staged.union(*(table.looks_at for table in self.tables))
-        return self.transform.used | {source for name, source in copies.items() if name in staged}
-
-    @cached_property
-    def names_objects(self) -> bool:
-        """Whether a text form names other objects: then it is read with an empty search path."""
-        return any(pgtypes.names_objects(self.sources[name]) for name in self.read_columns)
-
-
-def source_application(run_id: str, chunk: int | Literal["%"]) -> str:
-    """Return the application_name under which a chunk is read; with ``%`` a LIKE pattern for those of all chunks."""
-    return f"keyhaul {run_id} chunk {chunk}"
 
 
 class Worker:
@@ -152,7 +92,6 @@ class Worker:
 
     def _produce(self, chunk: Chunk) -> Produced:
         """Read, transform and stage a chunk."""
-        task = self._task
         started = time.perf_counter()
         self._step(chunk, "read")
         chunk = self._without_resolved(chunk)
@@ -165,10 +104,7 @@ class Worker:
         size = table.nbytes
         del table
         batch = self._batch(chunk, source)
-        visible, unseen = self._visible(source, text_columns) if text_columns & task.looked_at else (source, None)
-        frame, failed = task.transform.apply(visible)
-        if unseen is not None:
-            failed = pl.concat([failed, unseen])
+        frame, failed = self._transform(source, text_columns)
         pass_point("transform.after")
         transformed_at = time.perf_counter()
         self._step(chunk, "stage", frame.height)
@@ -198,6 +134,25 @@ class Worker:
         except BaseException:
             self._drop_session()
             raise
+
+    def expected(self, chunk: Chunk) -> tuple[Staged, Sequence[WriteColumn]]:
+        """Read, transform and stage one chunk as `move` does, and load nothing.
+
+        Returns:
+            What the chunk became, and how its accepted rows are written.
+
+        Raises:
+            TransientError: worth another try.
+            ChunkError: this chunk cannot be read or staged.
+            StopRunError: no further chunk can be.
+        """
+        try:
+            source, text_columns = self._decode(*self._read(chunk))
+            columns = self._columns(text_columns)
+            return self._open_stager().stage(source, *self._transform(source, text_columns), columns), columns
+        except (pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException, duckdb.Error) as error:
+            msg = f"read chunk {chunk.number}: {type(error).__name__}: {safe_message(error)}"
+            raise ChunkError(msg) from error
 
     def _load(
         self, columns: Sequence[WriteColumn], staged: Staged, entry: postgres.LedgerEntry, sheets: Sequence[Sheet]
@@ -336,6 +291,13 @@ class Worker:
         numbered = decoded.with_row_index(RECORD).with_columns(pl.col(RECORD).cast(pl.Int64))
         return numbered, text_columns | odd
 
+    def _transform(self, source: pl.DataFrame, text_columns: frozenset[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """Return the chunk after the transform, and the records that it could not do."""
+        task = self._task
+        visible, unseen = self._visible(source, text_columns) if text_columns & task.looked_at else (source, None)
+        frame, failed = task.transform.apply(visible)
+        return frame, failed if unseen is None else pl.concat([failed, unseen])
+
     def _visible(self, source: pl.DataFrame, text_columns: frozenset[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
         """Give the columns that the job looks at their type again, and set apart the records where that cannot be.
 
@@ -401,14 +363,3 @@ class Worker:
         if self._session is not None:
             self._session.close()
             self._session = None
-
-
-def target_uri(task: Task, worker: int) -> str:
-    """Return the URI of a worker's session in the target, with its settings."""
-    settings = {
-        **pgtypes.SESSION_SETTINGS,
-        "statement_timeout": f"{task.job.statement_timeout_seconds}s",
-        "lock_timeout": "60s",
-        "idle_in_transaction_session_timeout": "0",
-    }
-    return task.target_dsn.uri(application_name=f"keyhaul {task.run_id} worker {worker}", options=settings)

@@ -48,24 +48,25 @@ ROWS = [
     {"targets.rows", "targets.replayed", "targets.carry", "targets.anatomy"},
     {"targets.isolate", "targets.sheets"},
     {"targets.records"},
-    {"targets.postgres"},
+    {"targets.postgres", "targets.compare"},
     {"targets.modes", "targets.replace"},
     {"tables"},
     {"spread"},
     {"ledger"},
+    {"task"},
     {"worker", "connecting", "incremental", "runcheck"},
     {"quality_files", "quality_postgres"},
-    {"prepare", "crew"},
-    {"pool", "swapping"},
+    {"prepare", "crew", "accepted"},
+    {"pool", "swapping", "matching"},
     {"phases"},
     {"engine"},
     {"tally", "reporting", "quality_output"},
     {"progress", "logfile", "lookback", "planview", "configdoc", "typedoc"},
-    {"quarantine", "replay", "offenders", "quality_records"},
+    {"quarantine", "replay", "verify", "offenders", "quality_records"},
     {"quality_rules"},
     {"quality"},
     {"shell"},
-    {"looking", "checking"},
+    {"looking", "checking", "verifying"},
     {"cli"},
     {"__main__"},
 ]
@@ -73,7 +74,7 @@ ROWS = [
 MODULE_LINES = 420
 FUNCTION_LINES = 50
 
-COMMAND_LINE = {"cli", "shell", "looking", "checking"}
+COMMAND_LINE = {"cli", "shell", "looking", "checking", "verifying"}
 
 OUTSIDE = {"print", "input", "exit", "quit", "SystemExit", "typer.echo"} | {
     f"{module}.{name}"
@@ -101,6 +102,7 @@ MAY_SWALLOW = {
     ("pool", "Pool._work"): "kept for the main thread, which raises it",
     ("phases", "Phases._settle"): "holds the next one",
     ("phases", "Phases._settle.work"): "kept for the main thread, which raises it",
+    ("verify", "_Comparison._run"): "the same",
     ("sources.readers", "AdbcReader.close"): "a connection that is broken already is only dropped",
     ("targets.session", "AdbcSession.close"): "a connection that is broken already is only dropped",
     ("targets.session", "AdbcSession.cancel"): "a statement that has ended meanwhile cannot be cancelled",

@@ -1,0 +1,418 @@
+"""Verify: what the source gives now, through the job's own steps, beside what the target has, chunk by chunk.
+
+Nothing is written: the expected rows are put into temporary tables of the target, whose transactions are
+rolled back. How rows are compared: docs/design.md.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import psycopg
+import tenacity
+from psycopg import sql
+
+from keyhaul import events
+from keyhaul.accepted import Accepted
+from keyhaul.connecting import connect, find_ends
+from keyhaul.control import Control
+from keyhaul.copies import across_chunks
+from keyhaul.dsn import redact
+from keyhaul.engine import Sitting
+from keyhaul.errors import ChunkError, ConfigError, RefusedError, StopRunError, TransientError
+from keyhaul.identity import difference
+from keyhaul.ledger import new_run_id
+from keyhaul.lookback import find_run
+from keyhaul.matching import find_matching
+from keyhaul.model import Chunk
+from keyhaul.prepare import prepare
+from keyhaul.targets.compare import Kind, RowDifference, Slice, Tally, within
+from keyhaul.targets.session import CopySession
+from keyhaul.task import source_application, target_uri
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import polars as pl
+
+    from keyhaul.config import Job
+    from keyhaul.ledger import Ledger, Replayable
+    from keyhaul.matching import Matching
+    from keyhaul.model import Observer
+    from keyhaul.prepare import Prepared
+    from keyhaul.task import Task
+
+FIRST_DIFFERENCES = 20
+"""How many differences are named, unless more are asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """A row that differs.
+
+    Attributes:
+        chunk: of the run's plan; 0 when the tables were compared as a whole.
+        kind: ``changed``, ``missing`` (in the target) or ``extra`` (in the target).
+        key: the job's key as text, in its order; empty when the target does not have it.
+        columns: those that differ, for a changed row.
+        expected, found: column → text as the source gives it, and as the target has it; of a changed row
+            only the columns that differ. Empty unless values were asked for.
+    """
+
+    chunk: int
+    kind: Kind
+    key: tuple[str | None, ...]
+    columns: tuple[str, ...] = ()
+    expected: dict[str, str | None] = field(default_factory=dict)
+    found: dict[str, str | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkTally:
+    """How many rows of one chunk differ; the chunk is 0 when the tables were compared as a whole."""
+
+    chunk: int
+    changed: int
+    missing: int
+    extra: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """What a comparison found.
+
+    Attributes:
+        rows: that the target should have, counted there.
+        chunks: compared.
+        unloaded: chunks of the run that were never loaded; they are not compared, and count as a difference.
+        rejected: rows that the target did not take and the quarantine keeps: their absence is no difference.
+        changed, missing, extra: rows that differ.
+        by_chunk: the chunks with a difference.
+        differences: the first of them.
+        extra_checked: whether rows that only the target has were looked for.
+        whole: why the tables were compared as a whole; empty when chunk by chunk.
+    """
+
+    run_id: str
+    job: str
+    target: str
+    key: tuple[str, ...]
+    rows: int
+    chunks: int
+    unloaded: int
+    rejected: int
+    changed: int
+    missing: int
+    extra: int
+    by_chunk: tuple[ChunkTally, ...]
+    differences: tuple[Difference, ...]
+    extra_checked: bool
+    whole: str
+    seconds: float
+
+    @property
+    def different(self) -> int:
+        """Return the number of rows that differ."""
+        return self.changed + self.missing + self.extra
+
+    @property
+    def equal(self) -> bool:
+        """Whether every chunk of the run is loaded and no row differs."""
+        return not self.different and not self.unloaded
+
+
+def verify(
+    job: Job,
+    run: str = "last",
+    *,
+    extra: bool | None = None,
+    limit: int = FIRST_DIFFERENCES,
+    show_values: bool = False,
+    observe: Observer = lambda _event: None,
+) -> Verification:
+    """Compare a run's target with what the source gives now, in one snapshot, through the same job.
+
+    Args:
+        job: validated; the run's own.
+        run: its name, or ``last`` for the job's newest.
+        extra: whether rows that only the target has are differences; None: when the table was empty before
+            the load (no mode, or replace).
+        limit: how many differences are named; all are counted.
+        show_values: whether the named differences have their values, not only key and columns.
+        observe: called with events, from the threads where they happen.
+
+    Raises:
+        ConfigError: the command, job or databases do not fit, or the run is another job's.
+        StopRunError: a database was lost, or a chunk could not be compared.
+    """
+    started = time.perf_counter()
+    run_id = new_run_id()
+    with prepare(job, find_ends(job), run_id=run_id) as prepared:
+        sitting = Sitting(prepared, observe, Control(), run_id, started)
+        try:
+            original = _find(prepared, sitting.ledger, run)
+            comparison = _Comparison(
+                prepared, sitting, original, observe, limit=limit, extra=extra, show_values=show_values
+            )
+            return comparison.execute(started)
+        except psycopg.Error as error:
+            text = error.diag.message_primary or str(error).strip().split("\n", 1)[0]
+            ends = prepared.ends
+            raise StopRunError(f"verify {prepared.target.label}: {redact(text, ends.source, ends.target)}") from error
+        except ChunkError as error:
+            raise StopRunError(redact(str(error), prepared.ends.source, prepared.ends.target)) from error
+
+
+def _find(prepared: Prepared, ledger: Ledger, run: str) -> Replayable:
+    """Return the run, which must be the job's own, with the target as it left it."""
+    job, target = prepared.job, prepared.target
+    original = ledger.replayable(run) if ledger.exists() else None
+    if original is None:
+        name = find_run(ledger.connection, ledger.schema, run)  # raises when there is none
+        msg = f"verify job {job.job}: no run of this job is in the ledger, the newest is {name}. `etl runs` lists them"
+        raise RefusedError(msg)
+    what = f"verify run {original.run_id}"
+    if original.kind == "replay":
+        msg = f"{what}: it is a replay of run {original.replay_of}. Name that run: its records are compared there"
+        raise RefusedError(msg)
+    if original.job != job.job:
+        msg = f"{what}: it is of job {original.job}, expected {job.job}. Give that job, or --job {original.job}"
+        raise RefusedError(msg)
+    changed = difference({**original.config, "chunk": 0}, {**job.identity(), "chunk": 0})
+    if changed:
+        msg = f"{what}: the job given is another one: {'; '.join(changed)}. Give the run's own source and settings"
+        raise RefusedError(msg)
+    if original.target_table != target.label or target.ddl.before:
+        told = "which is not there any more" if original.target_table == target.label else f"not {target.label}"
+        raise RefusedError(f"{what}: it loaded {original.target_table}, {told}. Give the run's target in --into")
+    if job.targets or across_chunks(job, prepared.transform):
+        why = "its dedup decides among rows of different chunks, which a comparison of chunks does not see"
+        why = "its records become rows of several tables" if job.targets else why
+        raise RefusedError(f"{what}: {why}. Compare by a query of your own")
+    row = prepared.target_conn.execute(
+        "select current_setting('transaction_read_only')::bool, has_database_privilege(current_database(), 'temporary')"
+    ).fetchone()
+    if row and (row[0] or not row[1]):
+        why = "it is read-only (a standby?). Give the primary in --target"
+        why = why if row[0] else "this user may not create temporary tables. Grant TEMPORARY on the database"
+        raise RefusedError(f"{what}: rows are compared by way of temporary tables in the target, and {why}")
+    return original
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """What is compared at a time: chunks of the source, and the target's rows for which a condition holds."""
+
+    number: int
+    chunks: tuple[Chunk, ...]
+    where: sql.Composable
+    distinct: bool
+
+
+class _Comparison:
+    """One verification: parts in a queue, a thread for each worker, and what they have found."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        sitting: Sitting,
+        original: Replayable,
+        observe: Observer,
+        *,
+        limit: int,
+        extra: bool | None,
+        show_values: bool,
+    ) -> None:
+        self._prepared = prepared
+        self._sitting = sitting
+        self._original = original
+        self._observe = observe
+        self._limit = limit
+        self._show_values = show_values
+        self._task: Task = sitting.task()
+        self._matching: Matching = find_matching(prepared)
+        self._extra = prepared.job.target.mode in {None, "replace"} if extra is None else extra
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._left: deque[_Part] = deque()
+        self._sessions: set[CopySession] = set()
+        self._failure: BaseException | None = None
+        self._rows = self._rejected = 0
+        self._tallies: list[ChunkTally] = []
+        self._differences: list[Difference] = []
+
+    def execute(self, started: float) -> Verification:
+        """Compare all parts and sum up."""
+        ledger, run_id = self._sitting.ledger, self._original.run_id
+        listed = ledger.all_chunks(run_id)
+        chunks = [chunk for chunk, loaded in listed if loaded]
+        parts = self._parts(chunks)
+        if len(chunks) > 1 and self._matching.ranged and not self._matching.indexed:
+            names = ", ".join(column.name for column in self._matching.key)
+            message = (
+                f"no index of {self._prepared.target.label} leads with {names}: each of the {len(chunks)} chunks scans "
+                "it whole. An index on the key helps"
+            )
+            self._observe(events.Notice(message=message, level="warning"))
+        self._left.extend(parts)
+        self._work(self._sitting.count_workers(len(parts)))
+        tallies = sorted(self._tallies, key=lambda tally: tally.chunk)
+        return Verification(
+            run_id=run_id,
+            job=self._original.job,
+            target=self._prepared.target.label,
+            key=tuple(column.name for column in self._matching.key),
+            rows=self._rows,
+            chunks=len(chunks),
+            unloaded=len(listed) - len(chunks),
+            rejected=self._rejected,
+            changed=sum(tally.changed for tally in tallies),
+            missing=sum(tally.missing for tally in tallies),
+            extra=sum(tally.extra for tally in tallies),
+            by_chunk=tuple(tallies),
+            differences=tuple(sorted(self._differences, key=lambda one: one.chunk)[: self._limit]),
+            extra_checked=self._extra,
+            whole=self._matching.why_whole,
+            seconds=time.perf_counter() - started,
+        )
+
+    def _parts(self, chunks: Sequence[Chunk]) -> list[_Part]:
+        matching = self._matching
+        if not matching.ranged:
+            # One key may have rows in two chunks of the target's order, but none is in two of the source's.
+            return [_Part(number=0, chunks=tuple(chunks), where=sql.SQL("true"), distinct=matching.unique)]
+        parts = [
+            _Part(
+                number=chunk.number,
+                chunks=(chunk,),
+                where=within(chunk, matching.key, matching.nullable),
+                distinct=matching.unique and chunk.kind == "range",
+            )
+            for chunk in chunks
+        ]
+        if matching.nullable and self._extra and not any(chunk.kind == "nulls" for chunk in chunks):
+            # The source has no NULL keys; the target might.
+            nulls = Chunk(number=len(chunks) + 1, kind="nulls")
+            where = within(nulls, matching.key, matching.nullable)
+            parts.append(_Part(number=nulls.number, chunks=(), where=where, distinct=False))
+        return parts
+
+    # --- threads ---------------------------------------------------------------------------------
+
+    def _work(self, workers: int) -> None:
+        threads = [
+            threading.Thread(target=self._run, args=(number,), name=f"keyhaul-verify-{number}", daemon=True)
+            for number in range(1, workers + 1)
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            for thread in threads:
+                while thread.is_alive():
+                    thread.join(timeout=0.1)
+        except BaseException:
+            self._cancel(threads)
+            raise
+        if self._failure is not None:
+            raise self._failure
+
+    def _cancel(self, threads: Sequence[threading.Thread]) -> None:
+        """End what both servers do for this comparison, before their connections are closed."""
+        self._stop.set()
+        deadline = time.monotonic() + 5
+        while any(thread.is_alive() for thread in threads) and time.monotonic() < deadline:
+            for session in list(self._sessions):
+                session.cancel()
+            try:
+                with connect(self._task.source_dsn, "source", application_name="keyhaul cancel", settings={}) as conn:
+                    conn.execute(
+                        "select pg_cancel_backend(pid) from pg_stat_activity where application_name like %s",
+                        [source_application(self._task.run_id, "%")],
+                    )
+            except (ConfigError, psycopg.Error):
+                return  # the daemon threads end with the process
+            time.sleep(0.2)
+
+    def _run(self, number: int) -> None:
+        """Take parts until none is left; runs in a thread of its own."""
+        accepted = Accepted(self._task, number, self._original.run_id)
+        try:
+            while not self._stop.is_set():
+                with self._lock:
+                    if not self._left:
+                        break
+                    part = self._left.popleft()
+                self._again(accepted, part, number)
+        except BaseException as error:  # noqa: BLE001 - handed to the main thread, which raises it
+            with self._lock:
+                self._failure = self._failure or error
+            self._stop.set()
+        finally:
+            accepted.close()
+
+    def _again(self, accepted: Accepted, part: _Part, number: int) -> None:
+        for attempt in tenacity.Retrying(
+            stop=tenacity.stop_any(
+                tenacity.stop_after_attempt(self._task.job.retries + 1), tenacity.stop_when_event_set(self._stop)
+            ),
+            wait=tenacity.wait_exponential(multiplier=0.2, max=10),
+            retry=tenacity.retry_if_exception_type(TransientError),
+            sleep=tenacity.sleep_using_event(self._stop),
+            reraise=True,
+        ):
+            with attempt:
+                self._compare(accepted, part, number)
+
+    # --- one part --------------------------------------------------------------------------------
+
+    def _compare(self, accepted: Accepted, part: _Part, number: int) -> None:
+        session = CopySession(target_uri(self._task, number))
+        self._sessions.add(session)
+        try:
+            destination = self._prepared.target.destination(self._prepared.columns)
+            compared = Slice(session, destination, self._matching.key, part.where, extra=self._extra)
+            rejected, distinct = 0, True
+            for chunk in part.chunks:
+                if self._stop.is_set():
+                    return
+                frame, columns, known = accepted.read(session, chunk)
+                distinct = distinct and self._distinct(frame, part)
+                rejected += known + compared.expect(frame, columns)
+                del frame
+            compared.forget_older()
+            rows, equal = compared.equal(distinct=distinct)
+            tally, found = (Tally(), []) if equal else compared.narrow(self._limit)
+        finally:
+            self._sessions.discard(session)
+            session.close()  # which rolls back
+        with self._lock:
+            self._rows += rows
+            self._rejected += rejected
+            if tally.total:
+                more = ChunkTally(chunk=part.number, changed=tally.changed, missing=tally.missing, extra=tally.extra)
+                self._tallies.append(more)
+            self._differences += [self._told(part.number, one) for one in found]
+
+    def _distinct(self, frame: pl.DataFrame, part: _Part) -> bool:
+        """Whether no two rows can be equal in the target: it compares keys of which 1.0 and 1.00 are one."""
+        names = [column.name for column in self._matching.key]
+        if not names or not (part.distinct or self._matching.exact_texts):
+            return False
+        keys = frame.select(names).drop_nulls()
+        return keys.height == frame.height and keys.n_unique() == keys.height
+
+    def _told(self, number: int, one: RowDifference) -> Difference:
+        shown = self._show_values
+        names = set(one.columns) if one.kind == "changed" else {*one.expected, *one.found}
+        return Difference(
+            chunk=number,
+            kind=one.kind,
+            key=one.key,
+            columns=one.columns,
+            expected={name: value for name, value in one.expected.items() if shown and name in names},
+            found={name: value for name, value in one.found.items() if shown and name in names},
+        )

@@ -1,0 +1,225 @@
+"""The command `etl verify`: which job and run are meant, and what the comparison found, for people or as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from keyhaul.console import write_line
+from keyhaul.errors import ConfigError, RefusedError
+from keyhaul.shell import Home, app, open_ledger
+from keyhaul.text import duration, one_line, plural
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
+    from keyhaul.verify import Difference, Verification
+
+EQUAL, DIFFERENT = 0, 1
+_OF_THE_JOB = frozenset(
+    {
+        "job",
+        "source",
+        "table",
+        "query",
+        "target",
+        "into",
+        "key",
+        "workers",
+        "reader",
+        "set",
+        "where",
+        "rule",
+        "dedup",
+        "order_by",
+        "mode",
+        "conflict",
+        "newer_by",
+        "allow_python",
+        "home",
+    }
+)
+_WORDS = {"changed": "changed", "missing": "missing in the target", "extra": "extra in the target"}
+
+
+@app.command("verify", help="Compare a run's target with its source, row by row; exit code 1 when they differ.")
+def verify(
+    what: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN|last] [JOB.yaml]", help="Run [the job's last] and job file.")
+    ] = None,
+    job: Annotated[str | None, typer.Option(metavar="NAME", help="Name in the ledger [the table's].")] = None,
+    source: Annotated[str | None, typer.Option(metavar="URI", help="Source database [embedded].")] = None,
+    table: Annotated[str | None, typer.Option(metavar="T", help="As in the run, like all that follow.")] = None,
+    query: Annotated[str | None, typer.Option(metavar="SQL")] = None,
+    target: Annotated[str | None, typer.Option(metavar="URI", help="Target database [embedded].")] = None,
+    into: Annotated[str | None, typer.Option(metavar="T")] = None,
+    key: Annotated[str | None, typer.Option(metavar="K[,K2…]")] = None,
+    workers: Annotated[str | None, typer.Option(metavar="N", help="Chunks at a time [cores, at most 4].")] = None,
+    reader: Annotated[str | None, typer.Option(metavar="NAME", help="connectorx or adbc.")] = None,
+    set: Annotated[list[str] | None, typer.Option(metavar="'COL = EXPR'")] = None,
+    where: Annotated[list[str] | None, typer.Option(metavar="EXPR")] = None,
+    rule: Annotated[list[str] | None, typer.Option(metavar="'NAME: EXPR'")] = None,
+    dedup: Annotated[str | None, typer.Option(metavar="C1[,C2…]")] = None,
+    order_by: Annotated[str | None, typer.Option(metavar="C")] = None,
+    mode: Annotated[str | None, typer.Option(metavar="MODE")] = None,
+    conflict: Annotated[str | None, typer.Option(metavar="C1[,C2…]")] = None,
+    newer_by: Annotated[str | None, typer.Option(metavar="C")] = None,
+    allow_python: Annotated[bool, typer.Option("--allow-python", help="Run the job's Python steps.")] = False,
+    extra: Annotated[
+        bool | None, typer.Option("--extra/--no-extra", help="Whether rows that only the target has count.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="How many differences are named.")] = 20,
+    show_values: Annotated[bool, typer.Option("--show-values", help="Print the values that differ.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    home: Home = None,
+) -> None:
+    """Compare a run's target with its source, row by row; exit code 1 when they differ."""
+    values = locals()
+    run, job_file = _named(what or [])
+    given = {name: values[name] for name in _OF_THE_JOB if values[name] not in (None, False)}
+    if home:
+        given["home"] = str(home)
+    if job_file is None and not {"table", "query"} & given.keys():
+        given, run = _from_the_ledger(run or "last", given)
+    from keyhaul.config import load_job
+    from keyhaul.verify import verify as compare
+
+    loaded = load_job(job_file, given, os.environ)
+    if not as_json:
+        write_line(sys.stderr, "comparing with the source as it is now; what was written there since the run differs")
+    with _ended_by_signals():
+        found = compare(loaded, run or "last", extra=extra, limit=limit, show_values=show_values, observe=_notice)
+    _print(found, as_json=as_json)
+    raise typer.Exit(EQUAL if found.equal else DIFFERENT)
+
+
+def _print(found: Verification, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({"equal": found.equal, "different": found.different, **asdict(found)}))
+        return
+    for line in _lines(found):
+        write_line(sys.stdout, line)
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """End with 128 + the signal, after the statements under way are cancelled; Typer's own code would be 1."""
+    got = [signal.SIGINT]
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        got[0] = signal.Signals(number)
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handle)
+    try:
+        yield
+    except KeyboardInterrupt:
+        write_line(sys.stderr, "error: interrupted: nothing is known of the chunks that were not compared")
+        raise typer.Exit(128 + got[0]) from None
+
+
+def _notice(event: object) -> None:
+    from keyhaul.events import Notice
+
+    if isinstance(event, Notice):
+        write_line(sys.stderr, f"{event.level}: {event.message}")
+
+
+def _named(words: list[str]) -> tuple[str | None, Path | None]:
+    files = [word for word in words if word.endswith((".yaml", ".yml"))]
+    runs = [word for word in words if word not in files]
+    if len(files) > 1 or len(runs) > 1:
+        msg = f"verify: got {' '.join(words)}, expected at most one run and one job file. Remove one"
+        raise ConfigError(msg)
+    return runs[0] if runs else None, Path(files[0]) if files else None
+
+
+def _from_the_ledger(run: str, given: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Return the flags of the job that a run was asked to do, and the run's name; the URIs are not in the ledger.
+
+    Raises:
+        RefusedError: the run has steps that flags cannot say; the job file is needed.
+    """
+    from keyhaul import lookback
+    from keyhaul.sql import statement
+
+    with open_ledger(given.get("target"), Path(given["home"]) if "home" in given else None, None) as (conn, schema):
+        run_id = lookback.find_run(conn, schema, run)
+        row = conn.execute(statement("verify_job", schema, run_id=run_id)).fetchone()
+    job, key, config = row[0], row[2], row[6]
+    steps = [name for name in ("transform", "rules", "dedup") if config.get(name)]
+    if steps:
+        msg = (
+            f"verify run {run_id}: its job has {', '.join(steps)}, which the ledger does not keep as written. "
+            f"Give the job: etl verify {run_id} JOB.yaml, or the same flags as the run"
+        )
+        raise RefusedError(msg)
+    read, loaded = config["source"], config["target"]
+    known = {
+        "job": job,
+        "key": key,
+        **{name: read[name] for name in ("table", "query") if read.get(name)},
+        "into": loaded.get("table"),
+        **{name: loaded[name] for name in ("mode", "conflict", "newer_by") if loaded.get(name)},
+    }
+    if read["database"] != "embedded" and not (given.get("source") or os.environ.get("ETL_SOURCE_URL")):
+        msg = (
+            f"verify run {run_id}: it read {read['database']}, and the ledger keeps no connection string. "
+            "Give --source URI or ETL_SOURCE_URL"
+        )
+        raise RefusedError(msg)
+    return {**known, **given}, run_id
+
+
+def _lines(found: Verification) -> Iterator[str]:
+    for tally in found.by_chunk:
+        counts = [(tally.changed, "changed"), (tally.missing, "missing"), (tally.extra, "extra")]
+        told = ", ".join(f"{number:,} {word}" for number, word in counts if number)
+        yield f"{f'chunk {tally.chunk}' if tally.chunk else 'the whole table'}: {told}"
+    for difference in found.differences:
+        yield from _row(found, difference)
+    if found.different > len(found.differences):
+        yield f"and {plural(found.different - len(found.differences), 'more difference')}: --limit shows more"
+    if found.whole:
+        yield f"compared as a whole: {found.whole}"
+    if not found.extra_checked:
+        yield "rows that only the target has were not looked for, because others may have been there: --extra does"
+    if found.rejected:
+        yield f"{plural(found.rejected, 'row')} that the target rejected {_is(found.rejected)} in the quarantine"
+    if found.unloaded:
+        yield f"{plural(found.unloaded, 'chunk')} of run {one_line(found.run_id)} {_is(found.unloaded)} not loaded"
+    end = plural(found.different, "difference") if found.different else "equal" if found.equal else "not complete"
+    rows, chunks = plural(found.rows, "row"), plural(found.chunks, "chunk")
+    yield f"verified {rows} in {chunks} of {found.target} in {duration(found.seconds)}: {end}"
+
+
+def _is(number: int) -> str:
+    return "is" if number == 1 else "are"
+
+
+def _row(found: Verification, difference: Difference) -> Iterator[str]:
+    names = found.key if difference.key else ()
+    key = ", ".join(f"{name}={_cell(value)}" for name, value in zip(names, difference.key, strict=True))
+    columns = f": {', '.join(difference.columns)}" if difference.columns else ""
+    yield f"  {key or 'a row'}  {_WORDS[difference.kind]}{columns}"
+    for name in dict.fromkeys([*difference.expected, *difference.found]):
+        sides = [
+            f"{side} {_cell(values[name])}"
+            for side, values in (("source", difference.expected), ("target", difference.found))
+            if name in values
+        ]
+        yield f"      {name}: {', '.join(sides)}"
+
+
+def _cell(value: str | None) -> str:
+    return "NULL" if value is None else one_line(value) or "''"

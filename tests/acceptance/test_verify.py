@@ -1,0 +1,141 @@
+"""`etl verify` as a person or a script meets it: which job is meant, exit codes, what is printed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from aftermath import fetch, value
+from support import clean_environment, wait_until
+
+SOURCE = """
+create table public.t (id int primary key, ref int, name text);
+insert into public.t select g, g % 100, 'n' || g from generate_series(1, 2000) g;
+"""
+
+
+@pytest.fixture
+def ends(databases):
+    fetch(databases[0], SOURCE)
+    return databases
+
+
+def flags(ends, *more):
+    source, target = ends
+    return ("--source", source, "--target", target, "--table", "public.t", "--key", "id", *more)
+
+
+def test_a_clean_move_is_equal_by_the_runs_name_by_last_and_by_the_job_file(etl, etl_home, ends):
+    source, target = ends
+    assert etl("chunked", *flags(ends, "--chunk", "500")).returncode == 0
+    run_id = value(target, "select run_id from keyhaul.runs")
+    file = etl_home / "orders.yaml"
+    file.write_text("source: {table: public.t}\nkey: id\njob: t\nchunk: 500\n", encoding="utf-8")
+    for command in (
+        [run_id],
+        ["last"],
+        [],
+        [str(file)],
+        [run_id, str(file)],
+        ["last", "--table", "public.t", "--key", "id"],
+    ):
+        done = etl("verify", *command, "--source", source, "--target", target)
+        assert (done.returncode, done.stdout.partition(" in ")[0]) == (0, "verified 2,000 rows"), (command, done.stderr)
+        assert done.stdout.endswith(": equal\n")
+        assert "comparing with the source as it is now" in done.stderr
+
+
+def test_differences_are_named_without_values_unless_asked_and_end_with_code_1(etl, ends):
+    target = ends[1]
+    etl("chunked", *flags(ends, "--chunk", "500"))
+    fetch(
+        target,
+        "update public.t set name = 'secret' where id = 700; delete from public.t where id = 1; insert into public.t values (9999, 0, 'new')",
+    )
+    done = etl("verify", *flags(ends))
+    assert done.returncode == 1
+    lines = done.stdout.splitlines()
+    assert lines[:6] == [
+        "chunk 1: 1 missing",
+        "chunk 2: 1 changed",
+        "chunk 4: 1 extra",
+        "  id=1  missing in the target",
+        "  id=700  changed: name",
+        "  id=9999  extra in the target",
+    ]
+    assert lines[-1].startswith("verified 2,000 rows in 4 chunks of public.t in ")
+    assert lines[-1].endswith(": 3 differences")
+    assert "secret" not in done.stdout + done.stderr
+    shown = etl("verify", *flags(ends, "--show-values", "--limit", "2")).stdout
+    assert "      name: source n700, target secret\n" in shown
+    assert "and 1 more difference: --limit shows more" in shown
+
+
+def test_json_is_one_object_and_nothing_else(etl, ends):
+    target = ends[1]
+    etl("chunked", *flags(ends, "--chunk", "500"))
+    fetch(target, "update public.t set name = null, ref = 5 where id = 700")
+    done = etl("verify", *flags(ends, "--json"))
+    found = json.loads(done.stdout)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert (found["equal"], found["different"], found["changed"], found["rows"]) == (False, 1, 1, 2000)
+    assert found["differences"] == [
+        {"chunk": 2, "kind": "changed", "key": ["700"], "columns": ["ref", "name"], "expected": {}, "found": {}}
+    ]
+    with_values = json.loads(etl("verify", *flags(ends, "--json", "--show-values")).stdout)
+    assert with_values["differences"][0]["found"] == {"ref": "5", "name": None}
+
+
+def test_what_is_wrong_or_missing_ends_with_code_2_and_says_what_to_give(etl, ends):
+    source, target = ends
+    done = etl("verify", "last", "--source", source, "--target", target)
+    assert (done.returncode, "no run is recorded" in done.stderr) == (2, True)
+    etl("chunked", *flags(ends, "--rule", "all: id > 0"))
+    run_id = value(target, "select run_id from keyhaul.runs")
+    done = etl("verify", run_id, "--target", target)
+    assert done.returncode == 2
+    assert (
+        f"its job has rules, which the ledger does not keep as written. Give the job: etl verify {run_id} JOB.yaml"
+        in done.stderr
+    )
+    assert etl("verify", run_id, *flags(ends, "--rule", "all: id > 0")).returncode == 0
+    done = etl("verify", run_id, *flags(ends))
+    assert (done.returncode, "rules" in done.stderr) == (2, True)
+    etl("chunked", *flags(ends, "--mode", "skip", "--fresh"))
+    done = etl("verify", "last", "--target", target)
+    assert (done.returncode, "Give --source URI or ETL_SOURCE_URL" in done.stderr) == (2, True)
+    assert etl("verify", "one", "two").returncode == 2
+
+
+@pytest.mark.parametrize("reader", ["connectorx", "adbc"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_it_soon_and_leaves_no_session(etl, etl_home, ends, reader, number, code):
+    source, target = ends
+    assert etl("chunked", *flags(ends, "--chunk", "500")).returncode == 0
+    fetch(
+        source,
+        "alter table public.t rename to base; create view public.t as"
+        " select id, ref, case when pg_sleep(0.02) is null then '' else name end as name from public.base",
+    )
+    busy = "select count(*) from pg_stat_activity where application_name like 'keyhaul%chunk%' and state = 'active'"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "keyhaul", "verify", *flags(ends, "--reader", reader)],
+        env=clean_environment(etl_home),
+        cwd=etl_home,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_until(lambda: value(source, busy) > 0, "a chunk to be read")
+    began = time.monotonic()
+    os.kill(process.pid, number)
+    _, told = process.communicate(timeout=20)
+    assert (process.returncode, "interrupted" in told) == (code, True)
+    assert time.monotonic() - began < 8
+    alive = "select count(*) from pg_stat_activity where application_name like 'keyhaul%'"
+    wait_until(lambda: value(source, alive) == 0 == value(target, alive), "all sessions to end", 5)
