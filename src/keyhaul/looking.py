@@ -58,7 +58,7 @@ def show_quarantine(
     ledger_schema: Schema = None,
 ) -> None:
     """Show what a run left out and why, or export it as CSV."""
-    from keyhaul import lookback, quarantine
+    from keyhaul import lookback, rejects
 
     with open_ledger(target, home, ledger_schema) as (conn, schema):
         run_id = lookback.find_run(conn, schema, run)
@@ -66,10 +66,10 @@ def show_quarantine(
             msg = "export quarantine: got -, expected a file's name, for example bad.csv"
             raise ConfigError(msg)
         if export is not None:
-            written = quarantine.export_quarantine(conn, schema, run_id, export, force=force, resolved=all_records)
+            written = rejects.export_quarantine(conn, schema, run_id, export, force=force, resolved=all_records)
             typer.echo(f"wrote {written:,} records of run {run_id} to {export}")
             return
-        counted = quarantine.quarantine_reasons(conn, schema, run_id, resolved=all_records)
-        rows = quarantine.quarantine_rows(conn, schema, run_id, resolved=all_records)
-        total = quarantine.quarantine_size(conn, schema, run_id, resolved=all_records)
-        quarantine.print_quarantine(run_id, counted, rows, total, sys.stdout)
+        counted = rejects.quarantine_reasons(conn, schema, run_id, resolved=all_records)
+        rows = rejects.quarantine_rows(conn, schema, run_id, resolved=all_records)
+        total = rejects.quarantine_size(conn, schema, run_id, resolved=all_records)
+        rejects.print_quarantine(run_id, counted, rows, total, sys.stdout)

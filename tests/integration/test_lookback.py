@@ -12,7 +12,7 @@ import pytest
 from psycopg import sql
 from support import wait_until
 
-from keyhaul import lookback, quarantine
+from keyhaul import lookback, rejects
 from keyhaul.errors import ConfigError, RefusedError
 from keyhaul.model import Counts
 from keyhaul.sql import statement
@@ -154,7 +154,7 @@ def test_an_unknown_run_is_refused_with_the_nearest_or_the_last_ones(ledger):
         lambda conn: lookback.find_run(conn, "no such", "last"),
         lambda conn: lookback.list_runs(conn, "no such"),
         lambda conn: lookback.show_run(conn, "no such", "x"),
-        lambda conn: quarantine.quarantine_reasons(conn, "no such", "x"),
+        lambda conn: rejects.quarantine_reasons(conn, "no such", "x"),
     ],
 )
 def test_a_database_without_a_ledger_is_named_and_the_connection_stays_usable(target, ask):
@@ -238,13 +238,13 @@ def test_reasons_are_counted_by_rule_and_by_stage_where_there_is_none(ledger):
     add_record(ledger, 1, 1, rules=["a", "b"])
     add_record(ledger, 2, 1, rules=["b"])
     add_record(ledger, 2, 2, rules=[])
-    assert quarantine.quarantine_reasons(ledger, SCHEMA, DONE) == {"b": 2, "a": 1, "rule": 1}
+    assert rejects.quarantine_reasons(ledger, SCHEMA, DONE) == {"b": 2, "a": 1, "rule": 1}
 
 
 def test_the_quarantine_is_printed_with_null_keys_and_without_running_what_it_holds(ledger):
     add_record(ledger, 1, 1, key=None, message="[bold]x[/bold]\x1b[2J\nnext", data={"note": "[red]é\u202e"})
-    rows = quarantine.quarantine_rows(ledger, SCHEMA, DONE)
-    text = text_of(quarantine.print_quarantine, DONE, quarantine.quarantine_reasons(ledger, SCHEMA, DONE), rows, 3)
+    rows = rejects.quarantine_rows(ledger, SCHEMA, DONE)
+    text = text_of(rejects.print_quarantine, DONE, rejects.quarantine_reasons(ledger, SCHEMA, DONE), rows, 3)
     assert "key NULL  chunk 1, record 1  r\n  [bold]x[/bold]\\x1b[2J\\nnext\n" in text
     assert '{"note": "[red]é\\u202e"}' in text
     assert text.endswith(f"and 2 more records: etl quarantine {DONE} --export bad.csv\n")
@@ -255,7 +255,7 @@ def test_the_export_escapes_what_a_spreadsheet_would_run_and_keeps_the_record(le
     for number, key in enumerate(cells):
         add_record(ledger, 1, number, key=key, rules=["-a", "b"], message="two\r\nlines, -5", data={"v": "=1"})
     path = tmp_path / "bad.csv"
-    assert quarantine.export_quarantine(ledger, SCHEMA, DONE, path) == 11
+    assert rejects.export_quarantine(ledger, SCHEMA, DONE, path) == 11
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["run_id", "chunk", "record", "stage", "rules", "message", "key", "data"]
@@ -284,14 +284,14 @@ def test_an_export_never_overwrites_unasked_and_leaves_no_part_behind(ledger, tm
     path = tmp_path / "bad.csv"
     path.write_text("mine")
     with pytest.raises(RefusedError, match="it exists already"):
-        quarantine.export_quarantine(ledger, SCHEMA, DONE, path)
+        rejects.export_quarantine(ledger, SCHEMA, DONE, path)
     assert path.read_text() == "mine"
-    assert quarantine.export_quarantine(ledger, SCHEMA, DONE, path, force=True) == 0
+    assert rejects.export_quarantine(ledger, SCHEMA, DONE, path, force=True) == 0
     assert path.read_text().startswith("run_id,chunk")
     with pytest.raises(ConfigError, match="No such file or directory"):
-        quarantine.export_quarantine(ledger, SCHEMA, DONE, tmp_path / "none" / "bad.csv")
+        rejects.export_quarantine(ledger, SCHEMA, DONE, tmp_path / "none" / "bad.csv")
     with pytest.raises(RefusedError, match="no run is recorded"):
-        quarantine.export_quarantine(ledger, "no such", DONE, tmp_path / "other.csv")
+        rejects.export_quarantine(ledger, "no such", DONE, tmp_path / "other.csv")
     assert [file.name for file in tmp_path.iterdir()] == ["bad.csv"]
 
 
@@ -304,7 +304,7 @@ def test_an_export_holds_a_batch_in_memory_and_not_the_quarantine(ledger, tmp_pa
     )
     tracemalloc.start()
     try:
-        assert quarantine.export_quarantine(ledger, SCHEMA, DONE, tmp_path / "bad.csv") == 30000
+        assert rejects.export_quarantine(ledger, SCHEMA, DONE, tmp_path / "bad.csv") == 30000
         peak_bytes = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

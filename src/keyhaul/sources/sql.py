@@ -10,10 +10,10 @@ import psycopg
 from psycopg import errors, sql
 
 from keyhaul import catalog, pgtypes
+from keyhaul.cuts import Key, chunks_between
 from keyhaul.definition import read_definition
 from keyhaul.errors import ConfigError, RefusedError
 from keyhaul.model import Plan
-from keyhaul.plan import Key, chunks_between
 from keyhaul.sources.stability import check_stable
 
 if TYPE_CHECKING:
