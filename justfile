@@ -24,10 +24,11 @@ lint: setup
     .venv/bin/ruff format --check
     .venv/bin/mypy
 
-# Write docs/configuration.md anew from the job's model, and docs/types.md from the type contract.
+# Write the generated pages anew: configuration from the job's model, types from their contract, history from its frames.
 docs: setup
     .venv/bin/python -m keyhaul.configdoc > docs/configuration.md
     .venv/bin/python -m keyhaul.typedoc > docs/types.md
+    .venv/bin/python -m keyhaul.historydoc > docs/history.md
 
 # Pin the newest versions that fit, with hashes; commit the result after the tests pass with it.
 pins:

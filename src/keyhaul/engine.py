@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import psycopg
 from psycopg import sql
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from keyhaul.ledger import Totals, Unfinished
     from keyhaul.model import Observer, Outcome, RunCheck
 
+FILLED: Final = "filled the embedded database source with the bundled flights (336,776 rows)"
+
 __all__ = ["Control", "run"]
 
 
@@ -60,7 +62,7 @@ def run(job: Job, observe: Observer, control: Control, *, fresh: bool = False, f
     started = time.perf_counter()
     ends = find_ends(job)
     if ends.filled:
-        observe(events.Notice(message="filled the embedded database source with the bundled flights (336,776 rows)"))
+        observe(events.Notice(message=FILLED))
     run_id = new_run_id()
     with prepare(job, ends, run_id=run_id) as prepared:
         sitting = Sitting(prepared, observe, control, run_id, started)

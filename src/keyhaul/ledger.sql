@@ -476,6 +476,35 @@ where %(chunk_limit)s::bigint is null or total <= %(chunk_limit)s::bigint
    or status = 'failed' or attempts > 1 or (slowness <= 10 and status <> 'planned')
 order by chunk;
 
+-- name: run_sums
+-- What `runs` does not have, for frames and reports: of all runs, or of one by its name.
+select r.run_id, r.fingerprint, r.config::text as config,
+       count(*) filter (where c.attempts > 1) as chunks_retried,
+       coalesce(sum(c.rows_updated) filter (where c.status = 'done'), 0)::bigint as rows_updated,
+       coalesce(sum(c.bytes_read) filter (where c.status = 'done'), 0)::bigint as bytes_read,
+       coalesce(sum(c.read_seconds) filter (where c.status = 'done'), 0) as read_seconds,
+       coalesce(sum(c.transform_seconds) filter (where c.status = 'done'), 0) as transform_seconds,
+       coalesce(sum(c.stage_seconds) filter (where c.status = 'done'), 0) as stage_seconds,
+       coalesce(sum(c.load_seconds) filter (where c.status = 'done'), 0) as load_seconds
+from {schema}.runs r left join {schema}.chunks c using (run_id)
+where %(run_id)s::text is null or r.run_id = %(run_id)s::text
+group by r.run_id;
+
+-- name: chunk_frame
+-- All chunks of a run in key order, with the columns of `keyhaul.chunks`.
+select run_id, chunk, kind, lower_bound, upper_bound, estimated_rows, status, attempts, rows_read, rows_loaded,
+       rows_updated, rows_unchanged, rows_duplicate, rows_filtered, rows_quarantined, warned, bytes_read, read_seconds,
+       transform_seconds, stage_seconds, load_seconds, worker, sitting, started_at, ended_at, error
+from {schema}.chunks where run_id = %(run_id)s order by chunk;
+
+-- name: quarantine_frame
+-- The records of a run (of a replay: those it tried), with the columns of `keyhaul.quarantine`.
+select run_id, chunk, record, stage, rules, message, key, data::text as data, attempts, tried_by, resolved_at, resolved_by
+from {schema}.quarantine
+where run_id = %(run_id)s or tried_by = %(run_id)s
+order by chunk, record
+limit %(row_limit)s::bigint;
+
 -- name: quarantine_reasons
 -- Rejected records of a run by rule (by stage where no rule is named), most first. A record that failed two
 -- rules counts under both.

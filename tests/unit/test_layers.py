@@ -62,7 +62,8 @@ ROWS = [
     {"engine"},
     {"tally", "reporting", "quality_output"},
     {"progress", "logfile", "lookback", "planview", "configdoc", "typedoc"},
-    {"rejects", "replay", "verify", "offenders", "quality_records"},
+    {"rejects", "replay", "verify", "offenders", "quality_records", "history", "jobs"},
+    {"historydoc"},
     {"quality_rules"},
     {"quality"},
     {"shell"},
@@ -91,6 +92,7 @@ MAY_TOUCH_THE_OUTSIDE = {
     ("keeper", "sys.exit"): "it ends a process that is its own",
     ("keeper", "os._exit"): "after a fork, the parent's cleanup is not the child's",
     ("configdoc", "sys.stdout"): "the text of a page, for `python -m keyhaul.configdoc > page`",
+    ("historydoc", "sys.stdout"): "the same, for `python -m keyhaul.historydoc > page`",
     ("typedoc", "sys.stdout"): "the same, for `python -m keyhaul.typedoc > page`",
     ("sources.readers", "SystemExit"): "told from a panic of the driver and raised on, not made",
     ("progress", "sys.stderr"): "compared with, not written to: rich must redirect only the stream that it draws on",
@@ -167,6 +169,12 @@ def test_every_module_has_one_place_among_the_rows():
     assert sorted(placed) == sorted(MODULES)
 
 
+def test_no_module_stands_where_a_public_function_should():
+    assert set(keyhaul.__all__) & {name.partition(".")[0] for name in MODULES} == set()
+    assert set(keyhaul._HOMES) == set(keyhaul.__all__)
+    assert all(callable(getattr(keyhaul, name)) for name in keyhaul.__all__)
+
+
 def test_no_import_points_up_or_sideways():
     height = {name: number for number, row in enumerate(ROWS) for name in row}
     assert [
@@ -220,6 +228,7 @@ def test_modules_and_functions_stay_short(name):
     "program",
     [
         "import keyhaul, keyhaul.model, keyhaul.events",
+        "import keyhaul; keyhaul.__version__, dir(keyhaul), hasattr(keyhaul, 'nonsense')",
         "from keyhaul.cli import app; app(['--help'], standalone_mode=False)",
         "from keyhaul.cli import app; app(['chunked', '--help'], standalone_mode=False)",
         "from keyhaul.cli import app; app(['--version'], standalone_mode=False)",

@@ -1,0 +1,125 @@
+"""Moves from Python: the same engine as the command line's, with an observer instead of a display."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from keyhaul import engine, events
+from keyhaul.config import Job, load_job
+from keyhaul.connecting import find_ends
+from keyhaul.control import Control
+from keyhaul.errors import ConfigError
+from keyhaul.prepare import prepare
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from keyhaul.model import Observer, Plan, Report
+
+    AnyJob = Job | Mapping[str, Any] | str | Path
+
+
+def run(
+    job: AnyJob,
+    observe: Observer | None = None,
+    *,
+    fresh: bool = False,
+    control: Control | None = None,
+    allow_python: bool = False,
+    environ: Mapping[str, str] | None = None,
+) -> Report:
+    """Move what a job says, as ``etl run`` does: start a run, or go on with the unfinished one.
+
+    Ctrl-C (a notebook's interrupt) in the main thread lets the chunks under way end, a second one cancels
+    them; the run stops resumably and the report says so. In other threads use `control`.
+
+    Args:
+        job: a `Job`, the path of a job file, or settings by the names of their flags with ``_`` for ``-``,
+            for example ``{"key": "id", "chunk": 10_000, "rule": ["positive: air_time > 0"]}``.
+        observe: called with each event of `keyhaul.events`, from the threads where they happen; must be quick
+            and must not raise.
+        fresh: start a new run even when an unfinished one is there.
+        control: may be told to stop from another thread.
+        allow_python: permit the job's Python steps.
+        environ: give ``os.environ`` to lay ``ETL_*`` variables over the file and to fill in ``${NAME}``.
+
+    Returns:
+        The report; ``outcome`` is ``done``, ``stopped`` or ``interrupted``. It may be ``done`` with records in
+        quarantine.
+
+    Raises:
+        ConfigError: the job or the databases do not fit; nothing was moved.
+        StopRunError: the ledger cannot be reached any more; the same call goes on with the run.
+    """
+    stop = control or Control()
+    whole = _read(job, allow_python=allow_python, environ=environ)
+    with _watching(stop, observe) as watched:
+        return engine.run(whole, watched, stop, fresh=fresh)
+
+
+def plan(
+    job: AnyJob,
+    observe: Observer | None = None,
+    *,
+    allow_python: bool = False,
+    environ: Mapping[str, str] | None = None,
+) -> Plan:
+    """Return the chunks into which a run would cut the source, as ``etl plan`` shows them. Moves nothing.
+
+    Args:
+        job: see `run`.
+        observe: called with what a person should know, such as that the embedded source was filled.
+        allow_python: see `run`.
+        environ: see `run`.
+
+    Raises:
+        ConfigError: the job or the databases do not fit.
+    """
+    whole = _read(job, allow_python=allow_python, environ=environ)
+    ends = find_ends(whole)
+    if ends.filled and observe is not None:
+        observe(events.Notice(message=engine.FILLED))
+    with prepare(whole, ends) as prepared:
+        return prepared.source.plan(whole.chunk)
+
+
+def _read(job: AnyJob, *, allow_python: bool, environ: Mapping[str, str] | None) -> Job:
+    if isinstance(job, Job):
+        return job
+    path, flags = (None, dict(job)) if not isinstance(job, str | Path) else (Path(job), {})
+    try:
+        return load_job(path, {**flags, "allow_python": allow_python or None}, environ or {})
+    except ValueError as error:
+        raise ConfigError(
+            f"read job: got {error}, expected names of flags with _ for -. See docs/configuration.md"
+        ) from None
+
+
+@contextmanager
+def _watching(control: Control, observe: Observer | None) -> Iterator[Observer]:
+    """Yield an observer while Ctrl-C tells the control to stop; before the run has begun it ends the call."""
+    begun = False
+
+    def watch(event: object) -> None:
+        nonlocal begun
+        begun = begun or isinstance(event, events.RunStarted)
+        if observe is not None:
+            observe(event)
+
+    def handle(number: int, _frame: object) -> None:
+        control.interrupt(number)
+        if not begun:
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield watch
+        return
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield watch
+    finally:
+        signal.signal(signal.SIGINT, before)
