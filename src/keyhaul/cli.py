@@ -1,4 +1,4 @@
-"""The command line; with its parts `shell` and `looking` the only place that prints, reads the environment or exits.
+"""The command line; with `shell` and its commands' modules the only place that prints, reads the environment or exits.
 
 Exit codes: 0 done; 1 done, but more records were quarantined than allowed, or a rule across the run
 failed; 2 wrong command, job or database, nothing was moved; 3 stopped and resumable; 130 and 143
@@ -26,6 +26,7 @@ from keyhaul import (
     checking,  # noqa: F401 - its commands register themselves
     faults,
     looking,  # noqa: F401 - the same
+    reportcli,  # noqa: F401 - the same
     verifying,  # noqa: F401 - the same
 )
 from keyhaul.console import write_line

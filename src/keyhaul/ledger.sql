@@ -201,13 +201,13 @@ select status, rows_read, rows_loaded, rows_unchanged, rows_duplicate, rows_filt
   from {schema}.chunks where run_id = {run_id} and chunk = {chunk} for update;
 
 -- name: chunk_done
--- The record of a loaded chunk, in the transaction that loaded it.
+-- The record of a loaded chunk, in the transaction that loaded it; what came before the load began before it.
 update {schema}.chunks set status = 'done', attempts = {attempts}, rows_read = {rows_read}, rows_loaded = {rows_loaded}, rows_updated = {rows_updated},
        rows_unchanged = {rows_unchanged}, rows_duplicate = {rows_duplicate}, rows_filtered = {rows_filtered},
        rows_quarantined = {rows_quarantined}, warned = {warned}::jsonb, tables = {tables}::jsonb, read_seconds = {read_seconds},
        transform_seconds = {transform_seconds}, stage_seconds = {stage_seconds},
        load_seconds = extract(epoch from clock_timestamp() - transaction_timestamp()), bytes_read = {bytes_read},
-       worker = {worker}, sitting = {sitting}, started_at = clock_timestamp() - make_interval(secs => {elapsed_seconds}),
+       worker = {worker}, sitting = {sitting}, started_at = transaction_timestamp() - make_interval(secs => {elapsed_seconds}),
        ended_at = clock_timestamp(), error = null
  where run_id = {run_id} and chunk = {chunk} and status <> 'done'
 returning load_seconds;
@@ -504,6 +504,20 @@ from {schema}.quarantine
 where run_id = %(run_id)s or tried_by = %(run_id)s
 order by chunk, record
 limit %(row_limit)s::bigint;
+
+-- name: quarantine_examples
+-- The first records of a run for each reason, as `quarantine_reasons` has them; key and data only if `show_values`.
+select reason, chunk, record, stage, message,
+       case when %(show_values)s then key end as key, case when %(show_values)s then data::text end as data,
+       resolved_by
+from (
+    select q.*, reason, row_number() over (partition by reason order by q.chunk, q.record) as place
+    from {schema}.quarantine q,
+         unnest(case when cardinality(q.rules) = 0 then array[q.stage] else q.rules end) reason
+    where (q.run_id = %(run_id)s or q.tried_by = %(run_id)s) and (%(resolved)s or q.resolved_at is null)
+) numbered
+where place <= %(row_limit)s
+order by reason, place;
 
 -- name: quarantine_reasons
 -- Rejected records of a run by rule (by stage where no rule is named), most first. A record that failed two

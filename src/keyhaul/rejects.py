@@ -6,25 +6,23 @@ Values of rows appear in this output and nowhere else.
 from __future__ import annotations
 
 import csv
-import os
 import re
-import tempfile
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from psycopg.rows import class_row, scalar_row, tuple_row
 
 from keyhaul.console import write
-from keyhaul.errors import ConfigError, RefusedError
 from keyhaul.lookback import ROWS_SHOWN, Connection, fetch, ledger_errors
 from keyhaul.reporting import reasons
 from keyhaul.sql import statement
 from keyhaul.text import one_line, plural
+from keyhaul.wholefile import whole_file
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from rich.console import Console, RenderableType
 
@@ -93,35 +91,14 @@ def export_quarantine(
         RefusedError: the file exists and `force` is not given, or there is no ledger.
         ConfigError: the file cannot be written.
     """
-    _refuse_existing(path, force=force)
-    try:
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=".part")
-    except OSError as error:
-        raise ConfigError(f"write {path}: {error.strerror}. Name a folder that exists and can be written.") from error
-    part = Path(name)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(EXPORT_COLUMNS)
-            number = 0
-            with closing(_stream(conn, schema, run_id, resolved=resolved)) as rows:
-                for row in rows:
-                    writer.writerow(_cells(row))
-                    number += 1
-            file.flush()
-            os.fsync(file.fileno())
-        _refuse_existing(path, force=force)
-        part.replace(path)
-    except OSError as error:
-        raise ConfigError(f"write {path}: {error.strerror}. Free some space or name another file.") from error
-    finally:
-        part.unlink(missing_ok=True)
+    number = 0
+    with whole_file(path, force=force) as file, closing(_stream(conn, schema, run_id, resolved=resolved)) as rows:
+        writer = csv.writer(file)
+        writer.writerow(EXPORT_COLUMNS)
+        for row in rows:
+            writer.writerow(_cells(row))
+            number += 1
     return number
-
-
-def _refuse_existing(path: Path, *, force: bool) -> None:
-    if path.is_dir() or (path.exists() and not force):
-        raise RefusedError(f"write {path}: it exists already. Name another file, or add --force to replace a file.")
 
 
 def _stream(conn: Connection, schema: str, run_id: str, *, resolved: bool) -> Generator[QuarantinedRecord]:

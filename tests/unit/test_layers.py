@@ -28,9 +28,10 @@ ROWS = [
         "sql",
         "keeper",
         "faults",
+        "timeline",
     },
-    {"events", "pgtypes", "dsn", "draft", "home", "flights", "definition", "expressions"},
-    {"embedded", "entries", "yamlfile", "decoding"},
+    {"events", "pgtypes", "dsn", "draft", "home", "flights", "definition", "expressions", "markup", "wholefile"},
+    {"svg", "embedded", "entries", "yamlfile", "decoding"},
     {"lookupstep", "runrules", "tablestep"},
     {"steps", "lookup"},
     {"layers", "fields", "perchunk"},
@@ -63,11 +64,11 @@ ROWS = [
     {"tally", "reporting", "quality_output"},
     {"progress", "logfile", "lookback", "planview", "configdoc", "typedoc"},
     {"rejects", "replay", "verify", "offenders", "quality_records", "history", "jobs"},
-    {"historydoc"},
+    {"historydoc", "htmlreport"},
     {"quality_rules"},
     {"quality"},
     {"shell"},
-    {"looking", "checking", "verifying"},
+    {"looking", "checking", "verifying", "reportcli"},
     {"cli"},
     {"__main__"},
 ]
@@ -75,7 +76,7 @@ ROWS = [
 MODULE_LINES = 420
 FUNCTION_LINES = 50
 
-COMMAND_LINE = {"cli", "shell", "looking", "checking", "verifying"}
+COMMAND_LINE = {"cli", "shell", "looking", "checking", "verifying", "reportcli"}
 
 OUTSIDE = {"print", "input", "exit", "quit", "SystemExit", "typer.echo"} | {
     f"{module}.{name}"
