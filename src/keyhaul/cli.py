@@ -31,7 +31,7 @@ from keyhaul import (
 )
 from keyhaul.console import write_line
 from keyhaul.errors import ConfigError, EtlError
-from keyhaul.shell import Home, RunName, app
+from keyhaul.shell import BROKEN, OK, QUARANTINED, STOPPED, WRONG, Home, RunName, app
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from keyhaul.replay import Replayed
 
 T = TypeVar("T")
-
-OK, QUARANTINED, WRONG, STOPPED, BROKEN = 0, 1, 2, 3, 70
 
 
 class Progress(StrEnum):

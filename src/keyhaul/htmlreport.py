@@ -245,8 +245,9 @@ def _throughput(run: Row, chunks: Sequence[Row], clock: Clock) -> Markup | None:
     if clock.seconds <= 0:
         return None
     bins = min(BINS, max(12, 3 * len(chunks)))
-    drawn = svg.area(rates(chunks, clock, bins), clock, run["rows_read"] / clock.seconds, "rows read per second")
-    note = "Rows of a chunk are spread evenly over its time."
+    mean = run["rows_read"] / clock.seconds
+    drawn = svg.area(rates(chunks, clock, bins), clock, mean, "rows read per second")
+    note = f"{mean:,.0f} in the mean, the dashed line. Rows of a chunk are spread evenly over its time."
     return _section("Rows per second", element("div", drawn, svg.time_axis(clock), class_="plot"), note=note)
 
 

@@ -490,6 +490,14 @@ from {schema}.runs r left join {schema}.chunks c using (run_id)
 where %(run_id)s::text is null or r.run_id = %(run_id)s::text
 group by r.run_id;
 
+-- name: run_sessions
+-- How many sessions a run has in this database, and its age in seconds by the server's clock.
+select (select count(*) from pg_catalog.pg_stat_activity a
+         where a.datname = current_database() and a.pid <> pg_backend_pid()
+           and starts_with(a.application_name, 'keyhaul ' || r.run_id || ' ')),
+       extract(epoch from clock_timestamp() - r.started_at)::double precision
+from {schema}.runs r where r.run_id = %(run_id)s;
+
 -- name: chunk_frame
 -- All chunks of a run in key order, with the columns of `keyhaul.chunks`.
 select run_id, chunk, kind, lower_bound, upper_bound, estimated_rows, status, attempts, rows_read, rows_loaded,

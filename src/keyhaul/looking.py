@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from keyhaul.errors import ConfigError
-from keyhaul.shell import Home, RunName, Schema, TargetUri, app, open_ledger
+from keyhaul.shell import OK, QUARANTINED, STOPPED, Home, RunName, Schema, TargetUri, app, open_ledger
+
+if TYPE_CHECKING:
+    from keyhaul.allowance import Allowance
 
 Export = Annotated[Path | None, typer.Option(metavar="FILE", help="Write all records as CSV.")]
 
@@ -35,16 +39,51 @@ def show(
     home: Home = None,
     ledger_schema: Schema = None,
     all_chunks: Annotated[bool, typer.Option("--all", help="All chunks, however many.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Watch it until it ends; its exit code.")] = False,
+    allow_quarantined: Annotated[
+        str | None, typer.Option(metavar="N|P%", help="With --follow: still exit code 0 [0].")
+    ] = None,
 ) -> None:
     """Show one run: its balance and its chunks."""
     from keyhaul import lookback
 
+    allowed = _allowance(allow_quarantined)
+    code = OK
     with open_ledger(target, home, ledger_schema) as (conn, schema):
         run_id = lookback.find_run(conn, schema, run)
+        if follow:
+            code = _follow(conn, schema, run_id, allowed)
         limit = None if all_chunks else lookback.CHUNKS_SHOWN
         lookback.print_run(
             lookback.show_run(conn, schema, run_id, chunk_limit=limit), sys.stdout, all_command=f"etl show {run} --all"
         )
+    raise typer.Exit(code)
+
+
+def _allowance(given: str | None) -> Allowance:
+    from keyhaul.allowance import read_allowance
+
+    try:
+        return read_allowance(given if given is not None else 0)
+    except ValueError:
+        msg = f"show: got --allow-quarantined {given!r}, expected a whole number or a percentage such as 5%"
+        raise ConfigError(msg) from None
+
+
+def _follow(conn: Any, schema: str, run_id: str, allowed: Allowance) -> int:  # noqa: ANN401 - psycopg's, not imported here
+    """Watch a run to its end and return its exit code; Ctrl-C ends the watching, not the run."""
+    from keyhaul.follow import ending, follow
+
+    try:
+        followed = follow(conn, schema, run_id, sys.stdout)
+    except KeyboardInterrupt:
+        typer.echo(f"not watching run {run_id} any more; it goes on", err=True)
+        raise typer.Exit(128 + signal.SIGINT) from None
+    typer.echo(ending(followed), err=followed.lost)
+    run = followed.run
+    if run.status != "done":
+        return STOPPED
+    return OK if allowed.permits(run.rows_quarantined, run.rows_read) else QUARANTINED
 
 
 @app.command("quarantine", help="Show what a run left out and why, or export it as CSV.")

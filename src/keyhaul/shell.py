@@ -12,6 +12,9 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+OK, QUARANTINED, WRONG, STOPPED, BROKEN = 0, 1, 2, 3, 70
+"""Exit codes; what they mean stands in `cli`."""
+
 app = typer.Typer(
     help="Move tables into PostgreSQL in columnar chunks, exactly once, with a reason for every row left out.",
     no_args_is_help=True,

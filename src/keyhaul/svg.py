@@ -139,8 +139,7 @@ def area(values: Sequence[float], clock: Clock, mean: float, label: str) -> Mark
             labels.append(element("text", f"{value:,.0f}", x=2, y=y + 14, class_="halo"))
     y = PLOT_HEIGHT * (1 - mean / highest)
     line = element("line", element("title", f"mean {mean:,.0f} rows/s"), x1=0, x2="100%", y1=y, y2=y, class_="mean")
-    told = element("text", f"mean {mean:,.0f}", x="100%", dx=-2, y=max(y - 5, 12), text__anchor="end", class_="halo")
-    return _drawing(PLOT_HEIGHT, label, plot, *levels, *_pauses(clock, PLOT_HEIGHT), line, *labels, told)
+    return _drawing(PLOT_HEIGHT, label, plot, *levels, *_pauses(clock, PLOT_HEIGHT), line, *labels)
 
 
 def meter(part: float, whole: float, fill: str, label: str) -> Markup:

@@ -64,7 +64,7 @@ ROWS = [
     {"tally", "reporting", "quality_output"},
     {"progress", "logfile", "lookback", "planview", "configdoc", "typedoc"},
     {"rejects", "replay", "verify", "offenders", "quality_records", "history", "jobs"},
-    {"historydoc", "htmlreport"},
+    {"historydoc", "htmlreport", "follow"},
     {"quality_rules"},
     {"quality"},
     {"shell"},
