@@ -231,7 +231,8 @@ def _timeline(chunks: Sequence[Row], clock: Clock) -> Markup:
     met = {"retried": any(bar.attempts > 1 and not bar.failed for bar in bars), "failed": any(b.failed for b in bars)}
     told = "; ".join(f"{flags[name]} {_MARKS[name]}" for name, there in met.items() if there)
     merged = "Many chunks: neighbours are drawn as one. " if any(bar.first != bar.last for bar in bars) else ""
-    note = merged + (f"{told}." if told else "")
+    cut = "When chunks were read is not in the ledger for a dedup across them: bars show loads. "
+    note = merged + (cut if any(bar.cut for bar in bars) else "") + (f"{told}." if told else "")
     return _section("Chunks over time", _legend(), *drawn, axis, note=note)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 STEPS: Final = ("read", "transform", "stage", "load")
+
+_OVERLAP_SECONDS: Final = 0.05
+"""Clocks of two processes and of a transaction differ by less than this."""
 
 MOST_BARS: Final = 1_500
 """Of more chunks than this, neighbours in a lane are drawn as one: a page of 100,000 bars is 30 MB."""
@@ -53,6 +56,7 @@ class Bar:
         first, last: numbers of the chunks.
         attempts: the highest number of tries.
         failed: whether one was given up; such a one has no length.
+        cut: it seemed to begin before the worker's last chunk had ended, and begins there now.
     """
 
     begin: float
@@ -63,6 +67,7 @@ class Bar:
     rows: int
     attempts: int
     failed: bool
+    cut: bool = False
 
 
 def clock_of(run: Mapping[str, Any], chunks: Sequence[Mapping[str, Any]]) -> Clock:
@@ -87,16 +92,18 @@ def clock_of(run: Mapping[str, Any], chunks: Sequence[Mapping[str, Any]]) -> Clo
 
 
 def lanes(chunks: Sequence[Mapping[str, Any]], clock: Clock) -> dict[int, tuple[Bar, ...]]:
-    """Return the bars of each worker, by worker and time."""
+    """Return the bars of each worker, by worker and time; a worker does one thing at a time.
+
+    A dedup across chunks reads all of them before it loads any, and the ledger knows only when a chunk was loaded:
+    of such a chunk the load is shown, and as much of its other steps as fits before it.
+    """
     found: dict[int, list[Bar]] = {}
     for chunk in chunks:
         if chunk["ended_at"] is not None and chunk["worker"] is not None:
             found.setdefault(chunk["worker"], []).append(_bar(chunk, clock))
     total = sum(map(len, found.values()))
     close = clock.seconds / 1000 if total > MOST_BARS else None
-    return {
-        worker: tuple(_merged(sorted(bars, key=lambda bar: bar.begin), close)) for worker, bars in sorted(found.items())
-    }
+    return {worker: tuple(_merged(_in_turn(bars), close)) for worker, bars in sorted(found.items())}
 
 
 def _bar(chunk: Mapping[str, Any], clock: Clock) -> Bar:
@@ -119,6 +126,19 @@ def _bar(chunk: Mapping[str, Any], clock: Clock) -> Bar:
         attempts=chunk["attempts"],
         failed=chunk["status"] == "failed",
     )
+
+
+def _in_turn(bars: Sequence[Bar]) -> list[Bar]:
+    """Return a worker's bars by time, none beginning before the one before it has ended."""
+    out: list[Bar] = []
+    for bar in sorted(bars, key=lambda bar: (bar.end, bar.begin)):
+        free = out[-1].end if out else 0.0
+        if bar.begin >= free - _OVERLAP_SECONDS:
+            out.append(bar)
+            continue
+        parts = tuple((step, max(begin, free), end) for step, begin, end in bar.parts if end > free)
+        out.append(replace(bar, begin=min(free, bar.end), parts=parts, cut=True))
+    return out
 
 
 def _merged(bars: Sequence[Bar], close: float | None) -> list[Bar]:

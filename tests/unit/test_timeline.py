@@ -53,6 +53,13 @@ def test_a_chunk_that_was_given_up_has_a_place_and_no_length():
     assert [(bar.begin, bar.end, bar.failed) for bar in found[2]] == [(3, 3, True)]
 
 
+def test_a_worker_does_one_thing_at_a_time_when_the_ledger_knows_only_the_loads():
+    chunks = [chunk_of(1, 0, 10, steps=(8, 0, 0, 2)), chunk_of(2, 3, 12, steps=(7, 0, 0, 2))]
+    first, second = lanes(chunks, clock_of(run_of(), chunks))[1]
+    assert (first.begin, first.end, first.cut) == (0, 10, False)
+    assert (second.begin, second.parts, second.cut) == (10, (("load", 10, 12),), True)
+
+
 def test_of_many_chunks_neighbours_are_one_bar_and_no_row_is_lost():
     number = MOST_BARS + 500
     chunks = [chunk_of(n, n * 0.01, (n + 1) * 0.01, attempts=2 if n == 7 else 1) for n in range(number)]
