@@ -24,12 +24,12 @@ Written by `python -m keyhaul.historydoc > docs/history.md`; a test fails when i
 ```python
 import keyhaul
 
-keyhaul.runs()                     # all runs of the embedded warehouse's ledger, the newest first
+keyhaul.runs()  # all runs of the embedded warehouse's ledger, the newest first
 keyhaul.runs("postgresql://user:password@host:5432/dbname")
-keyhaul.chunks("last")             # the chunks of a run, in key order
-keyhaul.quarantine("last")         # a LazyFrame: reads only the columns that a query uses, when it is collected
+keyhaul.chunks("last")  # the chunks of a run, in key order
+keyhaul.quarantine("last")  # a LazyFrame: reads only the columns that a query uses, when it is collected
 
-report = keyhaul.run({"key": "id", "chunk": 50_000}, print)    # the engine, with `print` as its observer
+report = keyhaul.run({"key": "id", "chunk": 50_000}, print)  # the engine, with `print` as its observer
 keyhaul.run("configs/flights.yaml", fresh=True)
 keyhaul.plan("configs/flights.yaml").chunks
 ```
