@@ -105,6 +105,20 @@ RUNS: Final[Mapping[str, Field]] = {
     "rows_per_second": Field(dtype=_SECONDS, meaning="rows_read / seconds; 0 if no time has passed", unit="rows/s"),
     "started_at": Field(dtype=_MOMENT, meaning="when the run was planned", unit="UTC"),
     "ended_at": Field(dtype=_MOMENT, meaning="when it ended; NULL while it has not", unit="UTC", nullable=True),
+    "run_checks": Field(
+        dtype=pl.List(
+            pl.Struct(
+                {
+                    "name": pl.String(),
+                    "on_fail": pl.String(),
+                    "passed": pl.Boolean(),
+                    "offenders": pl.Int64(),
+                    "message": pl.String(),
+                }
+            )
+        ),
+        meaning="the rules across the run (`run_rules`), when it was done; `on_fail` is `error` or `warn`",
+    ),
     "stop_reason": Field(dtype=_TEXT, meaning="why it stopped", nullable=True),
     "host": Field(dtype=_TEXT, meaning="the machine of the last sitting's process"),
     "pid": Field(dtype=_NUMBER, meaning="that process"),

@@ -123,6 +123,7 @@ def page(found: Findings) -> str:
         _timeline(found.chunks, clock),
         _throughput(run, found.chunks, clock),
         _quarantine(found),
+        _run_checks(run),
         _troubled(found),
         _limits(),
         _job(run),
@@ -294,6 +295,26 @@ def _quarantine(found: Findings) -> Markup:
     hint = "" if found.show_values else " Keys and values are left out: etl report --show-values shows them."
     note = f"The first {EXAMPLES} of each reason. A record that broke two rules counts under both.{hint}"
     return _section("Quarantine by reason", *blocks, note=note)
+
+
+def _run_checks(run: Row) -> Markup | None:
+    """Return what the rules across the run said, if it has any."""
+    if not run["run_checks"]:
+        return None
+    rows = [
+        element(
+            "tr",
+            element("th", element("span", check["name"], class_="mono"), scope="row"),
+            element("td", "✓ passed" if check["passed"] else f"✗ failed ({check['on_fail']})", class_=_verdict(check)),
+            element("td", check["message"]),
+        )
+        for check in run["run_checks"]
+    ]
+    return _section("Rules across the run", element("table", element("tbody", *rows)))
+
+
+def _verdict(check: Row) -> str:
+    return "good" if check["passed"] else "alarm" if check["on_fail"] == "error" else "marked"
 
 
 def _examples(rows: Sequence[Row]) -> list[Markup]:

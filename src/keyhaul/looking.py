@@ -83,7 +83,8 @@ def _follow(conn: Any, schema: str, run_id: str, allowed: Allowance) -> int:  # 
     run = followed.run
     if run.status != "done":
         return STOPPED
-    return OK if allowed.permits(run.rows_quarantined, run.rows_read) else QUARANTINED
+    broken = any(check["on_fail"] == "error" and not check["passed"] for check in run.run_checks)
+    return QUARANTINED if broken or not allowed.permits(run.rows_quarantined, run.rows_read) else OK
 
 
 @app.command("quarantine", help="Show what a run left out and why, or export it as CSV.")

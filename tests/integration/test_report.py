@@ -184,6 +184,24 @@ def test_a_run_that_moved_nothing_or_was_given_up_has_a_page(databases):
     assert "No chunk has ended yet." in Elements(page_of(databases[1], report.run_id)).words
 
 
+def test_rules_across_the_run_are_in_the_frame_on_the_page_and_in_the_exit_code(orders, etl, tmp_path):
+    path = tmp_path / "job.yaml"
+    path.write_text(
+        f'source: {{uri: "{orders[0]}", table: public.orders}}\nkey: id\ntarget: {{uri: "{orders[1]}"}}\n'
+        "run_rules:\n  enough: {row_count: {min: 30000}}\n  some: {row_count: {min: 1}}\n"
+    )
+    report = keyhaul.run(path)
+    checks = keyhaul.runs(orders[1])["run_checks"].to_list()[0]
+    assert [(check["name"], check["passed"], check["offenders"]) for check in checks] == [
+        ("enough", False, 0),
+        ("some", True, 0),
+    ]
+    words = Elements(page_of(orders[1], report.run_id)).words
+    assert "enough ✗ failed (error) 20,000 rows, expected at least 30,000" in words
+    assert "some ✓ passed" in words
+    assert etl("show", "last", "--follow", "--target", orders[1]).returncode == 1
+
+
 def test_a_chunk_began_before_its_steps_and_ended_after_them(orders, rough):
     late = rows(
         orders[1],
