@@ -142,7 +142,9 @@ class Stager:
         flags = ", ".join(f"coalesce({c.sql}, false) as {n}" for n, c in zip(names, self._checks, strict=True))
         query = f"select {RECORD}, {flags} from {CHUNK}"
         query = f"select * from ({query}) where {' or '.join(names)}"
-        pending = [frame]
+        # With those that differ only in case: what a column is called in DuckDB depends on them.
+        needed = {RECORD, *(name.lower() for check in self._checks for name in check.columns)}
+        pending = [frame.select(name for name in frame.columns if name.lower() in needed)]
         failures = 0
         while pending:
             part = pending.pop()
@@ -181,27 +183,39 @@ class Stager:
     def _deduplicate(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, int]:
         """Keep one row of each group; rows with a NULL in the dedup columns are nobody's duplicates.
 
-        The cheap test comes first (0.03 s per million rows against 0.12 s for the window): most chunks
-        have no duplicates at all.
+        Most rows have no copy: a cheap test finds those that have, and only they go through the window
+        (0.9 µs of CPU for each row of a chunk with the whole chunk in it, 0.2 µs so).
         """
         if self._dedup is None or frame.height < 2:  # noqa: PLR2004 - one row has no duplicate
             return frame, 0
         on = list(self._dedup.on)
-        keyed = frame.select(on).drop_nulls()
-        if keyed.n_unique() == keyed.height:
-            return frame, 0
-        direction = "desc" if self._dedup.keep == "last" else "asc"
-        duck = {name: quoted(duck_name(name, frame.columns)) for name in frame.columns}
-        wanted = [f"{duck[column]} {direction} nulls last" for column in self._dedup.order_by]
-        ties = [duck[c] for c in frame.columns if c not in on and c not in self._dedup.order_by and c != RECORD]
-        order = ", ".join([*wanted, *ties, RECORD])
-        present = " and ".join(f"{duck[column]} is not null" for column in on)
-        query = (
-            f"select {RECORD} from {CHUNK} where {present} qualify row_number() over "
-            f"(partition by {', '.join(duck[column] for column in on)} order by {order}) > 1"
+        copies = frame.filter(
+            frame.select(on).is_duplicated() & frame.select(pl.all_horizontal(pl.col(on).is_not_null())).to_series()
         )
-        losers = self._query(query, frame)
-        return frame.filter(~pl.col(RECORD).is_in(losers[RECORD].implode())), losers.height
+        if not copies.height:
+            return frame, 0
+        losers = self._losers(copies, self._dedup)
+        return frame.filter(~pl.col(RECORD).is_in(losers.implode())), losers.len()
+
+    def _losers(self, copies: pl.DataFrame, dedup: Dedup) -> pl.Series:
+        """Return ``_record`` of all but the first of each group, by `order_by`, then by the other columns."""
+        names = [name for name in copies.columns if name != RECORD]
+        last = dedup.keep == "last"
+        ties = [name for name in names if name not in dedup.on and name not in dedup.order_by]
+        if not any(copies.schema[name].is_float() for name in names):
+            # The same order as DuckDB's (texts by their bytes), for a tenth of its cost: 0.4 ms for 500 rows.
+            order = [*dedup.on, *dedup.order_by, *ties, RECORD]
+            descending = [last and name in dedup.order_by for name in order]
+            ordered = copies.sort(order, descending=descending, nulls_last=True)
+            return ordered.filter(~ordered.select(first=pl.struct(dedup.on).is_first_distinct())["first"])[RECORD]
+        duck = {name: quoted(duck_name(name, copies.columns)) for name in copies.columns}
+        wanted = [f"{duck[column]} {'desc' if last else 'asc'} nulls last" for column in dedup.order_by]
+        query = (
+            f"select {RECORD} from {CHUNK} qualify row_number() over "
+            f"(partition by {', '.join(duck[column] for column in dedup.on)}"
+            f" order by {', '.join([*wanted, *(duck[name] for name in ties), RECORD])}) > 1"
+        )
+        return self._query(query, copies)[RECORD]
 
     def ties(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Return each row's place (``_record``, ``tie``) when the rows are put in order by all their columns."""

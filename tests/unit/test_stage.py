@@ -370,3 +370,14 @@ def test_the_key_is_text_a_list_for_several_columns_and_null_when_one_is_null():
     assert stored(data, ("k",))[0] == "12"
     assert stored(data, ("k", "l"))[0] == '["12","a,b"]'
     assert stored(data, ("k", "n"))[0] is None
+
+
+@given(copies, st.sampled_from(["first", "last"]))
+@settings(max_examples=50, deadline=None)
+def test_the_order_of_copies_is_the_same_with_and_without_a_column_that_duckdb_must_order(rows, keep):
+    schema = {"id": pl.Int64(), "o": pl.Int64(), "s": pl.String(), "n": pl.Int64()}
+    columns = dict(zip(schema, zip(*rows, strict=True), strict=True)) if rows else {name: [] for name in schema}
+    plain = frame(schema, **columns)
+    floats = frame(schema | {"f": pl.Float64()}, **columns, f=[0.5] * len(rows))
+    chosen = dedup("o", "s", keep=keep)
+    assert records(stage(plain, dedup=chosen)) == records(stage(floats, dedup=chosen))
