@@ -266,7 +266,7 @@ def exit_code(report: Report, job: Job) -> int:
     if report.outcome == "interrupted":
         return 128 + report.signal
     if report.outcome == "stopped":
-        return STOPPED
+        return QUARANTINED if report.broken else STOPPED
     permitted = job.allow_quarantined.permits(report.counts.quarantined, report.counts.read)
     return OK if permitted and not report.broken else QUARANTINED
 

@@ -14,6 +14,7 @@ from keyhaul.connecting import connect_ledger, find_ends
 from keyhaul.control import Control
 from keyhaul.crew import DEFAULT_WORKERS, allowed_workers, check_server
 from keyhaul.dsn import redact
+from keyhaul.ending import Ended, Ending
 from keyhaul.errors import ConfigError, EtlError, RefusedError, StopRunError
 from keyhaul.faults import pass_point
 from keyhaul.identity import difference
@@ -23,11 +24,8 @@ from keyhaul.model import Report
 from keyhaul.phases import Phases, sweep
 from keyhaul.pool import Pool
 from keyhaul.prepare import Prepared, prepare
-from keyhaul.runcheck import check_run
-from keyhaul.swapping import swap_in
 from keyhaul.targets import postgres
 from keyhaul.targets import replace as replacing
-from keyhaul.targets.ddl import AfterLoad, finish, sequence_steps
 from keyhaul.task import Task
 
 if TYPE_CHECKING:
@@ -311,38 +309,6 @@ class Sitting:
 
     # --- the end ---------------------------------------------------------------------------------
 
-    def _unstable(self) -> str:
-        """Return what is wrong when a view or query gave other rows to the chunks than to the plan."""
-        read = self.ledger.range_rows_read(self._run_id)
-        if self._expected_rows is None or read == self._expected_rows:
-            return ""
-        return (
-            f"the source gave {self._expected_rows:,} rows when it was planned and {read:,} when it was read, in the "
-            "same snapshot: its answer is not the same each time. Empty the target, put the query's rows into a table "
-            "(create table … as …) and move that"
-        )
-
-    def _finish_table(self, reason: str) -> tuple[bool, str]:
-        """Create the indexes and constraints that wait for the rows; returns whether all of them are there."""
-        target = self._prepared.target
-        statements = [AfterLoad(**step) for step in self.ledger.finish_steps(self._run_id)]
-        definition = self._prepared.definition
-        if definition is not None:  # as this sitting found the source: a later one reads newer rows
-            columns = {statement.name for statement in statements if statement.kind == "sequence"}
-            newer = sequence_steps(definition, target.schema, target.table, columns & definition.columns.keys())
-            statements = [*(step for step in statements if step.kind != "sequence"), *newer]
-        try:
-            if target.fresh:
-                last = [statement.sql for statement in statements]
-                swap_in(self.ledger, target, self._run_id, last, self._control, self._notice)
-                return True, reason
-            created = finish(self.ledger.connection, target.schema, target.table, statements)
-        except RefusedError as error:
-            return False, f"all chunks are loaded, but {error}"
-        if created:
-            self._notice(f"created {created} indexes and constraints of {target.label}")
-        return True, reason
-
     def why_incomplete(self, totals: Totals) -> str:
         """Return why chunks are left, or an empty string when none is."""
         if totals.done == totals.planned:
@@ -355,32 +321,17 @@ class Sitting:
         ledger = self.ledger
         totals = ledger.totals(self._run_id)
         reason = self.why_incomplete(totals)
-        unstable = "" if reason else self._unstable()
-        reason = reason or unstable
-        complete = not reason
-        if complete:
-            complete, reason = self._finish_table(reason)
-            pass_point("table.finished")
-        checks = self._check_run(resumed=resumed) if complete else ()
-        status = "done" if complete else "abandoned" if unstable else "stopped"
-        if not (complete and self._prepared.target.fresh):  # the swap has said so, in its own transaction
-            ledger.end(self._run_id, status, None if complete else reason)
+        end = Ended(status="stopped", reason=reason)
+        if not reason:
+            ending = Ending(self._prepared, ledger, self._run_id, self._control, self._notice)
+            end = ending.conclude(self._expected_rows, resumed=resumed)
+        if not end.written:
+            ledger.end(self._run_id, end.status, end.reason or None)
         pass_point("run.closed")
         reasons = ledger.quarantined_by_rule(self._run_id)
-        stop_reason = "" if complete else reason
         return self.report(
-            pool, totals, reasons, workers=workers, resumed=resumed, stop_reason=stop_reason, checks=checks
+            pool, totals, reasons, workers=workers, resumed=resumed, stop_reason=end.reason, checks=end.checks
         )
-
-    def _check_run(self, *, resumed: bool) -> tuple[RunCheck, ...]:
-        """Evaluate the rules across the run before its last word: a run that dies here goes on with them."""
-        prepared, rules = self._prepared, self._job.run_rules
-        if not rules:
-            return ()
-        conn = self.ledger.connection
-        checks = check_run(conn, prepared.target.identifier, rules, prepared.source, resumed=resumed)
-        self.ledger.run_checked(self._run_id, checks)
-        return checks
 
     def report(
         self,

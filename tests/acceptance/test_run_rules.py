@@ -38,3 +38,28 @@ def test_a_failing_rule_gives_exit_code_1_and_the_rows_stay(databases, etl, tmp_
     assert warned.returncode == 0
     checks = json.loads(warned.stdout.splitlines()[-1])["report"]["run_checks"]
     assert [(check["name"], check["passed"]) for check in checks] == [("enough", False), ("total", True)]
+
+
+def test_a_rule_that_fails_for_a_fresh_table_keeps_the_old_one(databases, etl, tmp_path):
+    source, target = databases
+    with psycopg.connect(source, autocommit=True) as connection:
+        connection.execute("create table public.t (id int primary key)")
+        connection.execute("insert into public.t select generate_series(1, 10)")
+    with psycopg.connect(target, autocommit=True) as connection:
+        connection.execute("create table public.t (id int primary key)")
+        connection.execute("insert into public.t select generate_series(101, 130)")
+    file = tmp_path / "job.yaml"
+    file.write_text(JOB.format(source=source, target=target, on_fail="error"), encoding="utf-8")
+    found = etl("run", str(file), "--mode", "replace")
+    assert found.returncode == 1, found.stderr
+    assert "enough failed for the fresh table: public.t stays as it was" in " ".join(found.stdout.split())
+    assert "starts a new run" in found.stdout
+    assert value(target, "select min(id) from public.t") == 101
+    assert value(target, "select status from keyhaul.runs") == "abandoned"
+    with psycopg.connect(source, autocommit=True) as connection:
+        connection.execute("insert into public.t select generate_series(11, 50)")
+    again = etl("run", str(file), "--mode", "replace")
+    assert again.returncode == 0, again.stderr
+    assert value(target, "select count(*) from public.t") == 50
+    left = "select count(*) from pg_class where relname like '%keyhaul%' and relkind = 'r' and relnamespace = 'public'::regnamespace"
+    assert value(target, left) == 0

@@ -59,7 +59,7 @@ ROWS = [
     {"quality_files", "quality_postgres"},
     {"prepare", "crew", "accepted"},
     {"pool", "swapping", "matching"},
-    {"phases"},
+    {"phases", "ending"},
     {"engine"},
     {"tally", "reporting", "quality_output"},
     {"progress", "logfile", "lookback", "planview", "configdoc", "typedoc"},
