@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-RECORDS = "(select chunk, record, stage, rules, message, key, data from keyhaul.quarantine)"
+RECORDS = "(select chunk, record, stage, rules, key, data from keyhaul.quarantine)"  # a message may name the run
 COUNTS = ("read", "loaded", "unchanged", "duplicate", "filtered", "quarantined")
 
 

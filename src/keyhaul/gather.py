@@ -21,6 +21,7 @@ import polars as pl
 
 from keyhaul.checks import limited
 from keyhaul.errors import ConfigError, StopRunError, safe_message
+from keyhaul.faults import pass_point
 from keyhaul.model import RECORD, Counts, Timings
 
 if TYPE_CHECKING:
@@ -207,6 +208,7 @@ class Store:
             for name, frame in frames.items():
                 _write(self._place(part.chunk, name), frame)
             _sync(self.folder)
+        pass_point("gather.written")
         outcome = json.dumps(
             {
                 "counts": asdict(part.counts),
@@ -223,6 +225,7 @@ class Store:
             cursor.execute(f"insert into contest select {part.chunk}, {columns} from part")
             cursor.execute("insert into gathered values (?, ?)", [part.chunk, outcome])
             cursor.execute("commit")
+        pass_point("gather.after")
 
     @property
     def settled(self) -> bool:
@@ -242,6 +245,7 @@ class Store:
                 cursor.execute("begin")
                 cursor.execute(f"create table losers as {self.contest.losers()}")
                 known = cursor.execute("insert into settled select count(*) from losers returning losers").fetchall()
+                pass_point("copies.told")
                 cursor.execute("commit")
             return int(known[0][0])
 

@@ -10,6 +10,7 @@ import psycopg
 from psycopg import errors, sql
 
 from keyhaul.errors import RefusedError
+from keyhaul.faults import pass_point
 from keyhaul.targets.anatomy import describe
 from keyhaul.targets.carry import Pair, Step, creation, exchange, identities, qualified
 from keyhaul.targets.ddl import finish
@@ -225,12 +226,15 @@ def swap(
             with _telling(f"replace {target.label}", _CHANGED), conn.transaction(), qualified(conn):
                 pair = _pair(conn, target)
                 _lock(conn, pair)
+                pass_point("swap.locked")
                 refuse(conn, target)
                 row = conn.execute("select reltuples::bigint from pg_class where oid = %s", [pair.oid]).fetchone()
                 _exchange(conn, target, pair)
                 for statement in last:
                     conn.execute(statement)
                 done(conn)
+                pass_point("swap.before")
+            pass_point("swap.after")
         except _ROLLED_BACK:
             if stopping(min(attempt / 2, 3)):
                 break
