@@ -26,6 +26,7 @@ from keyhaul import (
     checking,  # noqa: F401 - its commands register themselves
     faults,
     looking,  # noqa: F401 - the same
+    redaction,
     reportcli,  # noqa: F401 - the same
     verifying,  # noqa: F401 - the same
 )
@@ -341,6 +342,9 @@ def _root(
 def main() -> None:
     """Run the command line and exit with its code."""
     os.environ["PGCLIENTENCODING"] = "UTF8"  # libpq prefers a user's own to what a session sets
+    redaction.remember_words(sys.argv[1:])
+    redaction.remember_variables(os.environ)
+    sys.stdout, sys.stderr = redaction.Hiding(sys.stdout), redaction.Hiding(sys.stderr)  # type: ignore[assignment]  # a stream in all it is used for
     try:
         if fault := os.environ.get("KEYHAUL_FAULT"):
             faults.arm(fault)

@@ -21,6 +21,7 @@ from keyhaul.fields import Allowed, Names, Rules, RunRules, Steps, Targets
 from keyhaul.identity import file_digest, module_digest
 from keyhaul.layers import EMBEDDED, Setting
 from keyhaul.parts import Dedup, Incremental, Part, Source, Target, setting
+from keyhaul.redaction import hide_all
 from keyhaul.steps import Rule, Step
 from keyhaul.yamlfile import read_yaml
 
@@ -178,7 +179,12 @@ class Job(Part):
     )
 
     def identity(self) -> dict[str, Any]:
-        """Return what makes this the same job, JSON-ready and without secrets.
+        """Return what makes this the same job, JSON-ready and without secrets; see `_whole_identity`."""
+        hidden: dict[str, Any] = hide_all(self._whole_identity())
+        return hidden
+
+    def _whole_identity(self) -> dict[str, Any]:
+        """Return what makes this the same job, as it stands: a query or an expression may hold a secret.
 
         Left out is what may change between a run and its resumption: workers, reader, loader, order,
         limits, home, work folder, and the target's address, which is where the ledger is. A Python step is
@@ -203,8 +209,8 @@ class Job(Part):
         }
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of `identity` in hex: equal for jobs that may resume each other."""
-        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
+        """Return the SHA-256 of `identity` before secrets are hidden, in hex: equal for jobs that may resume each other."""
+        return hashlib.sha256(json.dumps(self._whole_identity(), sort_keys=True).encode()).hexdigest()
 
 
 def _step_identity(step: Step) -> dict[str, Any]:

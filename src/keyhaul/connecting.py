@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import psycopg
 from psycopg import errors
 
-from keyhaul import embedded, pgtypes
+from keyhaul import embedded, pgtypes, redaction
 from keyhaul.config import EMBEDDED
 from keyhaul.dsn import Dsn, redact
 from keyhaul.errors import ConnectError, RefusedError
@@ -198,4 +198,6 @@ def describe_tls(dsn: Dsn, conn: psycopg.Connection[Any]) -> str:
 
 def with_login(dsn: Dsn, conn: psycopg.Connection[Any]) -> Dsn:
     """Return `dsn` with the user and password that libpq found; connectorx does not look at PGPASSWORD or ~/.pgpass."""
-    return replace(dsn, user=dsn.user or conn.info.user, password=dsn.password or conn.info.password)
+    found = replace(dsn, user=dsn.user or conn.info.user, password=dsn.password or conn.info.password)
+    redaction.remember(found.password, found.user)
+    return found

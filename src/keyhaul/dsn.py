@@ -6,9 +6,7 @@ a socket directory as the host (``?host=`` is rejected by connectorx), settings 
 
 from __future__ import annotations
 
-import base64
 import difflib
-import json
 import re
 import ssl
 from dataclasses import dataclass, field
@@ -16,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import quote, unquote
 
+from keyhaul import redaction
 from keyhaul.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
 OPTIONS = frozenset(
     {
@@ -92,6 +91,7 @@ class Dsn:
                 _refuse(where, f"{name} twice", "it once, before or after the ?", f"Remove {name}= after the ?")
             decoded[name] = options.pop(name)
         _check_parts(decoded, options, where)
+        redaction.remember(decoded["password"], decoded["user"])
         return cls(
             host=decoded["host"],
             port=int(decoded["port"] or 5432),
@@ -183,33 +183,14 @@ def _with_tls(options: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def redact(text: str, *dsns: Dsn) -> str:
-    """Return `text` with every form of the passwords replaced by ``***``.
+    """Return `text` with every form of the passwords replaced by ``***``, and what `redaction.hide` knows besides.
 
     Finds them raw, percent-encoded (wholly or in part, either case of hex), with ``+`` for a space,
-    escaped as Python, JSON or SQL would, and in base64 (alone or as ``user:password``).
+    escaped as Python, JSON or SQL would, and in base64 (alone or as ``user:password``); also one that is a common word.
     """
-    patterns = [pattern for dsn in dsns if dsn.password for pattern in _secret_patterns(dsn)]
+    patterns = [form for dsn in dsns if dsn.password for form in redaction.forms(dsn.password, dsn.user)]
     patterns.sort(key=len, reverse=True)
-    return re.sub("|".join(patterns), "***", text) if patterns else text
-
-
-def _secret_patterns(dsn: Dsn) -> Iterator[str]:
-    yield "".join(_character_pattern(character) for character in dsn.password)
-    for secret in (dsn.password, f"{dsn.user}:{dsn.password}"):
-        data = secret.encode()
-        for encoded in (base64.b64encode(data), base64.urlsafe_b64encode(data)):
-            yield re.escape(encoded.decode().rstrip("=")) + "={0,2}"
-
-
-def _character_pattern(character: str) -> str:
-    escaped = "".join(f"%{byte:02X}" for byte in character.encode())
-    forms = {character, repr(character)[1:-1], json.dumps(character)[1:-1], character.encode("unicode_escape").decode()}
-    if character in "'\"":
-        forms |= {character * 2, "\\" + character}
-    if character == " ":
-        forms.add("+")
-    longest_first = sorted(forms, key=len, reverse=True)
-    return f"(?:(?i:{escaped})|{'|'.join(re.escape(form) for form in longest_first)})"
+    return redaction.hide(re.sub("|".join(patterns), redaction.HIDDEN, text) if patterns else text)
 
 
 def _refuse(where: str, got: str, expected: str, hint: str) -> NoReturn:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 from keyhaul.errors import ConfigError
 from keyhaul.events import RunStarted, as_json
+from keyhaul.redaction import hide
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,7 +62,8 @@ class LogFile:
 
     def _write(self, fields: dict[str, object]) -> None:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = json.dumps({"time": now, "run": self._run, **fields}, default=str, ensure_ascii=False) + "\n"
+        line = json.dumps({"time": now, "run": self._run, **fields}, default=str, ensure_ascii=False)
+        line = hide(line) + "\n"
         with self._lock:
             if self.problem:
                 return

@@ -15,6 +15,7 @@ from keyhaul.checks import CHUNK, Check, duck_name, locked_down, quoted, registe
 from keyhaul.errors import ChunkError, StopRunError, safe_message
 from keyhaul.mapping import split
 from keyhaul.model import RECORD, Counts, Staged
+from keyhaul.redaction import hide
 from keyhaul.transform import MAX_ISOLATED_RECORDS
 
 if TYPE_CHECKING:
@@ -255,7 +256,9 @@ class Stager:
         )
         query = f"select {RECORD}, {key} as key, json_object({fields})::varchar as data from {CHUNK}"
         described = self._query(query, rows)
-        return rejected.join(described, on=RECORD, how="left").select(
+        said = {text: hide(text) for text in rejected["message"].unique().drop_nulls()}
+        told = rejected.with_columns(pl.col("message").replace(said)) if any(a != b for a, b in said.items()) else rejected
+        return told.join(described, on=RECORD, how="left").select(
             pl.col(name).cast(dtype) for name, dtype in REJECTED.items()
         )
 

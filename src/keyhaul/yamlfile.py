@@ -13,6 +13,7 @@ import yaml
 
 from keyhaul.draft import Draft, Place, shown, spell
 from keyhaul.errors import ConfigError
+from keyhaul.redaction import remember_variables
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -218,6 +219,7 @@ def _interpolate(text: str, place: Place, draft: Draft, environ: Mapping[str, st
             return ""
         if value and not (default is not None and value == default):
             draft.secret.add(place)
+            remember_variables({name: value})
         return value or default or ""
 
     return _VARIABLE.sub(replace, text)
