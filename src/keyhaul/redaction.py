@@ -28,7 +28,7 @@ _IN_A_QUERY = re.compile(r"(?i)(?<=[?&]password=)[^&\s'\"<>]+")
 _IN_CONNINFO = re.compile(
     r"(?i)\b((?:pg)?(?:password|passwd|pwd)\s?=\s?)(?:'(?:[^'\\]|\\.|'')+'|(?=[^\s'\"]*\w)[^\s'\"&;,)]+)"
 )
-_TELLING = re.compile(r"(?i)pass|pwd|secret|token|api_?key|access_?key|private_?key|credential|salt")
+_TELLING = re.compile(r"(?i)pass|pwd|(?:^|_)pw(?:_|$)|secret|token|api_?key|access_?key|private_?key|credential|salt")
 
 
 class _Known:
