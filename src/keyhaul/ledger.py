@@ -168,6 +168,9 @@ class Ledger:
         conn = self._connect()
         with conn.transaction():
             conn.execute("select pg_advisory_xact_lock(hashtextextended('keyhaul-ddl', 0))")
+            there = self._execute("schema_is_there", wanted=self.schema).fetchone()
+            if not there or not there[0]:
+                self._execute("create_schema")
             row = self._execute("outdated", runs=_runs(self.schema)).fetchone()
             self._execute("upgrade" if row and row[0] else "create")
 

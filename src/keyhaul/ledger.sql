@@ -1,8 +1,14 @@
 -- Every statement on the ledger, by name. {schema} is the quoted ledger schema; values are parameters.
 
+-- name: schema_is_there
+-- Asked first: "if not exists" wants the right to create schemas also where there is nothing to create.
+select exists (select from pg_catalog.pg_namespace where nspname = {wanted});
+
+-- name: create_schema
+create schema {schema};
+
 -- name: create
 -- The three tables of the ledger. Idempotent; the balance of a loaded chunk is a constraint of the database.
-create schema if not exists {schema};
 create table if not exists {schema}.runs (
     run_id         text primary key,
     job            text not null,

@@ -19,8 +19,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-MAX_BYTES = 1_000_000
+MAX_BYTES = 250_000
 MAX_DEPTH = 20
+MAX_VALUES = 10_000
+"""Keys and values; PyYAML takes 45 µs for each, so that the largest file is read or refused in half a second."""
+MAX_PROBLEMS = 20
+MAX_TEXT = 1_000_000
+"""Characters of one value after its variables are put in."""
 _VARIABLE = re.compile(r"\$\$\{|\$\{([^}]*)(\}|\Z)")
 _NAME = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
 _STR = "tag:yaml.org,2002:str"
@@ -90,16 +95,20 @@ def _read_text(path: Path, name: str) -> str:
 def _check_events(text: str, name: str) -> None:
     """Refuse what the format allows and a job file does not, before anything is built or expanded."""
     problems: list[str] = []
-    depth = documents = 0
+    depth = documents = values = 0
     try:
         for event in yaml.parse(text, _Loader):
+            values += isinstance(event, yaml.NodeEvent)
+            if values > MAX_VALUES:
+                problems.append(f"{name}: got more than {MAX_VALUES} keys and values, expected a job file")
+                break
             documents += isinstance(event, yaml.DocumentStartEvent)
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             found = _forbidden(event, depth, documents)
             if found:
                 line = event.start_mark.line + 1 if event.start_mark else 1
                 problems.append(f"{name} line {line}: {found}")
-            if depth > MAX_DEPTH:
+            if depth > MAX_DEPTH or len(problems) >= MAX_PROBLEMS:
                 break
     except yaml.YAMLError as error:
         raise ConfigError("\n".join([*problems, _syntax_message(name, error)])) from None
@@ -222,4 +231,16 @@ def _interpolate(text: str, place: Place, draft: Draft, environ: Mapping[str, st
             remember_variables({name: value})
         return value or default or ""
 
-    return _VARIABLE.sub(replace, text)
+    length = 0
+
+    def counted(match: re.Match[str]) -> str:
+        nonlocal length
+        put_in = replace(match) if length <= MAX_TEXT else ""
+        length += len(put_in)
+        return put_in
+
+    whole = _VARIABLE.sub(counted, text)
+    if length > MAX_TEXT:
+        draft.refuse(place, f"more than {MAX_TEXT} characters from variables", "a shorter text")
+        return ""
+    return whole

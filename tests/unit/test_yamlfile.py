@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +15,7 @@ from keyhaul.errors import ConfigError
 from keyhaul.yamlfile import read_yaml
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from keyhaul.draft import Draft
@@ -139,7 +142,7 @@ def test_on_is_a_key_like_any_other(tmp_path: Path) -> None:
         ("a: " + "[" * 30, "job.yaml line 1: got more than 20 levels, expected a job file"),
         (
             "a: " + "x" * 1_000_000,
-            "read job.yaml: got more than 1000000 bytes, expected a job file. Is it another kind of file?",
+            "read job.yaml: got more than 250000 bytes, expected a job file. Is it another kind of file?",
         ),
     ],
 )
@@ -206,6 +209,56 @@ def test_text_that_postgresql_cannot_hold_is_refused(tmp_path: Path, escape: str
             "expected text without NUL and half characters"
         ),
     ]
+
+
+LAUGHS = "a0: &a0 [lol]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 30))
+BOMBS = {
+    "billion laughs": LAUGHS,
+    "many aliases": "a: &a x\nb: [" + ", ".join(["*a"] * 50_000) + "]\n",
+    "deep flow": "a: " + "[" * 200_000,
+    "deep mappings": "a: " + "{a: " * 50_000,
+    "deep items": "- " * 100_000,
+    "deep block": "".join(" " * n + "a:\n" for n in range(600)),
+    "many keys": "".join(f"k{n}: 1\n" for n in range(25_000)),
+    "one key again and again": "a: 1\n" * 40_000,
+    "many items": "a: [" + "1," * 120_000 + "]",
+    "many small lists": "a:\n  b:\n" + "    - - - - - - -\n" * 10_000,
+    "100 MB": "a: 1\n" * 20_000_000,
+    "a large scalar": "a: " + "x" * 300_000,
+    "a variable many times": "a: '" + "${X}" * 50_000 + "'\n",
+    "Python tags": "a: !!python/object/apply:os.system ['touch MARK']\n" + "b: !!python/none x\n" * 10_000,
+    "many documents": "a: 1\n" + "---\na: 1\n" * 20_000,
+    "a long number": "a: " + "9" * 240_000,
+    "lines": "\n" * 240_000,
+}
+
+
+@pytest.mark.parametrize("text", BOMBS.values(), ids=BOMBS)
+def test_a_bomb_is_refused_with_a_sentence_before_it_costs_a_second(
+    tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    mark = tmp_path / "MARK"
+    parsed = 0
+    parse = yaml.parse
+
+    def counting(*args: object) -> Iterator[object]:
+        nonlocal parsed
+        for event in parse(*args):  # type: ignore[no-untyped-call,arg-type]
+            parsed += 1
+            yield event
+
+    monkeypatch.setattr(yaml, "parse", counting)
+    started = time.process_time()
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, text, X="y" * 1000).raise_if_wrong()
+    message = str(caught.value)
+    assert len(message.splitlines()) <= 21
+    assert len(message) < 10_000
+    assert "expected" in message
+    assert parsed <= 20_005  # every node has at most an event for its end
+    assert time.process_time() - started < 3.0  # 0.5 s at the most on an idle machine
+    assert not mark.exists()
 
 
 plain = st.recursive(
