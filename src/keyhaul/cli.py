@@ -344,7 +344,7 @@ def main() -> None:
     os.environ["PGCLIENTENCODING"] = "UTF8"  # libpq prefers a user's own to what a session sets
     redaction.remember_words(sys.argv[1:])
     redaction.remember_variables(os.environ)
-    sys.stdout, sys.stderr = redaction.Hiding(sys.stdout), redaction.Hiding(sys.stderr)  # type: ignore[assignment]  # a stream in all it is used for
+    sys.stdout, sys.stderr = redaction.hiding(sys.stdout), redaction.hiding(sys.stderr)
     try:
         if fault := os.environ.get("KEYHAUL_FAULT"):
             faults.arm(fault)

@@ -209,7 +209,7 @@ class Job(Part):
         }
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of `identity` before secrets are hidden, in hex: equal for jobs that may resume each other."""
+        """Return the SHA-256 of `identity`, secrets not hidden, in hex: equal for jobs that may resume each other."""
         return hashlib.sha256(json.dumps(self._whole_identity(), sort_keys=True).encode()).hexdigest()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from typing import TYPE_CHECKING, Literal, TextIO
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
     from rich.text import Text
+
+_HARMFUL = re.compile(r"(?:\x1b\[[0-9;]*m)|[^\n\t -~]")
+"""What may not be printable: rich's own colours are let through on a terminal, whatever else moves one is not."""
 
 PLAIN_WIDTH = 10_000
 """Columns of a stream that is no terminal: wide enough that no line is ever broken."""
@@ -61,15 +65,27 @@ def write(stream: TextIO, build: Callable[[Console], Iterable[RenderableType]]) 
     for renderable in build(console):
         console.print(renderable)
     text = "\n".join(line.rstrip() for line in buffer.getvalue().split("\n"))
-    stream.write(_encodable(text, stream))
+    stream.write(_encodable(_harmless(text, colours=terminal), stream))
     stream.flush()
 
 
 def write_line(stream: TextIO, line: str) -> None:
     """Write one line and flush; a stream that is gone does not stop the run that it would tell about."""
     with contextlib.suppress(OSError, ValueError):
-        stream.write(_encodable(line, stream) + "\n")
+        stream.write(_encodable(_harmless(line, colours=False), stream) + "\n")
         stream.flush()
+
+
+def _harmless(text: str, *, colours: bool) -> str:
+    """Return `text` with its control and invisible characters as escapes: a name could move the terminal's cursor."""
+
+    def escaped(match: re.Match[str]) -> str:
+        found = match[0]
+        if found.isprintable() or (colours and len(found) > 1):
+            return found
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in found)
+
+    return _HARMFUL.sub(escaped, text)
 
 
 def _encodable(text: str, stream: TextIO) -> str:

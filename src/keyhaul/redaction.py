@@ -11,7 +11,7 @@ import base64
 import json
 import re
 import threading
-from typing import TYPE_CHECKING, Any, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final, TextIO, cast
 from urllib.parse import unquote
 
 if TYPE_CHECKING:
@@ -144,6 +144,11 @@ class Hiding:
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever a stream has
         """Return the stream's own."""
         return getattr(self._stream, name)
+
+
+def hiding(stream: TextIO) -> TextIO:
+    """Return a `Hiding` stream as what it stands for."""
+    return cast("TextIO", Hiding(stream))
 
 
 def forms(secret: str, user: str = "") -> Iterator[str]:

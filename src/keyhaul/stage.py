@@ -257,7 +257,9 @@ class Stager:
         query = f"select {RECORD}, {key} as key, json_object({fields})::varchar as data from {CHUNK}"
         described = self._query(query, rows)
         said = {text: hide(text) for text in rejected["message"].unique().drop_nulls()}
-        told = rejected.with_columns(pl.col("message").replace(said)) if any(a != b for a, b in said.items()) else rejected
+        told = (
+            rejected.with_columns(pl.col("message").replace(said)) if any(a != b for a, b in said.items()) else rejected
+        )
         return told.join(described, on=RECORD, how="left").select(
             pl.col(name).cast(dtype) for name, dtype in REJECTED.items()
         )

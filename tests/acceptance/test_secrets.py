@@ -47,7 +47,7 @@ key: id
 chunk: 10
 target: {uri: "{TARGET}", table: public.items}
 """
-STEPS = '''\
+STEPS = """\
 import os, sys
 def told(frame):
     print(dict(os.environ), file=sys.stderr)
@@ -60,11 +60,11 @@ def chained(frame):
         raise RuntimeError(os.environ["API_TOKEN"]) from error
 def at_once(frame):
     sys.exit(os.environ["ETL_TARGET_URL"])
-'''
+"""
 
 
 @dataclass(frozen=True)
-class Path_:
+class Way:
     """One way to fail.
 
     Attributes:
@@ -88,13 +88,13 @@ class Path_:
 
 
 def chunked(name, *args, **more):
-    return Path_(name, ("chunked", *FLAGS, *args), **more)
+    return Way(name, ("chunked", *FLAGS, *args), **more)
 
 
 def with_file(name, text, *args, env=None, **more):
     """The URIs come from the file alone, unless `env` brings them."""
     without: dict[str, str | None] = {"ETL_SOURCE_URL": None, "ETL_TARGET_URL": None}
-    return Path_(name, ("run", "job.yaml", *args), file=text, env=without if env is None else env, **more)
+    return Way(name, ("run", "job.yaml", *args), file=text, env=without if env is None else env, **more)
 
 
 def changed(old, new):
@@ -125,8 +125,8 @@ PATHS = [
     chunked("a URI as a table", "--table={SOURCE}", says=""),
     chunked("a URI as a key", "--key={SOURCE}", says="--key"),
     chunked("a URI as an argument too many", "job.yaml", "{SOURCE}", says="nexpected extra argument"),
-    Path_("a URI as a command", ("{SOURCE}",), says="No such command"),
-    Path_("a URI as a run", ("show", "{SOURCE}"), says="", codes=(2, 3)),
+    Way("a URI as a command", ("{SOURCE}",), says="No such command"),
+    Way("a URI as a run", ("show", "{SOURCE}"), says="", codes=(2, 3)),
     chunked("a URI as a log file", "--log-file={SOURCE}", says="Change --log-file"),
     chunked("a typo in the scheme", "--source", "postgrseql://u:{wrong}@h/db", says="expected postgresql://"),
     chunked("a password that is not encoded", "--source", "postgresql://u:{raw}@127.0.0.1/db", says="Percent-encode"),
@@ -150,10 +150,10 @@ PATHS = [
     with_file("a lookup that is not there", FILE + 'transform:\n  - lookup: {source: {uri: "{SOURCE}", table: public.none}, on: id, take: {n: name}}\n', says="public.none"),
     with_file("a lookup's query that fails", FILE + 'transform:\n  - lookup: {source: {uri: "{SOURCE}", query: "select dblink(\'{LOOKUP}\')"}, on: id, take: {n: name}}\n', says="lookup"),
     # --- the query and the drivers
-    Path_("a query with a URI that does not run", ("chunked", "--key", "id", "--into", "public.q", "--query", "select dblink('{LOOKUP}') as id"), says="source.query"),
-    Path_("a query with a URI in conninfo", ("chunked", "--key", "id", "--into", "public.q", "--query", "select * from dblink('host=h password={plain}', 'x') as id"), says="source.query"),
+    Way("a query with a URI that does not run", ("chunked", "--key", "id", "--into", "public.q", "--query", "select dblink('{LOOKUP}') as id"), says="source.query"),
+    Way("a query with a URI in conninfo", ("chunked", "--key", "id", "--into", "public.q", "--query", "select * from dblink('host=h password={plain}', 'x') as id"), says="source.query"),
     *(
-        Path_(
+        Way(
             f"{reader}: a row that cannot be read",
             ("chunked", "--key", "id", "--into", "public.q", "--reader", reader, "--query",
              "select id, 1 / (id - 15) as x, '{LOOKUP}' as uri from public.items"),
@@ -162,7 +162,7 @@ PATHS = [
         for reader in ("connectorx", "adbc")
     ),
     *(
-        Path_(
+        Way(
             f"{reader}: text that is cast",
             ("chunked", "--key", "id", "--into", "public.q", "--reader", reader, "--query",
              "select id, (case when id > 15 then '{LOOKUP}' else '1' end)::int as x from public.items"),
@@ -183,24 +183,24 @@ PATHS = [
     chunked("killed", env={"KEYHAUL_FAULT": "copy.half:2:kill"}, codes=(-9,)),
     chunked("the sessions end under way", "--set=x = id", env={"ETL_RETRIES": "0", "CANARY_TERMINATE": "1", "KEYHAUL_FAULT": "read.before:2:stall"}, codes=(-9, 3, 70)),
     # --- the next command, and looking back
-    Path_("the next command", ("chunked", *FLAGS, "--source={SOURCE}", "--target={TARGET}", "--rule", "r: amount < 5"), codes=(1,), says="Next: etl"),
-    Path_("the next command, words apart", ("chunked", *FLAGS, "--source", "{SOURCE}", "--target", "{TARGET}", "--into", "public.checked"), codes=(1, 3), says="etl"),
+    Way("the next command", ("chunked", *FLAGS, "--source={SOURCE}", "--target={TARGET}", "--rule", "r: amount < 5"), codes=(1,), says="Next: etl"),
+    Way("the next command, words apart", ("chunked", *FLAGS, "--source", "{SOURCE}", "--target", "{TARGET}", "--into", "public.checked"), codes=(1, 3), says="etl"),
     *(
-        Path_(f"etl {words[0]}, {what}", words, env={"ETL_TARGET_URL": uri}, says=says, before=GOOD)
+        Way(f"etl {words[0]}, {what}", words, env={"ETL_TARGET_URL": uri}, says=says, before=GOOD)
         for words in (("runs",), ("show", "last"), ("quarantine", "last"), ("report", "last"), ("verify", "last", *FLAGS[:4]), ("replay", "last", *FLAGS[:4]))
         for what, uri, says in (("wrong password", "{WRONG}", "refuses the user or password"),)
     ),
-    Path_("etl show of no run", ("show", "nothing"), says="nothing", before=GOOD),
-    Path_("etl report", ("report", "last", "-o", "page.html", "--show-values"), codes=(0,), before=BAD_ROWS),
-    Path_("etl quarantine", ("quarantine", "last", "--export", "bad.csv"), codes=(0,), before=BAD_ROWS),
-    Path_("etl replay", ("replay", "last", *FLAGS[:4], "--check", "small: amount < 20"), codes=(1,), before=BAD_ROWS),
-    Path_("etl plan", ("plan", *FLAGS), codes=(0,)),
-    Path_("etl check with a wrong password", ("check", "job.yaml"), file='source: {uri: "{WRONG}", table: public.items}\nchecks:\n  - not_null: name\n'),
-    Path_("etl check with a URI in an expression", ("check", "job.yaml", "--state", "state.jsonl", "--junit", "j.xml"), file='source: {uri: "{SOURCE}", table: public.items}\nchecks:\n  - name: n\n    expression: "name = \'{LOOKUP}\'"\n', codes=(1, 2)),
+    Way("etl show of no run", ("show", "nothing"), says="nothing", before=GOOD),
+    Way("etl report", ("report", "last", "-o", "page.html", "--show-values"), codes=(0,), before=BAD_ROWS),
+    Way("etl quarantine", ("quarantine", "last", "--export", "bad.csv"), codes=(0,), before=BAD_ROWS),
+    Way("etl replay", ("replay", "last", *FLAGS[:4], "--check", "small: amount < 20"), codes=(1,), before=BAD_ROWS),
+    Way("etl plan", ("plan", *FLAGS), codes=(0,)),
+    Way("etl check with a wrong password", ("check", "job.yaml"), file='source: {uri: "{WRONG}", table: public.items}\nchecks:\n  - not_null: name\n'),
+    Way("etl check with a URI in an expression", ("check", "job.yaml", "--state", "state.jsonl", "--junit", "j.xml"), file='source: {uri: "{SOURCE}", table: public.items}\nchecks:\n  - name: n\n    expression: "name = \'{LOOKUP}\'"\n', codes=(1, 2)),
     # --- for Python, as in a notebook
-    Path_("the Python API, wrong password", python="import keyhaul, os; keyhaul.runs(os.environ['WRONG'])", env={"WRONG": "{WRONG}"}, codes=(1,), says="ConnectError"),
-    Path_("the Python API, a job", python="import keyhaul, os; keyhaul.run({'source': os.environ['ETL_SOURCE_URL'], 'table': 'public.none', 'key': 'id', 'target': os.environ['ETL_TARGET_URL']})", codes=(1,), says="Error"),
-    Path_("the Python API, a report", python="import keyhaul, os; print(keyhaul.run({'source': os.environ['ETL_SOURCE_URL'], 'table': 'public.items', 'key': 'id', 'target': os.environ['ETL_TARGET_URL']})); print(keyhaul.runs(os.environ['ETL_TARGET_URL']).to_dicts())", codes=(0,), says="run_id"),
+    Way("the Python API, wrong password", python="import keyhaul, os; keyhaul.runs(os.environ['WRONG'])", env={"WRONG": "{WRONG}"}, codes=(1,), says="ConnectError"),
+    Way("the Python API, a job", python="import keyhaul, os; keyhaul.run({'source': os.environ['ETL_SOURCE_URL'], 'table': 'public.none', 'key': 'id', 'target': os.environ['ETL_TARGET_URL']})", codes=(1,), says="Error"),
+    Way("the Python API, a report", python="import keyhaul, os; print(keyhaul.run({'source': os.environ['ETL_SOURCE_URL'], 'table': 'public.items', 'key': 'id', 'target': os.environ['ETL_TARGET_URL']})); print(keyhaul.runs(os.environ['ETL_TARGET_URL']).to_dicts())", codes=(0,), says="run_id"),
 ]  # fmt: skip
 
 
@@ -317,7 +317,9 @@ def test_no_secret_is_told_whatever_fails(etl_home, databases, server, roles, tm
         assert done.returncode == 0, done.stderr
     args = [filled(word) for word in way.args]
     logs = args and args[0] in {"chunked", "run", "replay"} and not any("--log-file" in word for word in args)
-    words = ["-c", way.python] if way.python else ["-m", "keyhaul", *args, *(["--log-file", "log.jsonl"] if logs else [])]
+    words = (
+        ["-c", way.python] if way.python else ["-m", "keyhaul", *args, *(["--log-file", "log.jsonl"] if logs else [])]
+    )
     process = subprocess.Popen(
         [sys.executable, *words], env=support.clean_environment(etl_home, env), cwd=tmp_path, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,

@@ -198,3 +198,62 @@ def test_a_name_with_a_line_break_is_refused_before_the_first_row(databases, tmp
     with pytest.raises(ConfigError, match="line break"):
         run_job(databases, tmp_path / "job.yaml", job)
     assert rows(databases[1], "select nspname from pg_namespace where nspname = 'keyhaul'") == []
+
+
+EVIL = "\x1b]0;owned\x07\x1b[2J\u202egnp.exe\u202c'\"; drop table public.victim; --<script>alert(1)</script>"
+
+
+def test_a_name_that_attacks_is_a_name_in_the_databases_and_harmless_on_a_terminal(databases, etl, tmp_path):
+    table, column, constraint = (EVIL[:40], "c" + EVIL[:44], "k" + EVIL[:44])
+    for uri in databases:
+        run_sql(uri, "create table public.victim (id int)")
+    run_sql(
+        databases[0],
+        f"create table public.{quoted(table)} (id int primary key, {quoted(column)} int,"
+        f" constraint {quoted(constraint)} check (id < 1000))",
+        f"insert into public.{quoted(table)} select g, g from generate_series(1, 30) g",
+    )
+    rule = "r" + EVIL.replace("\x1b", "\x9b")
+    job = {
+        "job": "evil",
+        "source": {"uri": databases[0], "table": f"public.{quoted(table)}"},
+        "target": {"uri": databases[1], "table": f"public.{quoted(table)}"},
+        "key": "id",
+        "chunk": 10,
+        "rules": {rule: f"{quoted(column)} < 20", "not_null": [column]},
+    }
+    (tmp_path / "job.yaml").write_text(json.dumps(job), encoding="utf-8")
+    look = ("--target", databases[1])
+    page = tmp_path / "page.html"
+    commands = {
+        "plan": ["plan", "job.yaml"],
+        "run": ["run", "job.yaml", "--progress", "plain"],
+        "again": ["run", "job.yaml", "--progress", "json"],
+        "runs": ["runs", *look],
+        "show": ["show", "last", *look],
+        "quarantine": ["quarantine", "last", *look],
+        "report": ["report", "last", "-o", str(page), "--show-values", *look],
+        "replay": ["replay", "last", "job.yaml"],
+        "verify": ["verify", "last", "job.yaml"],
+        "mistake": ["run", "job.yaml", "--fresh", "--key", EVIL],
+    }
+    for name, words in commands.items():
+        done = etl(*words, cwd=tmp_path)
+        expected = {"run": {1}, "mistake": {2}, "again": {2}}.get(name, {0, 1})
+        assert done.returncode in expected, (name, done.stdout, done.stderr)
+        odd = sorted({c for c in done.stdout + done.stderr if c != "\n" and not c.isprintable()})
+        assert (name, odd) == (name, [])
+    assert rows(databases[1], f"select count(*) from public.{quoted(table)}") == [(19,)]
+    assert rows(databases[1], "select distinct rules from keyhaul.quarantine") == [([rule],)]
+    for uri in databases:
+        assert rows(uri, "select count(*) from public.victim") == [(0,)]
+    assert "<script>alert" not in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x1b[2J", "a'b", 'a"b', "../up", "a b", "\u202eb", "x" * 500, "a;b", "-x"])
+def test_a_jobs_name_is_plain_or_refused(databases, tmp_path, name):
+    path = tmp_path / "job.yaml"
+    job = {"job": name, "source": {"table": "public.t"}, "target": {"table": "public.t"}, "key": "id"}
+    with pytest.raises(ConfigError, match="job") as caught:
+        run_job(databases, path, job)
+    assert {"\n", "\x1b"}.isdisjoint(str(caught.value))
