@@ -213,7 +213,7 @@ def test_a_name_that_attacks_is_a_name_in_the_databases_and_harmless_on_a_termin
         f" constraint {quoted(constraint)} check (id < 1000))",
         f"insert into public.{quoted(table)} select g, g from generate_series(1, 30) g",
     )
-    rule = "r" + EVIL.replace("\x1b", "\x9b")
+    rule = "small"  # a rule's name is plain, or refused
     job = {
         "job": "evil",
         "source": {"uri": databases[0], "table": f"public.{quoted(table)}"},
@@ -236,10 +236,11 @@ def test_a_name_that_attacks_is_a_name_in_the_databases_and_harmless_on_a_termin
         "replay": ["replay", "last", "job.yaml"],
         "verify": ["verify", "last", "job.yaml"],
         "mistake": ["run", "job.yaml", "--fresh", "--key", EVIL],
+        "rule": ["run", "job.yaml", "--fresh", "--rule", f"{EVIL}: id > 0"],
     }
     for name, words in commands.items():
         done = etl(*words, cwd=tmp_path)
-        expected = {"run": {1}, "mistake": {2}, "again": {2}}.get(name, {0, 1})
+        expected = {"run": {1}, "mistake": {2}, "rule": {2}, "again": {2}}.get(name, {0, 1})
         assert done.returncode in expected, (name, done.stdout, done.stderr)
         odd = sorted({c for c in done.stdout + done.stderr if c != "\n" and not c.isprintable()})
         assert (name, odd) == (name, [])
