@@ -1,7 +1,7 @@
 """No secret leaves, whatever fails: canaries in connection strings, variables and ~/.pgpass, through failing commands.
 
-Each path is a process. Afterwards its output, log, ledger, every file that it left and the command lines of all
-processes while it ran are searched for the canaries: raw, percent-encoded, in base64, and for any word of them.
+Each path is a process. Afterwards its output, log, ledger, every file that it left and the command lines of it
+and its children while it ran are searched for the canaries: raw, percent-encoded, in base64, and for any word of them.
 """
 
 from __future__ import annotations
@@ -235,20 +235,28 @@ def forms_in(data):
 
 
 class CommandLines:
-    """The command lines of all processes but one, while the block lasts."""
+    """The command lines of a process and of all that descend from it, while the block lasts."""
 
-    def __init__(self, but):
+    def __init__(self, root, *, without_root):
         self.seen = set()
-        self._but = but
+        self._root = root
+        self._but = {root} if without_root else set()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
 
     def _look(self):
         while not self._over.wait(0.02):
+            parents = {}
             for process in Path("/proc").glob("[0-9]*"):
-                if int(process.name) not in self._but:
-                    with contextlib.suppress(OSError):
-                        self.seen.add((process / "cmdline").read_bytes())
+                with contextlib.suppress(OSError):
+                    stat = (process / "stat").read_text()
+                    parents[int(process.name)] = int(stat.rpartition(")")[2].split()[1])
+            ours = {self._root}
+            while more := {child for child, parent in parents.items() if parent in ours} - ours:
+                ours |= more
+            for pid in ours - self._but:
+                with contextlib.suppress(OSError):
+                    self.seen.add(Path(f"/proc/{pid}/cmdline").read_bytes())
 
     def __enter__(self):
         self._thread.start()
@@ -326,7 +334,7 @@ def test_no_secret_is_told_whatever_fails(etl_home, databases, server, roles, tm
     )  # fmt: skip
     shown = any(form in " ".join(args) for form in (*login.values(), *CANARIES.values()))
     # Whoever gives a URI as a word of the command shows it to this machine; docs/security.md says so.
-    with CommandLines({process.pid} if shown else set()) as lines:
+    with CommandLines(process.pid, without_root=shown) as lines:
         if "CANARY_TERMINATE" in env:
             support.wait_until(lambda: "ChunkDone" in _text(tmp_path / "log.jsonl"), "a chunk")
             process.kill()

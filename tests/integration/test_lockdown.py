@@ -62,7 +62,7 @@ def job(databases, **more):
 def test_a_source_query_that_writes_is_refused_and_changes_nothing(databases, reader, query):
     run_sql(databases[0], *ITEMS)
     before = contents(databases[0])
-    with contextlib.suppress(ConfigError, psycopg.errors.ReadOnlySqlTransaction):
+    with contextlib.suppress(ConfigError, psycopg.Error):
         keyhaul.plan(job(databases, query=query, reader=reader))  # may not call a function
     try:
         report = keyhaul.run(job(databases, query=query, reader=reader))
