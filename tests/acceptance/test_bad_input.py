@@ -15,7 +15,7 @@ import support
 from aftermath import contents, files_in
 from psycopg import sql
 
-SECONDS = 3.0
+SECONDS = 10.0
 ROLE = "mover"
 PASSWORD = "Zebra@Quartz/Violet#Mango%Lemon"
 
