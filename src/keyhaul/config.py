@@ -143,6 +143,24 @@ class Job(Part):
         ge=1,
         le=2_000_000,
     )
+    lock_timeout_seconds: int = setting(
+        60,
+        "Longest wait for a lock that another session holds, in seconds; who holds it is told.",
+        "a whole number from 1 to 86400",
+        "",
+        "ETL_LOCK_TIMEOUT_SECONDS",
+        ge=1,
+        le=86_400,
+    )
+    network_timeout_seconds: int = setting(
+        60,
+        "A connection on which nothing moves for so long, while its server waits for us, is cut, in seconds.",
+        "a whole number from 1 to 86400",
+        "",
+        "ETL_NETWORK_TIMEOUT_SECONDS",
+        ge=1,
+        le=86_400,
+    )
     retries: int = setting(
         5,
         "Further tries of a chunk after transient errors.",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import psycopg
 from psycopg import errors
 
-from keyhaul import embedded, pgtypes, redaction
+from keyhaul import embedded, links, pgtypes, redaction
 from keyhaul.config import EMBEDDED
 from keyhaul.dsn import Dsn, redact
 from keyhaul.errors import ConnectError, RefusedError
@@ -87,10 +87,12 @@ def connect(dsn: Dsn, end: str, *, application_name: str, settings: Mapping[str,
     )
     try:
         # No prepared statements: a pooler between us and the server may not keep them.
-        return psycopg.connect(conninfo, autocommit=True, prepare_threshold=None, client_encoding="UTF8")
+        conn = psycopg.connect(conninfo, autocommit=True, prepare_threshold=None, client_encoding="UTF8")
     except psycopg.Error as error:
         text = redact(" ".join(str(error).split()), dsn)
         raise ConnectError(f"connect to {end} {dsn.label}: {_reason(error, text, end)}") from None
+    links.watch(conn, end, application_name)
+    return conn
 
 
 def _reason(error: psycopg.Error, text: str, end: str) -> str:
@@ -145,7 +147,8 @@ def connect_ledger(job: Job, target: Dsn, run_id: str) -> psycopg.Connection[Any
     Raises:
         ConnectError: it cannot be reached.
     """
-    conn = connect(target, "target", application_name=session_name(run_id), settings=session_settings(job))
+    settings = session_settings(job, lock_timeout=f"{job.lock_timeout_seconds}s")
+    conn = connect(target, "target", application_name=session_name(run_id), settings=settings)
     try:
         conn.execute(
             "select set_config('search_path', coalesce((select string_agg(quote_ident(s), ', ' order by n)"
@@ -194,6 +197,24 @@ def describe_tls(dsn: Dsn, conn: psycopg.Connection[Any]) -> str:
     if mode == "verify-full":
         return "TLS verify-full"
     return f"TLS {mode}, host name not verified" if mode == "verify-ca" else "TLS, server not verified"
+
+
+NOTICING: Final = {"client_connection_check_interval": "5s", "tcp_keepalives_idle": "60", "tcp_user_timeout": "90s"}
+"""By which a server notices in the middle of a statement that we are gone; not every version and system has each."""
+
+
+def noticing(dsn: Dsn, conn: psycopg.Connection[Any]) -> Dsn:
+    """Set on `conn` what its server has of `NOTICING`; return `dsn` for further sessions with the same."""
+    known = []
+    for name, value in NOTICING.items():
+        try:
+            conn.execute("select set_config(%s, %s, false)", [name, value])
+        except (errors.UndefinedObject, errors.InvalidParameterValue):
+            continue
+        known.append(f"-c {name}={value}")
+    # The last of two equal settings wins: what the user's URI says comes after ours.
+    options = " ".join([*known, *filter(None, [dsn.options.get("options", "")])])
+    return replace(dsn, options={**dsn.options, "options": options}) if options else dsn
 
 
 def with_login(dsn: Dsn, conn: psycopg.Connection[Any]) -> Dsn:

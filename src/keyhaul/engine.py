@@ -79,7 +79,7 @@ class Sitting:
 
     def __init__(self, prepared: Prepared, observe: Observer, control: Control, run_id: str, started: float) -> None:
         """Take what `prepare` has opened; nothing is written before `execute`."""
-        self._prepared = prepared
+        self._prepared = prepared.telling(observe)
         self._job = prepared.job
         self._observe = observe
         self._control = control

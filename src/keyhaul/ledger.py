@@ -159,6 +159,25 @@ class Ledger:
                 return True
         return False
 
+    def touch(self) -> None:
+        """Notice a lost connection before it is needed: open it again, once, and take the lock.
+
+        Raises:
+            RefusedError: another process has taken the lock meanwhile.
+            ConnectError: the target cannot be reached just now.
+        """
+        if not self._mutex.acquire(blocking=False):
+            return  # a worker is at it
+        try:
+            try:
+                self._connect().execute("select 1")
+            except psycopg.OperationalError:
+                self._connect().execute("select 1")
+                if self._locked:
+                    self.lock()
+        finally:
+            self._mutex.release()
+
     def exists(self) -> bool:
         """Whether the ledger's tables are in this database."""
         return exists(self._connect(), self.schema)

@@ -13,7 +13,15 @@ import tenacity
 from keyhaul import events
 from keyhaul.connecting import connect
 from keyhaul.dsn import redact
-from keyhaul.errors import CancelledError, ChunkError, ConfigError, StopRunError, TransientError
+from keyhaul.errors import (
+    CancelledError,
+    ChunkError,
+    ConfigError,
+    ConnectError,
+    RefusedError,
+    StopRunError,
+    TransientError,
+)
 from keyhaul.model import Counts, FailedChunk, Timings
 from keyhaul.task import source_application
 from keyhaul.worker import Worker
@@ -108,6 +116,7 @@ class Pool:
                 if time.monotonic() - beat > HEARTBEAT_SECONDS:
                     beat = time.monotonic()
                     self._touch_snapshot()
+                    self._touch_ledger()
 
     def _touch_snapshot(self) -> None:
         if not any(worker.reads for worker in self._workers):
@@ -118,6 +127,15 @@ class Pool:
             self._control.stop(
                 "the connection that holds the source's snapshot was lost; the next sitting reads from a newer one"
             )
+
+    def _touch_ledger(self) -> None:
+        """Touch the connection that holds the job's lock; a lost one is opened, and the lock taken, again."""
+        try:
+            self._ledger.touch()
+        except RefusedError as error:
+            self._control.stop(self._clean(error))
+        except (ConnectError, psycopg.Error):
+            return  # the next beat tries again, and a worker's own statement says what is wrong
 
     def _cancel(self) -> None:
         """Cancel what runs on both servers, by way of connections of their own."""

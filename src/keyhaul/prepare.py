@@ -17,12 +17,21 @@ import psycopg
 
 from keyhaul import catalog
 from keyhaul.checks import compile_rules
-from keyhaul.connecting import choose_reader, connect, connect_ledger, describe_tls, session_settings, with_login
+from keyhaul.connecting import (
+    choose_reader,
+    connect,
+    connect_ledger,
+    describe_tls,
+    noticing,
+    session_settings,
+    with_login,
+)
 from keyhaul.copies import check_dedup
 from keyhaul.dsn import redact
 from keyhaul.errors import ConfigError, RefusedError
 from keyhaul.faults import pass_point
 from keyhaul.incremental import check_incremental
+from keyhaul.links import blocker
 from keyhaul.mapping import build_mapping
 from keyhaul.model import RECORD
 from keyhaul.runcheck import check_run_rules
@@ -33,6 +42,7 @@ from keyhaul.tables import compile_tables, refuse_held, together
 from keyhaul.targets.modes import with_mode
 from keyhaul.targets.postgres import TargetTable, inspect_target
 from keyhaul.transform import OutputColumn, Transform, compile_transform
+from keyhaul.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -44,7 +54,7 @@ if TYPE_CHECKING:
     from keyhaul.definition import TableDefinition
     from keyhaul.dsn import Dsn
     from keyhaul.mapping import WriteColumn
-    from keyhaul.model import Column
+    from keyhaul.model import Column, Observer
     from keyhaul.pgtypes import Route
     from keyhaul.tables import Table
 
@@ -75,6 +85,7 @@ class Prepared:
     columns: tuple[WriteColumn, ...]
     read_columns: tuple[str, ...]
     tables: tuple[Table, ...] = ()
+    watchdog: Watchdog
 
     @property
     def reader(self) -> Literal["connectorx", "adbc"]:
@@ -100,6 +111,11 @@ class Prepared:
         """Close both connections."""
         self.close()
 
+    def telling(self, observe: Observer) -> Self:
+        """Return itself; from now on `observe` is told which connections are cut."""
+        self.watchdog.observe = observe
+        return self
+
     def refuse_held(self) -> None:
         """Refuse a new run into several tables of which one holds rows and has no mode; see `tables.refuse_held`."""
         refuse_held(self.tables)
@@ -108,6 +124,7 @@ class Prepared:
         """Close both connections."""
         self.source_conn.close()
         self.target_conn.close()
+        self.watchdog.stop()
 
 
 def prepare(job: Job, ends: Ends, *, run_id: str = "plan") -> Prepared:
@@ -120,6 +137,8 @@ def prepare(job: Job, ends: Ends, *, run_id: str = "plan") -> Prepared:
     """
     choose_reader(job, ends.source)
     with ExitStack() as stack:
+        watchdog = Watchdog(ends, job.network_timeout_seconds)
+        stack.callback(watchdog.stop)
         source_conn = connect(
             ends.source,
             "source",
@@ -131,11 +150,14 @@ def prepare(job: Job, ends: Ends, *, run_id: str = "plan") -> Prepared:
         stack.callback(target_conn.close)
         ends = replace(ends, source=with_login(ends.source, source_conn), target=with_login(ends.target, target_conn))
         try:
-            prepared = _compile(job, ends, source_conn, target_conn)
+            ends = replace(ends, source=noticing(ends.source, source_conn), target=noticing(ends.target, target_conn))
+            prepared = _compile(job, ends, source_conn, target_conn, watchdog)
             check_run_rules(target_conn, prepared.target, prepared.source, job.run_rules)
             pass_point("snapshot.opened")
         except psycopg.Error as error:
             msg = f"prepare job {job.job}: {redact(str(error).strip().splitlines()[0], ends.source, ends.target)}"
+            if isinstance(error, psycopg.errors.LockNotAvailable) and (held := blocker()):
+                msg += f". The lock was held by {held}. Wait for it, or end it"
             raise ConfigError(msg) from None
         stack.pop_all()
         return prepared
@@ -146,7 +168,11 @@ def _place(dsn: Dsn, conn: psycopg.Connection[Any]) -> str:
 
 
 def _compile(
-    job: Job, ends: Ends, source_conn: psycopg.Connection[Any], target_conn: psycopg.Connection[Any]
+    job: Job,
+    ends: Ends,
+    source_conn: psycopg.Connection[Any],
+    target_conn: psycopg.Connection[Any],
+    watchdog: Watchdog,
 ) -> Prepared:
     source = _open_source(job, source_conn)
     routes = source.routes()
@@ -161,6 +187,7 @@ def _compile(
     settle = _settle_tables if job.targets else _settle_table
     target, definition, columns, tables = settle(job, ends, source_conn, target_conn, source, transform)
     return Prepared(
+        watchdog=watchdog,
         job=job,
         ends=ends,
         source_conn=source_conn,

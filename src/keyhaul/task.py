@@ -81,7 +81,11 @@ def target_uri(task: Task, worker: int) -> str:
     settings = {
         **pgtypes.SESSION_SETTINGS,
         "statement_timeout": f"{task.job.statement_timeout_seconds}s",
-        "lock_timeout": "60s",
+        "lock_timeout": f"{task.job.lock_timeout_seconds}s",
         "idle_in_transaction_session_timeout": "0",
     }
-    return task.target_dsn.uri(application_name=f"keyhaul {task.run_id} worker {worker}", options=settings)
+    return task.target_dsn.uri(
+        application_name=f"keyhaul {task.run_id} worker {worker}",
+        options=settings,
+        connect_timeout_seconds=task.job.network_timeout_seconds,
+    )

@@ -268,10 +268,14 @@ class Worker:
             **({"search_path": ""} if task.names_objects else {}),
             "default_transaction_read_only": "on",
             "statement_timeout": f"{task.job.statement_timeout_seconds}s",
-            "lock_timeout": "30s",
+            "lock_timeout": f"{task.job.lock_timeout_seconds}s",
         }
         application = source_application(task.run_id, chunk.number)
-        uri = task.source_dsn.uri(application_name=application, options=settings)
+        uri = task.source_dsn.uri(
+            application_name=application,
+            options=settings,
+            connect_timeout_seconds=task.job.network_timeout_seconds,
+        )
         if self._reader is None:
             self._reader = READERS[task.reader](task.source.snapshot)
         return self._reader.read(query, uri)

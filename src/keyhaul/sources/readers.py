@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any, Protocol
 
 from keyhaul.errors import ChunkError, StopRunError, TransientError, without_values
+from keyhaul.links import awaiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,9 +56,10 @@ class ConnectorxReader:
         import connectorx  # 70 ms, and only for this reader
 
         try:
-            return connectorx.read_sql(
-                uri, query, return_type="arrow", protocol="binary", pre_execution_query=self._begin
-            )
+            with awaiting("source", uri):
+                return connectorx.read_sql(
+                    uri, query, return_type="arrow", protocol="binary", pre_execution_query=self._begin
+                )
         except BaseException as error:
             # A panic is a PanicException, which derives from BaseException, not from Exception.
             if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
@@ -75,6 +77,7 @@ class AdbcReader:
         """Remember the exported snapshot; the connection is opened by the first read."""
         self._begin = _begin_statements(snapshot)[1:]
         self._connection: Any = None
+        self._uri = ""
 
     def read(self, query: str, uri: str) -> pa.Table:
         """Run `query` in the worker's transaction; the same errors as `ConnectorxReader.read`."""
@@ -82,13 +85,16 @@ class AdbcReader:
 
         try:
             if self._connection is None:
-                self._connection = adbc.connect(uri)
-                self._execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-                for statement in self._begin:
-                    self._execute(statement)
-            with self._connection.cursor() as cursor:
-                cursor.execute(query)
-                return cursor.fetch_arrow_table()
+                self._uri = uri  # the session keeps the name of its first chunk
+            with awaiting("source", self._uri):
+                if self._connection is None:
+                    self._connection = adbc.connect(uri)
+                    self._execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+                    for statement in self._begin:
+                        self._execute(statement)
+                with self._connection.cursor() as cursor:
+                    cursor.execute(query)
+                    return cursor.fetch_arrow_table()
         except Exception as error:
             self.close()
             raise translate(error, "ADBC") from error

@@ -12,6 +12,7 @@ from psycopg import sql
 
 from keyhaul.errors import ChunkError, RejectedError, TransientError, safe_message, without_values
 from keyhaul.faults import pass_point
+from keyhaul.links import awaiting, blocker, watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -25,6 +26,8 @@ TRANSIENT_SQLSTATES: Final = ("08", "57P01", "57P02", "57P03", "40001", "40P01",
 """Classes and codes that another try may get past: connection, shutdown, serialisation, deadlock, too many
 connections, lock timeout, a server that is in recovery."""
 
+
+LOCK_TIMEOUT: Final = "55P03"
 
 REJECTED_SQLSTATES: Final = ("22", "23", "44", "P0")
 """Classes that speak of a row: data exception, integrity constraint, check option, a trigger's exception."""
@@ -73,6 +76,7 @@ class CopySession:
             )
         except psycopg.Error as error:
             raise translate(error) from error
+        watch(self._conn, "target", self._conn.info.get_parameters().get("application_name", ""))
 
     def execute(self, query: Statement) -> list[tuple[Any, ...]]:
         """Run one statement; raises TransientError or ChunkError with the server's words."""
@@ -130,15 +134,17 @@ class AdbcSession:
         """Connect; autocommit is off."""
         import adbc_driver_postgresql.dbapi as adbc  # 300 ms, and only for this loader
 
+        self._uri = uri
         try:
-            self._conn = adbc.connect(uri)
+            with awaiting("target", uri):
+                self._conn = adbc.connect(uri)
         except Exception as error:
             raise translate(error) from error
 
     def execute(self, query: Statement) -> list[tuple[Any, ...]]:
         """Run one statement; raises TransientError or ChunkError with the server's words."""
         try:
-            with self._conn.cursor() as cursor:
+            with awaiting("target", self._uri), self._conn.cursor() as cursor:
                 cursor.execute(query.as_string(None))
                 return [tuple(row) for row in cursor.fetchall()] if cursor.description else []
         except Exception as error:
@@ -153,7 +159,8 @@ class AdbcSession:
         target: dict[str, Any] = {"temporary": True} if schema == "pg_temp" else {"db_schema_name": schema}
         try:
             pass_point("copy.begun")
-            with self._conn.cursor() as cursor:  # a new one each time: the schema set on a cursor sticks to it
+            # A new cursor each time: the schema set on one sticks to it.
+            with awaiting("target", self._uri), self._conn.cursor() as cursor:
                 cursor.adbc_ingest(name, data, mode="append", **target)
             pass_point("copy.ended")
         except Exception as error:
@@ -162,7 +169,8 @@ class AdbcSession:
     def commit(self) -> None:
         """Commit. It would hide a failed ingest, so a session with an error never comes here: it is closed."""
         try:
-            self._conn.commit()
+            with awaiting("target", self._uri):
+                self._conn.commit()
         except Exception as error:
             raise TransientError(f"commit chunk: {_message(error)}") from error
 
@@ -234,6 +242,8 @@ def translate(error: BaseException) -> ChunkError:
     state = sqlstate(error)
     message = f"load chunk: {_message(error)}"
     lost = isinstance(error, psycopg.OperationalError) and not state
+    if state == LOCK_TIMEOUT and (held := blocker()):
+        message += f". The lock was held by {held}"
     if lost or state.startswith(TRANSIENT_SQLSTATES) or ("onnection" in message and not state):
         return TransientError(message)
     if state.startswith(REJECTED_SQLSTATES):

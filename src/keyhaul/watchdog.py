@@ -1,0 +1,223 @@
+"""A thread that finds connections which are dead though nobody says so, and cuts them, so that the run goes on.
+
+A connection is dead when a thread of ours has waited for it, and no byte has moved on it, for the whole timeout, while
+the server's session waits for us, is not there, or cannot be asked about. A server that works (a long query, a
+lock) is left alone: its statement_timeout is the bound for that. What is cut is an ordinary lost connection to the
+drivers: the chunk is tried again after a look in the ledger.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import psycopg
+
+from keyhaul import events, links
+from keyhaul.dsn import redact
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from keyhaul.connecting import Ends
+    from keyhaul.dsn import Dsn
+    from keyhaul.links import Link, Wait
+    from keyhaul.model import Observer
+
+ASK_SECONDS: Final = 3.0
+"""How long the server may take to say what a session does; after that it counts as out of reach."""
+
+ASK_AGAIN_SECONDS: Final = 30.0
+"""How often it is asked of one wait at the least."""
+
+TELL_SECONDS: Final = 2.0
+"""After so long without a byte, it is asked whether a lock is in the way."""
+
+_SESSIONS: Final = """
+select s.pid, s.client_port, s.state = 'active' and s.wait_event_type is distinct from 'Client',
+       case when b.pid is not null then format('process %%s (%%s, %%s, its transaction began %%s)', b.pid,
+            coalesce(nullif(b.application_name, ''), 'no application_name'), b.state,
+            to_char(b.xact_start, 'YYYY-MM-DD HH24:MI:SS TZ')) end
+  from pg_stat_activity s
+  left join pg_stat_activity b on s.wait_event_type = 'Lock' and b.pid = any(pg_blocking_pids(s.pid))
+ where s.application_name = %s and s.datname = current_database()
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Told:
+    """What a server says of a session.
+
+    Attributes:
+        works: it does something for us, if only wait for a lock.
+        waiting: the processes that wait for us, by our port.
+        blockers: who holds a lock that it waits for.
+    """
+
+    works: bool
+    waiting: dict[int, int]
+    blockers: tuple[str, ...] = ()
+
+
+class Watchdog:
+    """Watches all connections of this process to the two ends, until `stop`.
+
+    Attributes:
+        observe: told what is cut; may be replaced once there is somebody to tell.
+    """
+
+    def __init__(self, ends: Ends, timeout_seconds: float) -> None:
+        """Begin to watch, in a thread of its own."""
+        self._dsns: dict[str, Dsn] = {"source": ends.source, "target": ends.target}
+        self._timeout_seconds = timeout_seconds
+        self.observe: Observer = lambda _event: None
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="keyhaul-watchdog", daemon=True)
+        self._moved: dict[int, tuple[tuple[int, int], float]] = {}
+        self._asked: dict[Wait, float] = {}
+        self._blockers: set[str] = set()
+        self._pause = min(0.5, timeout_seconds / 5)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End; does not wait for an answer that is under way."""
+        self._done.set()
+
+    def _watch(self) -> None:
+        peers = {end: _peers(dsn) for end, dsn in self._dsns.items()}
+        while not self._done.wait(self._pause):
+            now = time.monotonic()
+            there = links.links()
+            quiet = self._quiet(there, now)
+            owned = links.owned()
+            for wait in links.waits():
+                first = min(TELL_SECONDS, self._timeout_seconds)
+                if now - wait.since < first:
+                    continue
+                silent = [
+                    link
+                    for link in there
+                    if quiet[link.inode] >= first
+                    and link.peer in peers.get(wait.end, ())
+                    and (link.descriptor == wait.descriptor if wait.descriptor else link.descriptor not in owned)
+                ]
+                asked = now - self._asked.get(wait, -ASK_AGAIN_SECONDS)
+                if (silent or not peers.get(wait.end)) and asked >= self._again(now - wait.since):
+                    self._asked[wait] = now
+                    late = now - wait.since >= self._timeout_seconds
+                    self._judge(wait, [link for link in silent if late and quiet[link.inode] >= self._timeout_seconds])
+            self._asked = {wait: at for wait, at in self._asked.items() if now - at < ASK_AGAIN_SECONDS}
+
+    def _again(self, waited_seconds: float) -> float:
+        """Return after what time the server is asked again of one wait; a long query is not asked about often."""
+        return min(ASK_AGAIN_SECONDS, max(self._pause, min(self._timeout_seconds, waited_seconds) / 3))
+
+    def _quiet(self, there: Sequence[Link], now: float) -> dict[int, float]:
+        """Return for how many seconds nothing has moved on each socket."""
+        moved = {}
+        for link in there:
+            counters, since = self._moved.get(link.inode, (None, now))
+            moved[link.inode] = (link.moved, since if counters == link.moved else now)
+        self._moved = moved
+        return {inode: now - since for inode, (_, since) in moved.items()}
+
+    def _judge(self, wait: Wait, silent: Sequence[Link]) -> None:
+        """Ask the server what the session does; cut it when it does nothing for us."""
+        told = self._ask(wait)
+        if told is not None and told.blockers:
+            self._tell_blockers(wait, told.blockers)
+        if (told is not None and told.works) or not silent:
+            return
+        silent = self._still(wait, silent)
+        if not silent:
+            return
+        waiting = told.waiting if told else {}
+        # Without a proxy between, the server knows our port, and no other connection is touched.
+        for link in [link for link in silent if link.local_port in waiting] or silent:
+            link.shut()
+        if waiting:
+            self._end_sessions(wait, list(waiting.values()))
+        why = "cannot be asked" if told is None else "waits for us" if waiting else "has no such session"
+        self.observe(
+            events.Notice(
+                message=f"nothing came from the {wait.end} for {self._timeout_seconds:g} s, and it {why}: "
+                f"the connection of {wait.session} was cut",
+                level="warning",
+            )
+        )
+
+    def _still(self, wait: Wait, silent: Sequence[Link]) -> list[Link]:
+        """Return the connections that are silent even now: the answer may have come while the server was asked."""
+        self._done.wait(self._pause)
+        if wait not in links.waits():
+            return []
+        moved = {link.inode: link.moved for link in links.links()}
+        return [link for link in silent if moved.get(link.inode) == link.moved]
+
+    def _tell_blockers(self, wait: Wait, blockers: Sequence[str]) -> None:
+        """Say who is in the way, once for each."""
+        held = "; ".join(sorted(set(blockers)))
+        links.note_blocker(held)
+        if held not in self._blockers:
+            self._blockers.add(held)
+            message = f"{wait.session} waits in the {wait.end} for a lock held by {held}"
+            self.observe(events.Notice(message=message, level="warning"))
+
+    def _ask(self, wait: Wait) -> _Told | None:
+        """Return what the server says of the session; None when there is no server to be heard.
+
+        A server that answers, and will not tell (too many connections), is taken as one that works.
+        """
+        answer: list[_Told] = []
+
+        def work() -> None:
+            try:
+                with self._connect(wait.end) as conn:
+                    rows = conn.execute(_SESSIONS, [wait.session]).fetchall()
+                waiting = {port: pid for pid, port, works, _ in rows if not works}
+                works, held = any(row[2] for row in rows), tuple(row[3] for row in rows if row[3])
+                answer.append(_Told(works=works, waiting=waiting, blockers=held))
+            except psycopg.Error as error:
+                if error.sqlstate or "FATAL" in str(error):
+                    answer.append(_Told(works=True, waiting={}))
+
+        asking = threading.Thread(target=work, name="keyhaul-watchdog-asks", daemon=True)
+        asking.start()
+        asking.join(ASK_SECONDS)
+        return answer[0] if answer else None
+
+    def _end_sessions(self, wait: Wait, pids: list[int]) -> None:
+        """End the sessions: one that cannot send what it has takes no cancel request."""
+
+        def work() -> None:
+            try:
+                with self._connect(wait.end) as conn:
+                    conn.execute("select pg_terminate_backend(pid) from unnest(%s::int[]) as s(pid)", [pids])
+            except psycopg.Error as error:
+                text = redact(str(error).strip().split("\n", 1)[0], *self._dsns.values())
+                message = f"end the session {wait.session} in the {wait.end}: {text}; the server notices by itself"
+                self.observe(events.Notice(message=message, level="warning"))
+
+        ending = threading.Thread(target=work, name="keyhaul-watchdog-ends", daemon=True)
+        ending.start()
+        ending.join(ASK_SECONDS)
+
+    def _connect(self, end: str) -> psycopg.Connection[Any]:
+        conninfo = self._dsns[end].conninfo(
+            application_name="keyhaul watchdog", options={"statement_timeout": "2s"}, connect_timeout_seconds=2
+        )
+        return psycopg.connect(conninfo, autocommit=True, prepare_threshold=None)
+
+
+def _peers(dsn: Dsn) -> frozenset[tuple[str, int]]:
+    """Return the addresses of a server; none for a socket directory, which no network can break."""
+    if dsn.host.startswith("/"):
+        return frozenset()
+    try:
+        found = socket.getaddrinfo(dsn.host, dsn.port, type=socket.SOCK_STREAM)
+    except OSError:
+        return frozenset()
+    return frozenset((str(address[4][0]), dsn.port) for address in found)
