@@ -14,6 +14,12 @@ run *args:
 test *args:
     python3 .ci/bootstrap pytest {{ args }}
 
+# Kill runs 300 times at random, at every named point, and try every network and server fault three times; an hour.
+soak *args:
+    KEYHAUL_SOAK_KILLS=300 KEYHAUL_FAULT_ALL=1 KEYHAUL_MATRIX_ROUNDS=3 python3 .ci/bootstrap pytest -s \
+        tests/acceptance/test_soak.py tests/acceptance/test_faults.py tests/acceptance/test_networks.py \
+        tests/acceptance/test_servers.py {{ args }}
+
 # Compare keyhaul with a raw COPY and, with --peers, with other programs; --docs writes docs/performance.md (--help).
 bench *args:
     PYTHONPATH=tests python3 .ci/bootstrap python -m benchmarks {{ args }}
