@@ -16,7 +16,7 @@ test *args:
 
 # Kill runs 300 times at random, at every named point, and try every network and server fault three times; an hour.
 soak *args:
-    KEYHAUL_SOAK_KILLS=300 KEYHAUL_FAULT_ALL=1 KEYHAUL_MATRIX_ROUNDS=3 python3 .ci/bootstrap pytest -s \
+    KEYHAUL_SOAK_KILLS=300 KEYHAUL_FAULT_ALL=1 KEYHAUL_MATRIX_ROUNDS=3 python3 .ci/bootstrap pytest -s --timeout=0 \
         tests/acceptance/test_soak.py tests/acceptance/test_faults.py tests/acceptance/test_networks.py \
         tests/acceptance/test_servers.py {{ args }}
 
