@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import duckdb
 import polars as pl
 
-from keyhaul.checks import limited
 from keyhaul.errors import ConfigError, StopRunError, safe_message
 from keyhaul.faults import pass_point
 from keyhaul.model import RECORD, Counts, Timings
+from keyhaul.rules import limited
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

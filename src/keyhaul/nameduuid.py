@@ -7,8 +7,8 @@ from uuid import UUID
 
 import polars as pl
 
-from keyhaul.checks import CHUNK, duck_name, quoted
 from keyhaul.model import RECORD
+from keyhaul.rules import CHUNK, duck_name, quoted
 from keyhaul.unnest import query
 
 if TYPE_CHECKING:

@@ -16,7 +16,6 @@ import polars as pl
 import psycopg
 
 from keyhaul import catalog
-from keyhaul.checks import compile_rules
 from keyhaul.connecting import (
     choose_reader,
     connect,
@@ -34,6 +33,7 @@ from keyhaul.incremental import check_incremental
 from keyhaul.links import blocker
 from keyhaul.mapping import build_mapping
 from keyhaul.model import RECORD
+from keyhaul.rules import compile_rules
 from keyhaul.runcheck import check_run_rules
 from keyhaul.shapes import differences
 from keyhaul.sources.lookups import LookupSource
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from types import TracebackType
 
-    from keyhaul.checks import Check
     from keyhaul.config import Job
     from keyhaul.connecting import Ends
     from keyhaul.definition import TableDefinition
@@ -56,6 +55,7 @@ if TYPE_CHECKING:
     from keyhaul.mapping import WriteColumn
     from keyhaul.model import Column, Observer
     from keyhaul.pgtypes import Route
+    from keyhaul.rules import Check
     from keyhaul.tables import Table
 
     _Settled = tuple[TargetTable, TableDefinition | None, tuple[WriteColumn, ...], tuple[Table, ...]]

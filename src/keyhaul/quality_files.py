@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import duckdb
 
-from keyhaul.checks import not_one_expression
 from keyhaul.errors import ConfigError, safe_message
 from keyhaul.quality_sql import DUCKDB, ROW, literal
+from keyhaul.rules import not_one_expression
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

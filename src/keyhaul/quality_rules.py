@@ -9,13 +9,13 @@ import polars as pl
 import pyarrow as pa
 
 from keyhaul import catalog, pgtypes
-from keyhaul.checks import Check, compile_rules
 from keyhaul.connecting import connect, session_settings, with_login
 from keyhaul.decoding import decode
 from keyhaul.errors import ConfigError
 from keyhaul.model import RECORD
 from keyhaul.offenders import CHECK, Asked, exporting
 from keyhaul.quality_sql import quoted
+from keyhaul.rules import Check, compile_rules
 from keyhaul.sources.readers import translate
 from keyhaul.stage import Stager
 from keyhaul.verdict import Verdict, status_of

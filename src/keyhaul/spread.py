@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from keyhaul.checks import locked_down
 from keyhaul.mapping import split
 from keyhaul.model import RECORD
 from keyhaul.nameduuid import named_uuids
+from keyhaul.rules import locked_down
 from keyhaul.targets.records import merge_rejected
 from keyhaul.unnest import unnest_rows
 

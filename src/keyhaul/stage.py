@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 import duckdb
 import polars as pl
 
-from keyhaul.checks import CHUNK, Check, duck_name, locked_down, quoted, register
 from keyhaul.errors import ChunkError, StopRunError, safe_message
 from keyhaul.mapping import split
 from keyhaul.model import RECORD, Counts, Staged
 from keyhaul.redaction import hide
+from keyhaul.rules import CHUNK, Check, duck_name, locked_down, quoted, register
 from keyhaul.transform import MAX_ISOLATED_RECORDS
 
 if TYPE_CHECKING:

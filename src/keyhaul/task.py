@@ -11,12 +11,12 @@ from keyhaul import pgtypes
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from keyhaul.checks import Check
     from keyhaul.config import Dedup, Job
     from keyhaul.dsn import Dsn
     from keyhaul.mapping import WriteColumn
     from keyhaul.model import Column
     from keyhaul.pgtypes import Route
+    from keyhaul.rules import Check
     from keyhaul.sources.sql import SqlSource
     from keyhaul.tables import Table
     from keyhaul.targets.postgres import TargetTable

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 import duckdb
 import polars as pl
 
-from keyhaul.checks import CHUNK, register
 from keyhaul.errors import ChunkError, safe_message
 from keyhaul.model import RECORD
+from keyhaul.rules import CHUNK, register
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

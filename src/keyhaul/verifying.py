@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
-    from keyhaul.verify import Difference, Verification
+    from keyhaul.comparing import Difference, Verification
 
 EQUAL, DIFFERENT = 0, 1
 _OF_THE_JOB = frozenset(
@@ -90,8 +90,8 @@ def verify(
         given["home"] = str(home)
     if job_file is None and not {"table", "query"} & given.keys():
         given, run = _from_the_ledger(run or "last", given)
+    from keyhaul.comparing import verify as compare
     from keyhaul.config import load_job
-    from keyhaul.verify import verify as compare
 
     loaded = load_job(job_file, given, os.environ)
     if not as_json:

@@ -4,12 +4,12 @@ import psycopg
 import pytest
 from moving import rows, run_sql
 
+from keyhaul.comparing import verify
 from keyhaul.config import load_job
 from keyhaul.control import Control
 from keyhaul.engine import run
 from keyhaul.errors import RefusedError, StopRunError
 from keyhaul.replay import replay
-from keyhaul.verify import verify
 
 WIDE = {
     "i2": ("smallint", "g % 100", "7::smallint + i2"),

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keyhaul.checks import compile_rules
 from keyhaul.config import Dedup
 from keyhaul.errors import ChunkError, ConfigError, StopRunError
 from keyhaul.mapping import write_column
 from keyhaul.model import Column, Counts
+from keyhaul.rules import compile_rules
 from keyhaul.stage import Stager
 from keyhaul.steps import Rule
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keyhaul.checks import locked_down
 from keyhaul.nameduuid import NAMESPACE, named_uuids
+from keyhaul.rules import locked_down
 from keyhaul.tablestep import Unnest
 from keyhaul.unnest import unnest_rows
 
