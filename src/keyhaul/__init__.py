@@ -1,7 +1,8 @@
 """keyhaul: a columnar batch engine that moves tables, files and documents into PostgreSQL.
 
-From Python: `run` and `plan` take a job; `runs`, `chunks` and `quarantine` give the ledger as Polars frames
-(docs/history.md). They are imported when they are first used, so that ``import keyhaul`` loads no driver.
+From Python: `run`, `plan` and `verify` take a job, `check` a checks file or a job file; `runs`, `chunks`,
+`quarantine` and `checks` give the ledger as Polars frames (docs/history.md). They are imported when they are
+first used, so that ``import keyhaul`` loads no driver.
 """
 
 from __future__ import annotations
@@ -10,15 +11,26 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from keyhaul.checkhistory import checks
     from keyhaul.history import chunks, quarantine, runs
-    from keyhaul.jobs import plan, run
+    from keyhaul.jobs import plan, run, verify
+    from keyhaul.quality import check
 
 __version__ = "0.1.0"
 
-__all__ = ["chunks", "plan", "quarantine", "run", "runs"]
+__all__ = ["check", "checks", "chunks", "plan", "quarantine", "run", "runs", "verify"]
 
 # No module may have one of these names: once imported, it would stand where the function should.
-_HOMES = {"chunks": "history", "quarantine": "history", "runs": "history", "plan": "jobs", "run": "jobs"}
+_HOMES = {
+    "check": "quality",
+    "checks": "checkhistory",
+    "chunks": "history",
+    "quarantine": "history",
+    "runs": "history",
+    "plan": "jobs",
+    "run": "jobs",
+    "verify": "jobs",
+}
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - of any function above

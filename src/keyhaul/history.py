@@ -283,7 +283,7 @@ def read_runs(conn: psycopg.Connection[Any], schema: str, run_id: str | None = N
         seconds = row["seconds"]
         rate = row["rows_read"] / seconds if seconds > 0 else 0.0
         rows.append({**row, **more[row["run_id"]], "state": state, "rows_per_second": rate})
-    return _frame(rows, RUNS)
+    return frame_of(rows, RUNS)
 
 
 def read_chunks(conn: psycopg.Connection[Any], schema: str, run_id: str) -> pl.DataFrame:
@@ -292,10 +292,11 @@ def read_chunks(conn: psycopg.Connection[Any], schema: str, run_id: str) -> pl.D
         rows = cursor.execute(statement("chunk_frame", schema), {"run_id": run_id}).fetchall()
     for row in rows:
         row["warned"] = [{"rule": rule, "rows": number} for rule, number in row["warned"].items()]
-    return _frame(rows, CHUNKS)
+    return frame_of(rows, CHUNKS)
 
 
-def _frame(rows: Sequence[Mapping[str, object]], fields: Mapping[str, Field]) -> pl.DataFrame:
+def frame_of(rows: Sequence[Mapping[str, object]], fields: Mapping[str, Field]) -> pl.DataFrame:
+    """Return rows as a frame with these columns; a value of another type is an error."""
     columns = {name: [row[name] for row in rows] for name in fields}
     return pl.DataFrame(
         [pl.Series(name, values, dtype=fields[name].dtype, strict=True) for name, values in columns.items()]
@@ -359,5 +360,5 @@ class _Scan:
         ):
             cursor.execute(query, values)
             while rows := cursor.fetchmany(min(batch_size or FETCH_ROWS, FETCH_ROWS)):
-                batch = _frame(rows, fields)
+                batch = frame_of(rows, fields)
                 yield (batch if predicate is None else batch.filter(predicate)).select(wanted)

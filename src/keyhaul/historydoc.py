@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from keyhaul.checkhistory import CHECKS
 from keyhaul.history import CHUNKS, QUARANTINE, RUNS
 
 if TYPE_CHECKING:
@@ -32,17 +33,22 @@ keyhaul.quarantine("last")  # a LazyFrame: reads only the columns that a query u
 report = keyhaul.run({"key": "id", "chunk": 50_000}, print)  # the engine, with `print` as its observer
 keyhaul.run("configs/flights.yaml", fresh=True)
 keyhaul.plan("configs/flights.yaml").chunks
+keyhaul.verify("configs/flights.yaml").equal  # the last run's target beside the source as it is now
+
+keyhaul.check("configs/flights_checks.yaml").good  # the checks of a file, or a job's rules on its target
+keyhaul.checks()  # what is kept of all checks, the newest first; of a file: keyhaul.checks(state="state.json")
 ```
 
-`run` and `plan` take the path of a job file, settings by the names of their flags with `_` for `-`, or a `Job`. The
-observer is called with the events of `keyhaul.events`, from the threads where they happen. All five read no
-environment variable unless they are given `environ=os.environ`; then `ETL_*` counts as on the command line.
+`run`, `plan` and `verify` take the path of a job file, settings by the names of their flags with `_` for `-`, or a
+`Job`; `check` takes the path of a checks file or a job file. The observer is called with the events of
+`keyhaul.events`, from the threads where they happen. None of these functions reads an environment variable unless it
+is given `environ=os.environ`; then `ETL_*` counts as on the command line.
 `import keyhaul` loads no driver: the functions are imported when they are first used.
 
-A frame has the same types whatever is in the ledger, also when it has no run. A database without a ledger is a
-`RefusedError`, as is a run that is not there; both are in `keyhaul.errors`. No frame holds a password. `key` and
-`data` of the quarantine hold values of your rows; such a LazyFrame refuses to be serialized, since it knows how to
-log in.
+A frame has the same types whatever is in the ledger, also when it has no run. A database without a ledger (for
+`checks`: without results of checks) is a `RefusedError`, as is a run that is not there; the errors are in
+`keyhaul.errors`. No frame holds a password. `key` and `data` of the quarantine hold values of your rows; such a
+LazyFrame refuses to be serialized, since it knows how to log in.
 
 Rows are rows of the source. Where "or NULL" does not stand, a column has no NULL. Seconds of the steps are wall time
 of one worker, in `runs` summed over all workers: with two workers that never wait they are twice the run's `seconds`.
@@ -52,6 +58,7 @@ _FRAMES: tuple[tuple[str, Mapping[str, Field]], ...] = (
     ("runs(target=None, *, home=None, ledger_schema=None, environ=None)", RUNS),
     ('chunks(run="last", *, target=None, home=None, ledger_schema=None, environ=None)', CHUNKS),
     ('quarantine(run="last", *, target=None, home=None, ledger_schema=None, environ=None)', QUARANTINE),
+    ("checks(target=None, *, state=None, home=None, ledger_schema=None, environ=None)", CHECKS),
 )
 
 

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keyhaul import engine, events
+from keyhaul import comparing, engine, events
+from keyhaul.comparing import FIRST_DIFFERENCES
 from keyhaul.config import Job, load_job
 from keyhaul.connecting import find_ends
 from keyhaul.control import Control
@@ -18,6 +19,7 @@ from keyhaul.prepare import prepare
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from keyhaul.comparing import Verification
     from keyhaul.model import Observer, Plan, Report
 
     AnyJob = Job | Mapping[str, Any] | str | Path
@@ -85,6 +87,45 @@ def plan(
         observe(events.Notice(message=engine.FILLED))
     with prepare(whole, ends) as prepared:
         return prepared.source.plan(whole.chunk)
+
+
+def verify(
+    job: AnyJob,
+    run: str = "last",
+    observe: Observer | None = None,
+    *,
+    extra: bool | None = None,
+    limit: int = FIRST_DIFFERENCES,
+    show_values: bool = False,
+    allow_python: bool = False,
+    environ: Mapping[str, str] | None = None,
+) -> Verification:
+    """Compare a run's target with what the source gives now, as ``etl verify`` does. Changes nothing.
+
+    Ctrl-C ends the comparison with `KeyboardInterrupt`, after the statements under way are cancelled.
+
+    Args:
+        job: see `run` (the function); the one that the run did.
+        run: its name, or ``last`` for the job's newest.
+        observe: called with what a person should know, such as that an index is missing, and with other events of
+            `keyhaul.events`, from the threads where they happen.
+        extra: whether rows that only the target has are differences; None: when the table was empty before
+            the load (no mode, or replace).
+        limit: how many differences are named; all are counted.
+        show_values: whether the named differences have their values, not only key and columns.
+        allow_python: see `run` (the function).
+        environ: see `run` (the function).
+
+    Returns:
+        What differs, by chunk and by row; ``equal`` says whether anything does.
+
+    Raises:
+        ConfigError: the job or the databases do not fit, or the run is another job's.
+        StopRunError: a database was lost, or a chunk could not be compared.
+    """
+    whole = _read(job, allow_python=allow_python, environ=environ)
+    watched = observe or (lambda _event: None)
+    return comparing.verify(whole, run, extra=extra, limit=limit, show_values=show_values, observe=watched)
 
 
 def _read(job: AnyJob, *, allow_python: bool, environ: Mapping[str, str] | None) -> Job:

@@ -396,6 +396,12 @@ select {check_run}, v->>'name', {file}, {source}, v->>'kind', v->>'severity', v-
 select distinct on (name) name, statistics from {schema}.checks
  where source = {source} and kind = 'drift' and accepted order by name, checked_at desc;
 
+-- name: kept_checks
+-- Every result; those of one execution have one moment.
+select check_run, name, file, source, kind, severity, status, rows, failures, allowed, message, statistics, accepted,
+       min(checked_at) over (partition by check_run) as checked_at, version
+  from {schema}.checks;
+
 -- ---- look back ----
 
 -- name: run_names

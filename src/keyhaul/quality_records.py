@@ -9,23 +9,38 @@ import json
 import os
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import psycopg
+from psycopg.rows import dict_row
 
 import keyhaul
 from keyhaul.connecting import connect
-from keyhaul.errors import ConfigError
+from keyhaul.errors import ConfigError, RefusedError
 from keyhaul.sql import statement
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from keyhaul.dsn import Dsn
     from keyhaul.verdict import Verdict
 
 Statistics = dict[str, float | None]
+
+_KEPT: Final = (
+    "name",
+    "kind",
+    "severity",
+    "status",
+    "rows",
+    "failures",
+    "allowed",
+    "message",
+    "statistics",
+    "accepted",
+)
+"""What a state file has of each check."""
 
 
 class Records(Protocol):
@@ -44,6 +59,9 @@ class Records(Protocol):
         self, check_run: str, file: str, source: str, verdicts: Sequence[Verdict], accepted: frozenset[str]
     ) -> None:
         """Keep one execution; `accepted` names the checks from which drift is measured next."""
+
+    def kept(self) -> list[dict[str, Any]]:
+        """Return every result, a mapping for each check of each execution, in no order; nothing is created."""
 
     def close(self) -> None:
         """Give the connection back."""
@@ -104,6 +122,21 @@ class LedgerRecords:
         except psycopg.Error as error:
             raise self._wrapped("write", error) from error
 
+    def kept(self) -> list[dict[str, Any]]:
+        """Return every result; nothing is created.
+
+        Raises:
+            RefusedError: none is kept.
+            ConfigError: the database does not let us read.
+        """
+        try:
+            if not self._there():
+                raise RefusedError(_nothing(self.label))
+            with self._conn.cursor(row_factory=dict_row) as cursor:
+                return cursor.execute(statement("kept_checks", self._schema)).fetchall()
+        except psycopg.Error as error:
+            raise self._wrapped("read", error) from error
+
     def close(self) -> None:
         """Close the connection."""
         self._conn.close()
@@ -134,18 +167,19 @@ class FileRecords:
         Raises:
             ConfigError: the file cannot be read, or is no such file.
         """
-        found: dict[str, Statistics] = {}
-        for number, line in enumerate(self._lines(), 1):
-            try:
-                run = json.loads(line)
-                if run["source"] == source:
-                    found |= {one["name"]: one["statistics"] for one in run["checks"] if _measures(one)}
-            except (ValueError, TypeError, KeyError) as error:
-                msg = (
-                    f"read {self._path} line {number}: got something else, expected a state of etl check. Name another"
-                )
-                raise ConfigError(msg) from error
-        return found
+        kept = [one for one in self._results() if one["source"] == source and _measures(one)]
+        return {one["name"]: one["statistics"] for one in kept}
+
+    def kept(self) -> list[dict[str, Any]]:
+        """Return every result.
+
+        Raises:
+            RefusedError: there is no such file.
+            ConfigError: the file cannot be read, or is no such file.
+        """
+        if not self._path.exists():
+            raise RefusedError(_nothing(self.label))
+        return list(self._results())
 
     def add(
         self, check_run: str, file: str, source: str, verdicts: Sequence[Verdict], accepted: frozenset[str]
@@ -175,6 +209,21 @@ class FileRecords:
     def close(self) -> None:
         """Nothing is kept open."""
 
+    def _results(self) -> Iterator[dict[str, Any]]:
+        for number, line in enumerate(self._lines(), 1):
+            try:
+                run = json.loads(line)
+                checked_at = datetime.fromisoformat(run["checked_at"])
+                about = {name: run[name] for name in ("check_run", "file", "source", "version")}
+                found = [{**about, "checked_at": checked_at, **{name: one[name] for name in _KEPT}}
+                         for one in run["checks"]]  # fmt: skip
+            except (ValueError, TypeError, KeyError) as error:
+                msg = (
+                    f"read {self._path} line {number}: got something else, expected a state of etl check. Name another"
+                )
+                raise ConfigError(msg) from error
+            yield from found
+
     def _lines(self) -> list[str]:
         try:
             return self._path.read_text(encoding="utf-8").splitlines()
@@ -182,6 +231,10 @@ class FileRecords:
             return []
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"read {self._path}: {error}. Name another file in --state or state:") from error
+
+
+def _nothing(label: str) -> str:
+    return f"read results of checks: none is kept in {label}. Run etl check first, or name another place"
 
 
 def _measures(one: Mapping[str, Any]) -> bool:

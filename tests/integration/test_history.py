@@ -16,6 +16,7 @@ from moving import move, rows, run_sql
 
 import keyhaul
 from keyhaul import events
+from keyhaul.checkhistory import CHECKS
 from keyhaul.config import load_job
 from keyhaul.control import Control
 from keyhaul.errors import ConfigError, RefusedError
@@ -47,15 +48,33 @@ def job_of(databases, **more):
     return {"source": source, "target": target, "table": "public.orders", "key": "id", "job": "orders", **more}
 
 
+def checked(databases, path, *, state=None):
+    """Check the orders three times, the second time with a rule that is broken, and return the frame of results."""
+    source, target = databases
+    file = path / "checks.yaml"
+    place = {"state": str(state)} if state else {"ledger": target}
+    for highest in (99, 50, 99):
+        listed = [
+            {"between": {"column": "bucket", "max": highest}, "name": "bucket"},
+            {"drift": {"column": "bucket", "mean": "1%", "distinct": 0, "null_share": 0}, "name": "stays"},
+            {"not_null": "id", "severity": "warn", "name": "an id"},
+        ]
+        settings = {"source": {"uri": source, "table": "public.orders"}, **place, "checks": listed}
+        file.write_text(json.dumps(settings))
+        keyhaul.check(file)
+    return keyhaul.checks(state=state) if state else keyhaul.checks(target)
+
+
 def test_the_page_is_what_the_frames_say():
     assert PAGE.read_text(encoding="utf-8") == page()
 
 
-def test_the_page_names_the_columns_and_types_that_the_frames_have(orders, moved):
+def test_the_page_names_the_columns_and_types_that_the_frames_have(orders, moved, tmp_path):
     frames = {
         "runs": keyhaul.runs(orders[1]),
         "chunks": keyhaul.chunks(target=orders[1]),
         "quarantine": keyhaul.quarantine(target=orders[1]).collect(),
+        "checks": checked(orders, tmp_path),
     }
     for name, frame in frames.items():
         table = PAGE.read_text(encoding="utf-8").split(f"\n## {name}\n")[1].partition("\n## ")[0]
@@ -90,6 +109,48 @@ def test_chunks_come_in_key_order_with_open_ends_and_moments(orders, moved):
     assert chunks["rows_read"].to_list() == [250] * 4
     assert (chunks["started_at"] < chunks["ended_at"]).all()
     assert chunks["warned"].to_list() == [[]] * 4
+
+
+@pytest.mark.parametrize("kept", ["in a ledger", "in a file"])
+def test_results_of_checks_come_with_the_newest_execution_first(orders, tmp_path, kept):
+    frame = checked(orders, tmp_path, state=tmp_path / "state.json" if kept == "in a file" else None)
+    assert frame.schema == schema_of(CHECKS)
+    assert frame["name"].to_list() == ["an id", "bucket", "stays"] * 3
+    assert frame.group_by("check_run").agg(pl.col("checked_at").n_unique())["checked_at"].to_list() == [1, 1, 1]
+    assert frame["checked_at"].is_sorted(descending=True)
+    wanted = frame.select("status", "failures", "rows").rows()
+    assert wanted[3:6] == [("passed", 0, 1000), ("failed", 490, 1000), ("passed", 0, 1000)]
+    assert {row[0] for row in wanted[:3] + wanted[6:]} == {"passed"}
+    drift = frame.filter(pl.col("kind") == "drift")
+    assert drift.select("null_share", "mean", "distinct", "accepted").rows() == [(0.0, 49.5, 100, True)] * 3
+    assert frame.filter(pl.col("kind") != "drift").select("mean", "distinct").unique().rows() == [(None, None)]
+
+
+def test_results_of_checks_that_are_not_there_are_refused(orders, moved, tmp_path):
+    with pytest.raises(RefusedError, match=r"none is kept in .*keyhaul\.checks"):
+        keyhaul.checks(orders[1])  # a ledger of runs alone
+    with pytest.raises(RefusedError, match="none is kept in "):
+        keyhaul.checks(state=tmp_path / "none.json")
+    with pytest.raises(ConfigError, match="got a database and a file"):
+        keyhaul.checks(orders[1], state=tmp_path / "none.json")
+    (tmp_path / "other.json").write_text('{"check_run": 1}\n')
+    with pytest.raises(ConfigError, match="line 1: got something else"):
+        keyhaul.checks(state=tmp_path / "other.json")
+
+
+def test_a_run_is_verified_from_python(orders):
+    job = job_of(orders, chunk=250, rule=["no_seven: bucket <> 7", "no_eight: bucket <> 8"])
+    moved, told = keyhaul.run(job), []
+    found = keyhaul.verify(job, moved.run_id, told.append)
+    assert (found.equal, found.rows, found.chunks) == (True, 980, 4)
+    run_sql(orders[1], "update public.orders set note = 'other' where id = 400")
+    run_sql(orders[1], "alter table public.orders drop constraint orders_pkey")
+    found = keyhaul.verify(job, "last", told.append, show_values=True)
+    assert any(isinstance(event, events.Notice) and "An index on the key helps" in event.message for event in told)
+    assert (found.equal, found.changed, [one.key for one in found.differences]) == (False, 1, [("400",)])
+    assert found.differences[0].expected == {"note": "n400"}
+    with pytest.raises(ConfigError, match=r"unknown flags \['chnk'\]"):
+        keyhaul.verify(job_of(orders, chnk=5))
 
 
 def test_rules_that_only_warn_are_counted_by_rule(orders, tmp_path):
