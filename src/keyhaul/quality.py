@@ -116,7 +116,7 @@ def _check_file(
                 if check.kind == "drift"
             )
         )
-    system = _open(file.source, file, home, [check.demand.where for check in checks if check.kind == "references"])
+    system = _open(file.source, file, home, checks)
     stack.callback(system.close)
     _bind(checks, file, system)
     accepted = records.accepted(system.label) if records else {}
@@ -196,10 +196,13 @@ def _records(file: CheckFile, keep: Keep, home: str | None, environ: Mapping[str
     return LedgerRecords(find_target(uri, home), schema)
 
 
-def _open(where: Where, file: CheckFile, home: str | None, others: Sequence[Where | None] = ()) -> System:
+def _open(where: Where, file: CheckFile, home: str | None, checks: Sequence[Expectation] = ()) -> System:
     key = file.key if where is file.source else ()
     if where.file is not None:
-        return FileSystem(where, key=key, others=[other for other in others if other])
+        others = [check.demand.where for check in checks if check.kind == "references"]
+        names = {name for check in checks for name in (*check.demand.columns, *check.demand.other)}
+        some = names if checks and all(check.kind != "expression" for check in checks) else None
+        return FileSystem(where, key=key, others=[other for other in others if other], looked_at=some)
     if where.uri == EMBEDDED:
         server = embedded.start(Path(home) if home else None)
         embedded.ensure_flights(server)

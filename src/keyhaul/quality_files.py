@@ -14,7 +14,7 @@ from keyhaul.quality_sql import DUCKDB, ROW, literal
 from keyhaul.rules import not_one_expression
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import pyarrow as pa
@@ -34,13 +34,23 @@ _SETTINGS: Final = {
 }
 _HEADER_BYTES: Final = 1_000_000
 _ROW_NUMBER: Final = "file_row_number"
+_FLOATS: Final = re.compile(r"\b(FLOAT|DOUBLE)\b|VARIANT")
+"""Types of floating-point numbers, and those with such numbers inside."""
 
 
 class FileSystem:
     """A Parquet or CSV file as the checks see it; see `quality_sql.System`. Used by one thread."""
 
-    def __init__(self, where: Where, *, key: tuple[str, ...], others: Sequence[Where]) -> None:
+    def __init__(
+        self, where: Where, *, key: tuple[str, ...], others: Sequence[Where], looked_at: Collection[str] | None = None
+    ) -> None:
         """Open a DuckDB that reaches this file and `others`, and nothing else, and read the columns.
+
+        Args:
+            where: the file.
+            key: columns that name a row; may be empty.
+            others: files that are referred to.
+            looked_at: names of the columns that checks look at; None for any.
 
         Raises:
             ConfigError: a file is not there or cannot be read.
@@ -55,18 +65,21 @@ class FileSystem:
             self._con.execute("set timezone = 'UTC'")
             listed = ", ".join(literal(str(file)) for file in files)
             self._con.execute(f"set allowed_paths = [{listed}]")
-            # A Parquet file's statistics leave NaN out, and DuckDB would believe that no value is above their maximum.
-            self._con.execute("set disabled_optimizers = 'statistics_propagation,filter_pushdown'")
             self._con.execute("set enable_external_access = false")
+            if any(self._has_floats(file, looked_at) for file in files):
+                # A file's statistics leave NaN out: DuckDB would take their maximum for the greatest value, and judge
+                # by it without a look at the rows; of an expression of the column as well. Only where it matters:
+                # 15 checks of 5 million rows took 0.33 s of CPU with these optimizers, 0.65 s without.
+                self._con.execute("set disabled_optimizers = 'statistics_propagation,filter_pushdown'")
             self._con.execute("set lock_configuration = true")
             self.label = str(where.file)  # as it was given: a checkout elsewhere is the same source
             self._parquet = files[0].suffix.lower() == ".parquet"
             self.from_item = f"{self.other(where)} as {ROW}"
-            described = self.fetch(f"describe select * from {self.from_item}")
+            described = self._types(files[0]) or self._described(self.from_item)
         except BaseException:
             self.close()
             raise
-        self.columns: Mapping[str, str] = {str(row[0]): str(row[1]) for row in described}
+        self.columns: Mapping[str, str] = described
 
     def fetch(self, query: str) -> list[tuple[object, ...]]:
         """Run a query and return its rows.
@@ -82,7 +95,7 @@ class FileSystem:
     def stream(self, query: str) -> Iterator[pa.RecordBatch]:
         """Run a query and yield its rows, `BATCH_ROWS` at a time, in the types that DuckDB gives them."""
         try:
-            reader: Any = self._con.execute(query).to_arrow_reader(BATCH_ROWS)
+            reader: Any = self._con.sql(query).to_arrow_reader(BATCH_ROWS)
             yield from reader
         except duckdb.Error as error:
             raise ConfigError(_told(error)) from error
@@ -125,7 +138,7 @@ class FileSystem:
         file = _existing(where)
         name = literal(str(file))
         if file.suffix.lower() == ".parquet":
-            return f"read_parquet({name}, hive_partitioning = false)"
+            return _parquet(file)
         columns = _header(file)
         unknown = sorted(where.types.keys() - set(columns))
         if unknown:
@@ -137,6 +150,17 @@ class FileSystem:
             f"nullstr = '', allow_quoted_nulls = false, hive_partitioning = false, columns = {{{listed}}})"
         )
 
+    def _types(self, file: Path) -> dict[str, str]:
+        """Return the types of a Parquet file's columns; of a CSV file none, which has no statistics."""
+        return self._described(_parquet(file)) if file.suffix.lower() == ".parquet" else {}
+
+    def _has_floats(self, file: Path, looked_at: Collection[str] | None) -> bool:
+        types = self._types(file)
+        return any(_FLOATS.search(kind) for name, kind in types.items() if looked_at is None or name in looked_at)
+
+    def _described(self, item: str) -> dict[str, str]:
+        return {str(row[0]): str(row[1]) for row in self.fetch(f"describe select * from {item}")}
+
     def row_number(self) -> str:
         """Return the number of a Parquet file's row, from 1; a CSV file has none."""
         return f"{_ROW_NUMBER} + 1" if self._parquet else ""
@@ -145,6 +169,10 @@ class FileSystem:
         """Close DuckDB and remove its temporary folder."""
         self._con.close()
         self._folder.cleanup()
+
+
+def _parquet(file: Path) -> str:
+    return f"read_parquet({literal(str(file))}, hive_partitioning = false)"
 
 
 def _existing(where: Where) -> Path:

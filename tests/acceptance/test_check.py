@@ -360,12 +360,24 @@ def test_a_csv_file_is_text_unless_its_types_are_given(tmp_path):
     assert "private" not in str(caught.value)
 
 
-def test_a_nan_that_the_statistics_of_a_parquet_file_leave_out_is_found(tmp_path):
-    parquet.write_table(pa.table({"x": [None, -1.5, float("nan")]}), tmp_path / "nan.parquet")
+@pytest.mark.parametrize(
+    "kind", [pa.float32(), pa.float64(), pa.struct([("in", pa.float64())]), pa.list_(pa.float64())]
+)
+def test_a_nan_that_the_statistics_of_a_parquet_file_leave_out_is_found(tmp_path, kind):
+    wrap = {"struct": lambda x: {"in": x}, "list": lambda x: [x]}.get(str(kind).partition("<")[0], lambda x: x)
+    values = pa.array([None, wrap(-1.5), wrap(float("nan"))], kind)
+    parquet.write_table(pa.table({"x": values, "n": [1, 2, 3]}), tmp_path / "nan.parquet")
+    what = {"struct": 'x."in"', "list": "x[1]"}.get(str(kind).partition("<")[0], "x")
+    listed = [{"expression": f"{what} <= 0", "name": "e"}, {"between": {"column": "n", "max": 2}, "name": "n"}]
+    listed += [{"between": {"column": "x", "max": 0}, "name": "b"}] if what == "x" else []
     path = tmp_path / "checks.yaml"
-    path.write_text(f"source: {{file: {tmp_path}/nan.parquet}}\nchecks:\n- between: {{column: x, max: 0}}\n")
-    verdict = found(path)["between:x"]
-    assert (verdict.failures, verdict.offenders) == (1, ({"row": "3"},))
+    path.write_text(json.dumps({"source": {"file": f"{tmp_path}/nan.parquet"}, "checks": listed}))
+    verdicts = found(path, asked=Asked(export=tmp_path / "bad.parquet"))
+    assert {(one.failures, one.offenders[0]["row"]) for one in verdicts.values()} == {(1, "3")}
+    exported = parquet.read_table(tmp_path / "bad.parquet")
+    assert exported.column_names == ["_check", "x", "n"]
+    assert exported["x"].type == kind
+    assert str(exported["x"].to_pylist()) == str([wrap(float("nan"))] * len(listed))
 
 
 def test_a_query_is_checked_like_a_table(checks, uri):
