@@ -16,7 +16,7 @@ FAILED = 1
 SAMPLE_ROWS = 5
 
 ChecksFile = Annotated[
-    Path, typer.Argument(metavar="FILE", help="Checks file, or a job file: its rules on its target.")
+    Path, typer.Argument(metavar="FILE", help="Checks file, or a job file: its rules and run_rules on its target.")
 ]
 
 

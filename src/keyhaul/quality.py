@@ -9,7 +9,6 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,8 @@ from keyhaul.dsn import Dsn
 from keyhaul.errors import ConfigError
 from keyhaul.ledger import new_run_id
 from keyhaul.offenders import Asked, export, samples
+from keyhaul.quality_across import check_across
+from keyhaul.quality_drift import drifted, measured
 from keyhaul.quality_files import FileSystem
 from keyhaul.quality_postgres import PostgresSystem
 from keyhaul.quality_records import FileRecords, LedgerRecords, Records
@@ -64,7 +65,7 @@ def check(
     home: str | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Verdicts:
-    """Run a checks file, or the rules of a job file on the job's target.
+    """Run a checks file, or the rules and run_rules of a job file on the job's target.
 
     Args:
         file: YAML; a file with ``checks`` is a checks file, any other a job.
@@ -75,7 +76,8 @@ def check(
         environ: for ``${NAME}`` and ``ETL_*``; the process's own is not looked at, give ``os.environ`` for that.
 
     Returns:
-        A verdict for each check, in the order of the file. All of them see the rows of one moment.
+        A verdict for each check, in the order of the file. All see the rows of one moment; a job's run_rules one of
+            their own.
 
     Raises:
         ConfigError: the file, the source or the ledger is wrong; the message names the line.
@@ -128,13 +130,15 @@ def _check_file(
 
 
 def _check_job(job: Job, path: Path, only: Sequence[str], keep: Keep, asked: Asked, stack: ExitStack) -> Verdicts:
-    rules = {rule.name: rule for rule in job.rules}
-    if not rules:
-        raise ConfigError(f"check {path}: the job has no rules, expected rules: or a checks file. Add one")
-    unknown = sorted(set(only) - rules.keys())
+    if not job.rules and not job.run_rules:
+        raise ConfigError(f"check {path}: the job has no rules, expected rules:, run_rules: or a checks file. Add one")
+    names = {rule.name for rule in job.rules} | {rule.name for rule in job.run_rules}
+    unknown = sorted(set(only) - names)
     if unknown:
-        raise ConfigError(f"check {path}: no rule {', '.join(unknown)}, expected one of {', '.join(rules)}")
-    chosen = replace_rules(job, [rule for name, rule in rules.items() if name in only or not only])
+        msg = f"check {path}: no rule {', '.join(unknown)}, expected one of {', '.join(sorted(names))}"
+        raise ConfigError(msg)
+    chosen = replace_rules(job, [rule for rule in job.rules if rule.name in only or not only])
+    across = [rule for rule in job.run_rules if rule.name in only or not only]
     dsn = find_target(chosen.target.uri, chosen.home)
     uri = keep.ledger or chosen.target.uri
     schema = keep.schema or chosen.ledger_schema
@@ -144,7 +148,14 @@ def _check_job(job: Job, path: Path, only: Sequence[str], keep: Keep, asked: Ask
         kept = FileRecords(keep.state)
     stack.callback(kept.close)
     place = EMBEDDED if chosen.target.uri == EMBEDDED else ""
-    label, verdicts, exported = check_rules(chosen, dsn, place, asked)
+    label, exported = "", None
+    verdicts: list[Verdict] = []
+    if chosen.rules or asked.export is not None:
+        label, verdicts, exported = check_rules(chosen, dsn, place, asked)
+    if across:
+        label, more = check_across(chosen, dsn, place, across)
+        taken = {verdict.name for verdict in verdicts}
+        verdicts += [replace(one, name=f"run_rules:{one.name}") if one.name in taken else one for one in more]
     return _kept(kept, path, label, verdicts, keep, exported)
 
 
@@ -315,8 +326,8 @@ class _Run:
             case "sum_equals":
                 message = self._summed(check, Decimal(str(found["sum"])))
             case "drift":
-                statistics = _statistics(check, rows, found)
-                message = _drifted(check, statistics, self.accepted.get(check.name))
+                statistics = measured(check, rows, found)
+                message = drifted(check, statistics, self.accepted.get(check.name))
             case _:
                 failures = int(found["failures"])
         if check.kind in ROW_KINDS:
@@ -383,34 +394,3 @@ def _late(found: Mapping[str, Any]) -> str:
         return "there is no value"
     hours = float(found["age"]) / 3600
     return f"the newest value is {hours:,.1f} hours old"
-
-
-def _statistics(check: Expectation, rows: int, found: Mapping[str, Any]) -> dict[str, float | None]:
-    mean = None if found.get("mean") is None else float(found["mean"])
-    values: dict[str, float | None] = {
-        "null_share": 1 - int(found["present"]) / rows if rows else None,
-        "mean": mean if mean is not None and isfinite(mean) else None,  # JSON has no other
-        "distinct": found.get("distinct"),
-    }
-    return {name: values[name] for name in check.demand.tolerances}
-
-
-def _drifted(check: Expectation, now: Mapping[str, float | None], before: Mapping[str, float | None] | None) -> str:
-    """Return what moved further than its tolerance, or an empty string."""
-    moved = []
-    for name, tolerance in check.demand.tolerances.items():
-        if before is None or name not in before:
-            continue
-        value, other = now[name], before[name]
-        near = (
-            value is other
-            if value is None or other is None
-            else tolerance.permits(Decimal(repr(value)), Decimal(repr(other)))
-        )
-        if not near:
-            moved.append(f"{name} {_number(value)}, was {_number(other)} (± {tolerance})")
-    return "; ".join(moved)
-
-
-def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:.6g}" if isinstance(value, float) else f"{value:,}"

@@ -62,7 +62,12 @@ def check_run_rules(conn: Connection, target: TargetTable, source: SqlSource, ru
 
 
 def check_run(
-    conn: Connection, table: sql.Identifier, rules: Sequence[RunRule], source: SqlSource, *, resumed: bool = False
+    conn: Connection,
+    table: sql.Identifier,
+    rules: Sequence[RunRule],
+    source: SqlSource | None,
+    *,
+    resumed: bool = False,
 ) -> tuple[RunCheck, ...]:
     """Evaluate the rules over a whole table of the target; changes nothing.
 
@@ -72,7 +77,7 @@ def check_run(
         conn: to the target, in autocommit mode.
         table: the one that was loaded, or one that will take its place.
         rules: of the job, bound by `check_run_rules`.
-        source: the run's snapshot, for ``equals_source``.
+        source: the run's snapshot, for ``equals_source``; None where no rule is one.
         resumed: whether that snapshot is newer than the one of the first chunks, which a message then says.
 
     Returns:
@@ -84,7 +89,9 @@ def check_run(
     return tuple(_check(conn, table, rule, source, resumed=resumed) for rule in rules)
 
 
-def _check(conn: Connection, table: sql.Identifier, rule: RunRule, source: SqlSource, *, resumed: bool) -> RunCheck:
+def _check(
+    conn: Connection, table: sql.Identifier, rule: RunRule, source: SqlSource | None, *, resumed: bool
+) -> RunCheck:
     row: Sequence[Any] = conn.execute(_statement(conn, rule, table)).fetchone() or (0, 0)
     offenders, passed = 0, True
     match rule.kind:
@@ -103,6 +110,8 @@ def _check(conn: Connection, table: sql.Identifier, rule: RunRule, source: SqlSo
             bounds.append(f"at most {rule.most:,}" if rule.most is not None else "")
             message = f"{count:,} rows, expected {' and '.join(filter(None, bounds))}"
         case "equals_source":
+            if source is None:
+                raise ValueError(rule)
             theirs = source.conn.execute(_aggregate(rule, source.relation.from_item)).fetchone() or (None,)
             passed = _equal(row[0], theirs[0])
             message = f"{rule.aggregate} is {_shown(row[0])} in the target and {_shown(theirs[0])} in the source"

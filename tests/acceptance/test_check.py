@@ -160,6 +160,41 @@ def test_a_jobs_rules_are_checked_on_its_target_with_the_meaning_of_the_load(etl
     assert rows(target, "select count(*) from keyhaul.checks")[0][0] == 5
 
 
+def test_a_jobs_rules_across_the_run_are_checked_beside_its_rules(etl, uri, database, server, tmp_path):
+    target = database(server, "across")
+    run_sql(target, *ITEMS, "delete from public.items where id = 100", "create table public.names (name text)")
+    job = tmp_path / "job.yaml"
+    job.write_text(
+        f"source: {{uri: '{uri}', table: public.items}}\nkey: id\ntarget: {{uri: '{target}', table: public.items}}\n"
+        """rules: {fits: "amount < 10"}
+run_rules:
+  alone: {unique: amount}
+  fits: {row_count: {min: 99}}
+  known: {references: {column: name, table: public.names}, on_fail: warn}
+  sums: {equals_source: sum(id)}
+"""
+    )
+    done = etl("check", str(job), "--json")
+    assert done.returncode == 1, done.stderr
+    verdicts = json.loads(done.stdout)["verdicts"]
+    assert [(v["name"], v["kind"], v["status"], v["failures"], v["rows"]) for v in verdicts] == [
+        ("fits", "rule", "passed", 0, 99),
+        ("alone", "run_rule", "failed", 99, 99),
+        ("run_rules:fits", "run_rule", "passed", 0, 99),
+        ("known", "run_rule", "warned", 98, 99),
+        ("sums", "run_rule", "failed", 1, 99),
+    ]
+    assert verdicts[1]["line"] == 6
+    assert verdicts[4]["message"] == "sum(id) is 4950 in the target and 5050 in the source"
+    assert etl("check", str(job), "--only", "known").returncode == 0
+    assert rows(target, "select count(*) from keyhaul.checks where kind = 'run_rule'") == [(5,)]
+    run_sql(target, "drop table public.names", "alter table public.items drop column amount")
+    done = etl("check", str(job), "--only", "known", "--only", "alone")
+    assert done.returncode == 2
+    assert "line 6: check run rule alone: column t.amount does not exist" in done.stderr
+    assert "line 8: bind run rule known: public.names is not in the target" in done.stderr
+
+
 # --- thresholds, samples, export ---------------------------------------------------------------------
 
 

@@ -68,7 +68,7 @@ ROWS = [
     {"rejects", "replay", "comparing", "offenders", "quality_records", "history"},
     {"checkhistory", "jobs", "htmlreport", "follow"},
     {"historydoc"},
-    {"quality_rules"},
+    {"quality_rules", "quality_across", "quality_drift"},
     {"quality"},
     {"shell"},
     {"looking", "checking", "verifying", "reportcli"},
