@@ -12,6 +12,7 @@ import psycopg
 import pyarrow as pa
 import pytest
 import support
+import yaml
 from moving import rows, run_sql
 from pyarrow import parquet
 
@@ -453,3 +454,42 @@ def test_duckdb_spills_to_a_folder_that_is_gone_afterwards(tmp_path, monkeypatch
     path.write_text(f"source: {{file: {tmp_path}/many.parquet}}\nchecks:\n- unique: id\n- unique: half\n")
     assert [verdict.failures for verdict in quality.check(path).verdicts] == [0, 100_000]
     assert sorted(place.name for place in tmp_path.iterdir()) == ["checks.yaml", "many.parquet"]
+
+
+# --- docs/quality.md -----------------------------------------------------------------------------------
+
+
+def blocks(heading):
+    """The YAML blocks of a section of docs/quality.md."""
+    section = (ROOT / "docs" / "quality.md").read_text(encoding="utf-8").split(f"\n## {heading}\n")[1]
+    return re.findall(r"```yaml\n(.*?)```", section.partition("\n## ")[0], re.DOTALL)
+
+
+def test_the_workflow_to_copy_runs_the_file_to_copy_and_leaves_the_report_that_it_uploads(etl, databases, tmp_path):
+    source, target = databases
+    run_sql(
+        source,
+        "create table public.orders (id bigint primary key, customer text, number int)",
+        "insert into public.orders select n, 'c' || n % 10, n from generate_series(1, 100) n",
+    )
+    workflow = yaml.safe_load(blocks("In GitHub Actions")[0])
+    assert set(workflow) == {"name", True, "permissions", "jobs"}  # YAML 1.1 reads `on` as true
+    assert workflow[True]["schedule"][0]["cron"].count(" ") == 4
+    steps = workflow["jobs"]["check"]["steps"]
+    assert all(re.fullmatch(r"actions/[a-z-]+@v\d+", step["uses"]) for step in steps if "uses" in step)
+    program, *arguments = next(step["run"] for step in steps if step.get("run", "").startswith("etl ")).split()
+    assert (program, arguments[0]) == ("etl", "check")
+    names = next(step["env"] for step in steps if "env" in step)
+    assert set(names) == {"ETL_SOURCE_URL", "ETL_TARGET_URL"}
+    assert all(re.fullmatch(r"\$\{\{ secrets\.[A-Z_]+ \}\}", text) for text in names.values())
+    (tmp_path / arguments[1]).parent.mkdir()
+    (tmp_path / arguments[1]).write_text(blocks("The file")[0])
+    given = {"ETL_SOURCE_URL": source, "ETL_TARGET_URL": target}
+    done = etl(*arguments, cwd=tmp_path, env=given)
+    assert (done.returncode, "2 passed" in done.stdout) == (0, True), done.stdout + done.stderr
+    uploaded = next(step["with"]["path"] for step in steps if "upload" in step.get("uses", ""))
+    assert len(list(junitparser.JUnitXml.fromfile(str(tmp_path / uploaded)))) == 1
+    run_sql(source, "insert into public.orders values (101, null, 1)")
+    done = etl(*arguments, cwd=tmp_path, env=given)
+    assert done.returncode == 1
+    assert "::error file=checks/orders.yaml,line=7" in done.stdout
