@@ -105,6 +105,11 @@ RUNS: Final[Mapping[str, Field]] = {
     "rows_per_second": Field(dtype=_SECONDS, meaning="rows_read / seconds; 0 if no time has passed", unit="rows/s"),
     "started_at": Field(dtype=_MOMENT, meaning="when the run was planned", unit="UTC"),
     "ended_at": Field(dtype=_MOMENT, meaning="when it ended; NULL while it has not", unit="UTC", nullable=True),
+    "incremental": Field(dtype=_TEXT, meaning="the column that an incremental job reads by", nullable=True),
+    "since": Field(dtype=_TEXT, meaning="its lowest value that was read; NULL if all rows were", nullable=True),
+    "watermark": Field(
+        dtype=_TEXT, meaning="where the next run begins, less its lag, once this one is done", nullable=True
+    ),
     "run_checks": Field(
         dtype=pl.List(
             pl.Struct(

@@ -20,7 +20,8 @@ import keyhaul
 from keyhaul import svg
 from keyhaul.errors import RefusedError
 from keyhaul.history import read_chunks, read_runs
-from keyhaul.lookback import fetch
+from keyhaul.htmltables import ROWS_BY_TABLE, broken_rules, rows_by_table, rules_across, what_was_read
+from keyhaul.lookback import fetch, read_tables
 from keyhaul.markup import Markup, element, escape
 from keyhaul.rejects import quarantine_reasons
 from keyhaul.text import duration, one_line, plural, size
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     import psycopg
+
+    from keyhaul.model import TableCounts
 
     Row = Mapping[str, Any]
 
@@ -62,6 +65,7 @@ class Findings:
         run: a row of `history.runs`.
         chunks: rows of `history.chunks`, in key order.
         reasons: rule or stage → records, most first.
+        tables: what became of the rows of each table, for a job with several.
         examples: reason, chunk, record, stage, message, and key and data, which are None unless asked for.
         show_values: whether they were.
         server: the target's version, when the page was made.
@@ -70,6 +74,7 @@ class Findings:
     run: Row
     chunks: Sequence[Row]
     reasons: Mapping[str, int]
+    tables: Sequence[TableCounts]
     examples: Sequence[Row]
     show_values: bool
     server: str
@@ -97,6 +102,7 @@ def read_findings(conn: psycopg.Connection[Any], schema: str, run_id: str, *, sh
         run=runs[0],
         chunks=read_chunks(conn, schema, run_id).rows(named=True),
         reasons=quarantine_reasons(conn, schema, run_id, resolved=whole),
+        tables=read_tables(conn, schema, run_id),
         examples=fetch(conn, schema, "quarantine_examples", dict_row, values),
         show_values=show_values,
         server=conn.info.parameter_status("server_version") or "",
@@ -120,6 +126,7 @@ def page(found: Findings) -> str:
     )
     sections = (
         element("div", _balance(run), _steps(run, found.chunks, clock), class_="pair"),
+        _section("Rows by table", rows_by_table(found.tables), note=ROWS_BY_TABLE) if found.tables else None,
         _timeline(found.chunks, clock),
         _throughput(run, found.chunks, clock),
         _quarantine(found),
@@ -132,7 +139,9 @@ def page(found: Findings) -> str:
     made = f"Made {_moment(found.made_at)} by etl report"
     values = "with" if found.show_values else "without"
     foot = element("footer", f"{made}, {values} row values.")
-    body = element("body", element("main", _header(run), _tiles(run, clock), *sections, foot))
+    body = element(
+        "body", element("main", _header(run, show_values=found.show_values), _tiles(run, clock), *sections, foot)
+    )
     return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
 
 
@@ -145,7 +154,7 @@ def _moment(moment: datetime) -> str:
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _header(run: Row) -> Markup:
+def _header(run: Row, *, show_values: bool) -> Markup:
     what = "replay of " + run["replay_of"] if run["replay_of"] else "run"
     ended = f", ended {_moment(run['ended_at'])}" if run["ended_at"] else ""
     return element(
@@ -154,6 +163,8 @@ def _header(run: Row) -> Markup:
         element("h1", run["job"], " ", element("span", run["state"], class_=f"state state-{run['state']}")),
         element("p", element("b", run["source"]), " → ", element("b", run["target_table"]), class_="route"),
         element("p", f"Began {_moment(run['started_at'])}{ended}", class_="note"),
+        what_was_read(run, show_values=show_values),
+        broken_rules(run["run_checks"]),
         element("p", run["stop_reason"], class_="alarm") if run["stop_reason"] else None,
     )
 
@@ -301,20 +312,7 @@ def _run_checks(run: Row) -> Markup | None:
     """Return what the rules across the run said, if it has any."""
     if not run["run_checks"]:
         return None
-    rows = [
-        element(
-            "tr",
-            element("th", element("span", check["name"], class_="mono"), scope="row"),
-            element("td", "✓ passed" if check["passed"] else f"✗ failed ({check['on_fail']})", class_=_verdict(check)),
-            element("td", check["message"]),
-        )
-        for check in run["run_checks"]
-    ]
-    return _section("Rules across the run", element("table", element("tbody", *rows)))
-
-
-def _verdict(check: Row) -> str:
-    return "good" if check["passed"] else "alarm" if check["on_fail"] == "error" else "marked"
+    return _section("Rules across the run", rules_across(run["run_checks"]))
 
 
 def _examples(rows: Sequence[Row]) -> list[Markup]:

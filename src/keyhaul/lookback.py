@@ -194,11 +194,15 @@ def show_run(conn: Connection, schema: str, run_id: str, *, chunk_limit: int | N
         raise RefusedError(_no_run(conn, schema))
     values = {"run_id": run_id, "chunk_limit": chunk_limit}
     chunks = tuple(fetch(conn, schema, "run_chunks", class_row(ChunkRow), values))
+    return RunDetail(run=runs[0], chunks=chunks, tables=read_tables(conn, schema, run_id))
+
+
+def read_tables(conn: Connection, schema: str, run_id: str) -> tuple[TableCounts, ...]:
+    """Return what became of the rows of each table, in the order of the job; empty for a job with one table."""
     with ledger_errors(conn, schema):
         found = conn.execute(statement("sum_tables", schema, run_id=run_id)).fetchall()
     names = ("table", "inserted", "updated", "unchanged", "duplicate")
-    tables = tuple(TableCounts(**dict(zip(names, row, strict=True))) for row in found)
-    return RunDetail(run=runs[0], chunks=chunks, tables=tables)
+    return tuple(TableCounts(**dict(zip(names, row, strict=True))) for row in found)
 
 
 def fetch(

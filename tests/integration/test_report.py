@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import tables
 from moving import rows, run_sql
 
 import keyhaul
@@ -81,6 +82,10 @@ def rough(orders):
     report = move(orders, terminate, rule=["not_seven: bucket <> 7", "low: bucket < 98"])
     assert (report.outcome, report.counts.quarantined) == ("done", 600)
     return report
+
+
+def words_of(target, *, show_values=False):
+    return Elements(page_of(target, keyhaul.runs(target)["run_id"][0], show_values=show_values)).words
 
 
 def page_of(target, run_id, *, show_values=False):
@@ -199,7 +204,31 @@ def test_rules_across_the_run_are_in_the_frame_on_the_page_and_in_the_exit_code(
     words = Elements(page_of(orders[1], report.run_id)).words
     assert "enough ✗ failed (error) 20,000 rows, expected at least 30,000" in words
     assert "some ✓ passed" in words
+    assert "✗ rules across the run failed: enough" in words.partition("Balance")[0]
     assert etl("show", "last", "--follow", "--target", orders[1]).returncode == 1
+
+
+def test_the_page_of_several_tables_has_the_rows_of_each(databases, tmp_path):
+    tables.create(databases, orders=50)
+    keyhaul.run(tables.write(tmp_path / "orders.yaml", databases))
+    text = words_of(databases[1])
+    assert "Rows by table A record gives rows of all these tables, or of none." in text
+    assert "public.orders 50" in text
+    assert re.search(r"public\.order_lines \d+", text)
+
+
+def test_the_page_of_an_incremental_run_says_what_was_read_and_the_values_only_when_asked(orders):
+    run_sql(orders[0], "alter table public.orders add column changed int not null default 4711")
+    job = {"source": orders[0], "target": orders[1], "table": "public.orders", "key": "id", "incremental": "changed"}
+    keyhaul.run(job)
+    assert "Incremental by changed: read all rows. The next run begins at" in words_of(orders[1])
+    keyhaul.run(job)
+    told = "Incremental by changed: read rows from the last watermark on, less its lag"
+    assert f"{told}." in words_of(orders[1])
+    assert "4711" not in words_of(orders[1]).partition("Incremental")[2].partition("Balance")[0]
+    assert f"{told} (changed ≥ 4711)." in words_of(orders[1], show_values=True)
+    run = keyhaul.runs(orders[1]).row(0, named=True)
+    assert (run["incremental"], run["since"], run["watermark"]) == ("changed", "4711", "4711")
 
 
 def test_a_chunk_began_before_its_steps_and_ended_after_them(orders, rough):

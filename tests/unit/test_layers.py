@@ -63,7 +63,7 @@ ROWS = [
     {"pool", "swapping", "matching"},
     {"phases", "ending"},
     {"engine"},
-    {"tally", "reporting", "quality_output"},
+    {"tally", "reporting", "quality_output", "htmltables"},
     {"progress", "logfile", "lookback", "planview", "configdoc", "typedoc"},
     {"rejects", "replay", "comparing", "offenders", "quality_records", "history"},
     {"checkhistory", "jobs", "htmlreport", "follow"},
