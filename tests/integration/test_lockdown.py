@@ -14,10 +14,10 @@ from moving import move, rows, run_sql
 from psycopg import sql
 
 import keyhaul
-from keyhaul.checks import CHUNK, limited, locked_down, register
 from keyhaul.config import load_job
 from keyhaul.errors import ConfigError, EtlError
 from keyhaul.expressions import parse
+from keyhaul.rules import CHUNK, limited, locked_down, register
 
 ITEMS = (
     "create table public.items (id int primary key, name text)",
