@@ -366,6 +366,7 @@ class Sitting:
             tables=self.ledger.tables(self._run_id),
             stop_reason=stop_reason,
             signal=self._control.signal,
+            chunks_timed=pool.chunks,
         )
         self._observe(events.RunFinished(report=report))
         return report

@@ -59,6 +59,7 @@ create table if not exists {schema}.chunks (
     transform_seconds double precision not null default 0,
     stage_seconds     double precision not null default 0,
     load_seconds      double precision not null default 0,
+    wait_seconds      double precision not null default 0,
     bytes_read        bigint not null default 0,
     worker            integer,
     sitting           integer,
@@ -86,12 +87,12 @@ create table if not exists {schema}.quarantine (
 );
 
 -- name: outdated
--- Whether the ledger was made before there were replays, fresh tables, incremental runs, rules across the run, or
--- several tables from one record.
+-- Whether the ledger was made before there were replays, fresh tables, incremental runs, rules across the run,
+-- several tables from one record, or seconds of waiting.
 select to_regclass({runs}) is not null
    and exists (
        select from (values ('runs', 'replay_of'), ('runs', 'fresh_table'), ('runs', 'watermark'), ('runs', 'run_checks'),
-                           ('chunks', 'tables')) as needed(tab, col)
+                           ('chunks', 'tables'), ('chunks', 'wait_seconds')) as needed(tab, col)
         where not exists (
            select from pg_catalog.pg_attribute a join pg_catalog.pg_class c on c.oid = a.attrelid
             where c.relnamespace = (select r.relnamespace from pg_catalog.pg_class r where r.oid = to_regclass({runs}))
@@ -106,7 +107,8 @@ alter table {schema}.runs
     add column if not exists run_checks jsonb;
 alter table {schema}.chunks drop constraint if exists chunks_kind_check,
                             add constraint chunks_kind_check check (kind in ('range', 'nulls', 'keys'));
-alter table {schema}.chunks add column if not exists tables jsonb not null default '[]';
+alter table {schema}.chunks add column if not exists tables jsonb not null default '[]',
+                            add column if not exists wait_seconds double precision not null default 0;
 alter table {schema}.quarantine
     add column if not exists attempts integer not null default 1, add column if not exists tried_by text,
     add column if not exists resolved_at timestamptz, add column if not exists resolved_by text;
@@ -202,9 +204,14 @@ select chunk, kind, lower_bound, upper_bound, estimated_rows from {schema}.chunk
  where run_id = {run_id} and status <> 'done' order by chunk;
 
 -- name: claim_chunk
--- Lock the chunk's row: a second task with the same chunk waits here, and then finds it done.
-select status, rows_read, rows_loaded, rows_unchanged, rows_duplicate, rows_filtered, rows_quarantined, rows_updated, bytes_read, attempts
-  from {schema}.chunks where run_id = {run_id} and chunk = {chunk} for update;
+-- Lock the chunk's row: a second task with the same chunk waits here, and then finds it done. The last column is how
+-- long it waited, by the server's clock: outside the CTE, since a list beside FOR UPDATE is computed before the lock.
+with claimed as materialized (
+    select status, rows_read, rows_loaded, rows_unchanged, rows_duplicate, rows_filtered, rows_quarantined, rows_updated,
+           bytes_read, attempts
+      from {schema}.chunks where run_id = {run_id} and chunk = {chunk} for update
+)
+select claimed.*, extract(epoch from clock_timestamp() - statement_timestamp())::double precision from claimed;
 
 -- name: chunk_done
 -- The record of a loaded chunk, in the transaction that loaded it; what came before the load began before it.
@@ -212,7 +219,8 @@ update {schema}.chunks set status = 'done', attempts = {attempts}, rows_read = {
        rows_unchanged = {rows_unchanged}, rows_duplicate = {rows_duplicate}, rows_filtered = {rows_filtered},
        rows_quarantined = {rows_quarantined}, warned = {warned}::jsonb, tables = {tables}::jsonb, read_seconds = {read_seconds},
        transform_seconds = {transform_seconds}, stage_seconds = {stage_seconds},
-       load_seconds = extract(epoch from clock_timestamp() - transaction_timestamp()), bytes_read = {bytes_read},
+       load_seconds = greatest(extract(epoch from clock_timestamp() - transaction_timestamp()) - {lock_seconds}, 0),
+       wait_seconds = {wait_seconds}, bytes_read = {bytes_read},
        worker = {worker}, sitting = {sitting}, started_at = transaction_timestamp() - make_interval(secs => {elapsed_seconds}),
        ended_at = clock_timestamp(), error = null
  where run_id = {run_id} and chunk = {chunk} and status <> 'done'
@@ -473,7 +481,8 @@ order by p.started_at desc, p.run_id desc;
 -- The chunks of a run in their order: all if they are at most chunk_limit (NULL: always), else the slowest ten,
 -- the failed and the retried.
 select chunk, kind, lower_bound, upper_bound, status, attempts, rows_read, rows_loaded, rows_quarantined,
-       read_seconds, transform_seconds, stage_seconds, load_seconds, worker, sitting, error
+       read_seconds, transform_seconds, stage_seconds, load_seconds,
+       coalesce((to_jsonb(c)->>'wait_seconds')::double precision, 0) as wait_seconds, worker, sitting, error
 from (
     select c.*,
            count(*) over () as total,
@@ -489,7 +498,8 @@ where %(chunk_limit)s::bigint is null or total <= %(chunk_limit)s::bigint
 order by chunk;
 
 -- name: run_sums
--- What `runs` does not have, for frames and reports: of all runs, or of one by its name.
+-- What `runs` does not have, for frames and reports: of all runs, or of one by its name. An older ledger has no
+-- seconds of waiting, hence to_jsonb.
 select r.run_id, r.fingerprint, r.config::text as config,
        count(*) filter (where c.attempts > 1) as chunks_retried,
        coalesce(sum(c.rows_updated) filter (where c.status = 'done'), 0)::bigint as rows_updated,
@@ -497,7 +507,8 @@ select r.run_id, r.fingerprint, r.config::text as config,
        coalesce(sum(c.read_seconds) filter (where c.status = 'done'), 0) as read_seconds,
        coalesce(sum(c.transform_seconds) filter (where c.status = 'done'), 0) as transform_seconds,
        coalesce(sum(c.stage_seconds) filter (where c.status = 'done'), 0) as stage_seconds,
-       coalesce(sum(c.load_seconds) filter (where c.status = 'done'), 0) as load_seconds
+       coalesce(sum(c.load_seconds) filter (where c.status = 'done'), 0) as load_seconds,
+       coalesce(sum((to_jsonb(c)->>'wait_seconds')::double precision) filter (where c.status = 'done'), 0) as wait_seconds
 from {schema}.runs r left join {schema}.chunks c using (run_id)
 where %(run_id)s::text is null or r.run_id = %(run_id)s::text
 group by r.run_id;
@@ -514,8 +525,10 @@ from {schema}.runs r where r.run_id = %(run_id)s;
 -- All chunks of a run in key order, with the columns of `keyhaul.chunks`.
 select run_id, chunk, kind, lower_bound, upper_bound, estimated_rows, status, attempts, rows_read, rows_loaded,
        rows_updated, rows_unchanged, rows_duplicate, rows_filtered, rows_quarantined, warned, bytes_read, read_seconds,
-       transform_seconds, stage_seconds, load_seconds, worker, sitting, started_at, ended_at, error
-from {schema}.chunks where run_id = %(run_id)s order by chunk;
+       transform_seconds, stage_seconds, load_seconds,
+       coalesce((to_jsonb(c)->>'wait_seconds')::double precision, 0) as wait_seconds,
+       worker, sitting, started_at, ended_at, error
+from {schema}.chunks c where run_id = %(run_id)s order by chunk;
 
 -- name: quarantine_frame
 -- The records of a run (of a replay: those it tried), with the columns of `keyhaul.quarantine`.

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import difflib
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import psycopg
 from psycopg import errors as pg
-from psycopg.rows import class_row, scalar_row
+from psycopg.rows import class_row, dict_row, scalar_row
 
+from keyhaul.bottleneck import Measured
 from keyhaul.console import fitted, grid, write
 from keyhaul.errors import ConfigError, ConnectError, RefusedError
-from keyhaul.model import Counts, TableCounts
-from keyhaul.reporting import balance, by_table
+from keyhaul.model import Counts, TableCounts, Timings
+from keyhaul.reporting import balance, by_table, told_bottleneck
 from keyhaul.sql import statement
 from keyhaul.text import duration, one_line, per_second, plural
 
@@ -122,6 +123,7 @@ class ChunkRow:
     transform_seconds: float
     stage_seconds: float
     load_seconds: float
+    wait_seconds: float
     worker: int | None
     sitting: int | None
     error: str | None
@@ -144,6 +146,7 @@ class RunDetail:
     run: RunRow
     chunks: tuple[ChunkRow, ...]
     tables: tuple[TableCounts, ...] = ()
+    timings: Timings = field(default_factory=Timings)
 
 
 def find_run(conn: Connection, schema: str, run: str) -> str:
@@ -194,7 +197,9 @@ def show_run(conn: Connection, schema: str, run_id: str, *, chunk_limit: int | N
         raise RefusedError(_no_run(conn, schema))
     values = {"run_id": run_id, "chunk_limit": chunk_limit}
     chunks = tuple(fetch(conn, schema, "run_chunks", class_row(ChunkRow), values))
-    return RunDetail(run=runs[0], chunks=chunks, tables=read_tables(conn, schema, run_id))
+    sums = fetch(conn, schema, "run_sums", dict_row, {"run_id": run_id})
+    timings = Timings(**{one.name: sums[0][one.name] for one in fields(Timings)}) if sums else Timings()
+    return RunDetail(run=runs[0], chunks=chunks, tables=read_tables(conn, schema, run_id), timings=timings)
 
 
 def read_tables(conn: Connection, schema: str, run_id: str) -> tuple[TableCounts, ...]:
@@ -300,6 +305,8 @@ def print_run(detail: RunDetail, stream: TextIO, *, all_command: str = "") -> No
         yield ""
         yield from balance(run.counts)
         yield from by_table(detail.tables)
+        # Where it ran is another machine, as far as the ledger's reader knows: nothing is said of its cores.
+        yield from told_bottleneck(Measured(timings=detail.timings, chunks=run.chunks_done, workers=run.workers))
         yield ""
         yield _chunks_table(detail.chunks, console)
         if len(detail.chunks) < run.chunks_planned:
@@ -363,10 +370,11 @@ def _chunks_table(chunks: Sequence[ChunkRow], console: Console) -> Table:
         "transf.": (">", [Text(f"{c.transform_seconds:.2f}") for c in chunks]),
         "stage": (">", [Text(f"{c.stage_seconds:.2f}") for c in chunks]),
         "load": (">", [Text(f"{c.load_seconds:.2f}") for c in chunks]),
+        "wait": (">", [Text(f"{c.wait_seconds:.2f}") for c in chunks]),
         "tries": (">", [Text(str(c.attempts), _mark(c.attempts > 1)) for c in chunks]),
         "worker": (">", [Text("" if c.worker is None else str(c.worker)) for c in chunks]),
     }
     # A range of uuids is 76 columns long: the numbers come first, and a pipe gets it whole.
     for cell in columns["keys"][1]:
         cell.truncate(max(console.width - 66, 14), overflow="ellipsis")
-    return fitted(console, columns, ("worker", "transf.", "stage", "read s", "load", "status", "rows"))
+    return fitted(console, columns, ("worker", "wait", "transf.", "stage", "read s", "load", "status", "rows"))

@@ -150,12 +150,18 @@ class TableCounts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:
-    """Seconds of wall time that one chunk (or, summed, a run's workers) spent in each step."""
+    """Seconds of wall time that one chunk (or, summed, a run's workers) spent in each step.
+
+    Attributes:
+        wait_seconds: from a worker's taking the chunk to its COMMIT, in which nothing was done for it: the sleep
+            before another try, another transaction's lock on its ledger row. A try that failed is in no step.
+    """
 
     read_seconds: float = 0.0
     transform_seconds: float = 0.0
     stage_seconds: float = 0.0
     load_seconds: float = 0.0
+    wait_seconds: float = 0.0
 
     def __add__(self, other: Timings) -> Timings:
         """Add two timings, step by step."""
@@ -164,6 +170,7 @@ class Timings:
             transform_seconds=self.transform_seconds + other.transform_seconds,
             stage_seconds=self.stage_seconds + other.stage_seconds,
             load_seconds=self.load_seconds + other.load_seconds,
+            wait_seconds=self.wait_seconds + other.wait_seconds,
         )
 
 
@@ -239,6 +246,7 @@ class Report:
         quarantined_by_reason: ``rule or stage`` → records, largest first.
         run_checks: the rules across the run, in the job's order; none before the run is done.
         tables: rows by table, of a job with several; `counts` are records then.
+        timings: of this process alone, as is `chunks_timed`, the number of chunks that it committed.
     """
 
     run_id: str
@@ -260,6 +268,7 @@ class Report:
     tables: Sequence[TableCounts] = ()
     stop_reason: str = ""
     signal: int = 0
+    chunks_timed: int = 0
 
     @property
     def broken(self) -> tuple[str, ...]:

@@ -263,7 +263,7 @@ class Gatherer(Worker):
             counts=staged.counts,
             warned=staged.warned,
             text_columns=produced.text_columns,
-            timings=produced.timings,
+            timings=replace(produced.timings, wait_seconds=self.waited_seconds),
             bytes_read=produced.bytes_read,
         )
         source = produced.source.filter(pl.col(RECORD).is_in(staged.accepted[RECORD].implode()))

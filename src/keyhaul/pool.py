@@ -50,6 +50,7 @@ class Pool:
     Attributes:
         counts: the balance of the chunks that this pool has committed.
         timings: the seconds of their steps, summed over the workers.
+        chunks: how many they are.
     """
 
     def __init__(self, task: Task, ledger: Ledger, observe: Observer, control: Control) -> None:
@@ -65,6 +66,7 @@ class Pool:
         self._fatal: BaseException | None = None
         self.counts = Counts()
         self.timings = Timings()
+        self.chunks = 0
 
     def move(
         self,
@@ -171,7 +173,7 @@ class Pool:
             worker.close()
 
     def _take(self, worker: Worker, chunk: Chunk) -> None:
-        attempts = 0
+        attempts, worker.waited_seconds = 0, 0.0
         try:
             for attempt in self._attempts(worker, chunk):
                 with attempt:
@@ -201,6 +203,7 @@ class Pool:
         with self._lock:
             self.counts += result.counts
             self.timings += result.timings
+            self.chunks += 1
         self._observe(
             events.ChunkDone(
                 chunk=result.chunk,
@@ -240,6 +243,11 @@ class Pool:
                 )
             )
 
+        def sleep(seconds: float) -> None:
+            began = time.monotonic()
+            self._control.cancelled.wait(seconds)
+            worker.waited_seconds += time.monotonic() - began
+
         return tenacity.Retrying(
             stop=tenacity.stop_any(
                 tenacity.stop_after_attempt(self._task.job.retries + 1),
@@ -247,7 +255,7 @@ class Pool:
             ),
             wait=tenacity.wait_exponential(multiplier=0.2, max=10) + tenacity.wait_random(0, 0.5),
             retry=tenacity.retry_if_exception_type(TransientError),
-            sleep=tenacity.sleep_using_event(self._control.cancelled),
+            sleep=sleep,
             before_sleep=announce,
             reraise=True,
         )

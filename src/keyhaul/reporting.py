@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from typing import TYPE_CHECKING, TextIO
 
+from keyhaul.bottleneck import Measured, bottleneck
 from keyhaul.console import grid, write
 from keyhaul.memory import peak_memory_bytes
 from keyhaul.text import duration, one_line, per_second, plural, size
@@ -139,6 +141,7 @@ def _facts(report: Report) -> Iterable[RenderableType]:
         "transform": times.transform_seconds,
         "stage": times.stage_seconds,
         "load": times.load_seconds,
+        "wait": times.wait_seconds,
     }
     total = sum(steps.values())
     # One line for each step: four on one line are longer than 80 columns.
@@ -150,6 +153,20 @@ def _facts(report: Report) -> Iterable[RenderableType]:
         table.add_row("", "memory", f"{size(peak)} at most")
     yield table
     yield "  (seconds of each step are summed over the workers)"
+    measured = Measured(timings=times, chunks=report.chunks_timed, workers=report.workers, cores=os.cpu_count())
+    yield from told_bottleneck(measured)
+
+
+def told_bottleneck(measured: Measured) -> Iterable[RenderableType]:
+    """Yield what held a run up and which setting may help; nothing when too little was measured."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    sentences = bottleneck(measured)
+    if sentences:
+        yield ""
+    for sentence in sentences:
+        yield Padding(Text(f"{sentence}."), (0, 0, 0, 2))
 
 
 def _failures(report: Report) -> Iterable[RenderableType]:

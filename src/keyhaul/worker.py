@@ -15,7 +15,7 @@ from keyhaul.decoding import any_out_of_range, decode, parsed
 from keyhaul.errors import ChunkError, RejectedError, safe_message
 from keyhaul.faults import pass_point
 from keyhaul.mapping import as_text
-from keyhaul.model import RECORD, Timings
+from keyhaul.model import RECORD, ChunkResult, Timings
 from keyhaul.sources.readers import READERS, UnreadableValueError
 from keyhaul.spread import Spreader
 from keyhaul.stage import Stager
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from keyhaul.mapping import WriteColumn
-    from keyhaul.model import Chunk, ChunkResult, Observer, Staged
+    from keyhaul.model import Chunk, Observer, Staged
     from keyhaul.sources.readers import Reader
     from keyhaul.targets.session import Session
     from keyhaul.targets.sheets import Sheet
@@ -58,6 +58,7 @@ class Worker:
 
     Attributes:
         reads, loads: which of the two ends it works on; a run with two phases has workers for each.
+        waited_seconds: what the chunk under way has waited so far; the pool sets it back for each chunk.
     """
 
     reads: ClassVar[bool] = True
@@ -67,6 +68,7 @@ class Worker:
         """Take a number from 1; connections are opened by the first chunk."""
         self._task = task
         self.number = number
+        self.waited_seconds = 0.0
         self._observe = observe
         self._reader: Reader | None = None
         self._session: Session | None = None
@@ -127,6 +129,7 @@ class Worker:
             started = time.perf_counter()
             staged, sheets = self._spread(staged, produced.text_columns)
             timings = replace(timings, stage_seconds=timings.stage_seconds + time.perf_counter() - started)
+        timings = replace(timings, wait_seconds=timings.wait_seconds + self.waited_seconds)
         self._step(chunk, "load", staged.accepted.height)
         entry = replace(self._entry(chunk, attempt, timings, produced.bytes_read), batch=produced.batch)
         try:
@@ -180,9 +183,13 @@ class Worker:
         self._drop_session()
         session = self._open_session()
         try:
-            return postgres.ask_ledger(session, self._entry(chunk, 0, Timings(), 0))
+            found = postgres.claim(session, self._entry(chunk, 0, Timings(), 0))
         finally:
             self._drop_session()
+        if isinstance(found, ChunkResult):
+            return found
+        self.waited_seconds += found
+        return None
 
     def cancel(self) -> None:
         """Stop what the target does for this worker; called from another thread."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -219,13 +220,32 @@ def test_a_second_load_of_a_chunk_does_nothing_and_returns_what_the_ledger_says(
 def test_a_second_task_with_the_same_chunk_waits_and_then_does_nothing(bench):
     target = bench.table("id int")
     first, second = bench.session(), bench.session()
-    assert postgres.ask_ledger(first, ENTRY) is None
+    assert 0 <= postgres.claim(first, ENTRY) < 5
     with ThreadPoolExecutor() as pool:
         other = pool.submit(bench.load, target, numbers(7), session=second)
         assert not other.done()
         bench.load(target, numbers(1), session=first)
         assert other.result(timeout=10).counts.loaded == 1
     assert bench.all("select id from t") == [(1,)]
+
+
+def test_the_wait_for_the_ledger_row_is_told_apart_from_the_load(bench):
+    target = bench.table("id int")
+    first, second = bench.session(), bench.session()
+    postgres.claim(first, ENTRY)
+    with ThreadPoolExecutor() as pool:
+        began = time.monotonic()
+        other = pool.submit(bench.load, target, numbers(7), session=second)
+        time.sleep(0.5)
+        waited = not other.done()
+        first.close()
+        timings = other.result(timeout=60).timings
+        seconds = time.monotonic() - began
+    assert waited
+    assert 0.2 < timings.wait_seconds < timings.wait_seconds + timings.load_seconds < seconds
+    assert bench.all("select wait_seconds, load_seconds from keyhaul.chunks where chunk = 1") == [
+        (pytest.approx(timings.wait_seconds), pytest.approx(timings.load_seconds))
+    ]
 
 
 def test_a_chunk_that_the_ledger_does_not_know_is_refused(bench):

@@ -243,8 +243,8 @@ class LedgerEntry:
     batch: Batch | None = None
 
 
-def ask_ledger(session: Session, entry: LedgerEntry) -> ChunkResult | None:
-    """Lock the chunk's ledger row; return what it says when the chunk is committed already, else None.
+def claim(session: Session, entry: LedgerEntry) -> ChunkResult | float:
+    """Lock the chunk's ledger row; return what it says of a committed chunk, else the seconds waited for the lock.
 
     Waits for another transaction that holds the row, so that an answer is never early.
 
@@ -255,9 +255,9 @@ def ask_ledger(session: Session, entry: LedgerEntry) -> ChunkResult | None:
     if not rows:
         msg = f"ask ledger: run {entry.run_id} has no chunk {entry.chunk}; someone has deleted it"
         raise ChunkError(msg)
-    status, read, loaded, unchanged, duplicate, filtered, quarantined, updated, size, attempts = rows[0]
+    status, read, loaded, unchanged, duplicate, filtered, quarantined, updated, size, attempts, waited = rows[0]
     if status != "done":
-        return None
+        return float(waited)
     counts = Counts(
         read=read,
         loaded=loaded,
@@ -290,9 +290,9 @@ def load(
         TransientError: the outcome is unknown or another try may help; ask the ledger first.
         ChunkError: the target rejects the rows, or stored another number than was sent.
     """
-    already = ask_ledger(session, entry)
-    if already is not None:
-        return already
+    claimed = claim(session, entry)
+    if isinstance(claimed, ChunkResult):
+        return claimed
     pass_point("claim.after")
     batch = entry.batch
     if batch is not None:
@@ -320,7 +320,7 @@ def load(
         duplicate=staged.counts.duplicate + placed.duplicate,
         quarantined=quarantined,
     )
-    result = _record(session, counts, staged, entry, placed.tables)
+    result = _record(session, counts, staged, entry, placed.tables, lock_seconds=claimed)
     pass_point("ledger.written")
     pass_point("commit.before")
     session.commit()
@@ -354,9 +354,15 @@ def _write_quarantine(session: Session, rejected: pl.DataFrame, entry: LedgerEnt
 
 
 def _record(
-    session: Session, counts: Counts, staged: Staged, entry: LedgerEntry, tables: Sequence[TableCounts]
+    session: Session,
+    counts: Counts,
+    staged: Staged,
+    entry: LedgerEntry,
+    tables: Sequence[TableCounts],
+    *,
+    lock_seconds: float,
 ) -> ChunkResult:
-    timings = entry.timings
+    timings = replace(entry.timings, wait_seconds=entry.timings.wait_seconds + lock_seconds)
     elapsed = timings.read_seconds + timings.transform_seconds + timings.stage_seconds
     rows = session.execute(
         statement(
@@ -377,6 +383,8 @@ def _record(
             read_seconds=timings.read_seconds,
             transform_seconds=timings.transform_seconds,
             stage_seconds=timings.stage_seconds,
+            wait_seconds=timings.wait_seconds,
+            lock_seconds=lock_seconds,
             bytes_read=entry.bytes_read,
             worker=entry.worker,
             sitting=entry.sitting,
