@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from keyhaul.text import duration
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from keyhaul.model import Timings
 
 SHORTEST_SECONDS: Final = 1.0
@@ -32,12 +34,14 @@ class Measured:
         chunks: how many they are.
         workers: how many there were at a time.
         cores: of the machine that ran them; None when it is not this one.
+        held: limit → seconds waited for it, where that is known apart from other waits.
     """
 
     timings: Timings
     chunks: int
     workers: int
     cores: int | None = None
+    held: Mapping[str, float] = field(default_factory=dict)
 
 
 def shares(timings: Timings) -> dict[str, float]:
@@ -75,7 +79,8 @@ _ADVICE: Final = {
     "stage": "Fewer or simpler rules help",
     "load": "Indexes, triggers and foreign keys of the target cost there; a table that the run creates, or mode "
     "replace, gets its indexes after the rows",
-    "wait": "Behind it are tries that failed, or another process on the same chunks: the log names the errors",
+    "wait": "Behind it are the job's limits, tries that failed, or another process on the "
+    "same chunks: the log says which",
 }
 
 
@@ -90,7 +95,11 @@ def bottleneck(measured: Measured) -> tuple[str, ...]:
     first, share = next(iter(found.items()))
     if share < STANDS_OUT:
         return (f"{told} of the workers' time; no step stands out", *_more(measured, total, first))
-    return (f"{told} of the workers' time; {_CULPRITS[first]}", _ADVICE[first], *_more(measured, total, first))
+    advice = _ADVICE[first]
+    limit = max(measured.held, key=lambda name: measured.held[name], default="")
+    if first == "wait" and measured.held.get(limit, 0.0) > times.wait_seconds / 2:
+        advice = f"Most of it for {limit}: a higher one would help"
+    return (f"{told} of the workers' time; {_CULPRITS[first]}", advice, *_more(measured, total, first))
 
 
 def _more(measured: Measured, total: float, first: str) -> tuple[str, ...]:

@@ -73,6 +73,9 @@ def _move(
     key: Annotated[str | None, typer.Option(metavar="K[,K2…]", help="Columns that the chunks are cut by.")] = None,
     chunk: Annotated[str | None, typer.Option(metavar="N", help="Rows of a chunk [50000].")] = None,
     workers: Annotated[str | None, typer.Option(metavar="N", help="Chunks at a time [cores, at most 4].")] = None,
+    memory_limit: Annotated[str | None, typer.Option(metavar="SIZE|P%", help="For chunks under way [80%].")] = None,
+    cpu_limit: Annotated[str | None, typer.Option(metavar="P%", help="Fewer workers while the CPU is above.")] = None,
+    rate_limit: Annotated[str | None, typer.Option(metavar="N", help="Rows a second from the source.")] = None,
     reader: Annotated[str | None, typer.Option(metavar="NAME", help="connectorx or adbc.")] = None,
     loader: Annotated[str | None, typer.Option(metavar="NAME", help="copy or adbc.")] = None,
     set: Annotated[list[str] | None, typer.Option(metavar="'COL = EXPR'", help="Compute a column.")] = None,
@@ -306,6 +309,7 @@ def _plan(job: Job, *, full: bool) -> None:
     from keyhaul.ledger import Ledger
     from keyhaul.planview import print_plan
     from keyhaul.prepare import prepare
+    from keyhaul.sizing import size_up
 
     with prepare(job, find_ends(job)) as prepared:
         source = prepared.source
@@ -313,7 +317,8 @@ def _plan(job: Job, *, full: bool) -> None:
         delta = find_delta(job, source, prepared.target, ledger, full=full)
         if delta is not None:
             limit(source, delta.column, delta.since)
-        print_plan(prepared, source.plan(job.chunk), sys.stdout, delta)
+        sizing = size_up(prepared)
+        print_plan(prepared, source.plan(sizing.chunk_rows), sys.stdout, delta, sizing=sizing)
 
 
 @app.command("schema", help="Print the JSON schema of a job file, for editors.")

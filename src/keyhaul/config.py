@@ -17,10 +17,11 @@ from keyhaul.allowance import Allowance
 from keyhaul.draft import Draft, Place, spell
 from keyhaul.dsn import Dsn
 from keyhaul.errors import ConfigError
-from keyhaul.fields import Allowed, Names, Rules, RunRules, Steps, Targets
+from keyhaul.fields import Allowed, MemoryOf, Names, PercentOf, Rules, RunRules, Steps, Targets
 from keyhaul.identity import file_digest, module_digest
 from keyhaul.layers import EMBEDDED, Setting
 from keyhaul.parts import Dedup, Incremental, Part, Source, Target, setting
+from keyhaul.quantity import read_memory
 from keyhaul.redaction import hide_all
 from keyhaul.steps import Rule, Step
 from keyhaul.yamlfile import read_yaml
@@ -107,6 +108,31 @@ class Job(Part):
         "ETL_WORKERS",
         ge=1,
         le=1024,
+    )
+    memory_limit: MemoryOf = setting(
+        read_memory("80%"),
+        "Memory of this process that the chunks under way are held within, by the measured width of their rows: chunks "
+        "get fewer rows where it needs that, and workers wait. One chunk is always under way.",
+        "a size such as 2GB or 512MB, or a percentage of the machine's or its cgroup's memory such as 60%",
+        "--memory-limit",
+        "ETL_MEMORY_LIMIT",
+    )
+    cpu_limit: PercentOf | None = setting(
+        None,
+        "CPU of this whole machine above which a worker less is active, looked at each second; none by default.",
+        "a percentage such as 85%",
+        "--cpu-limit",
+        "ETL_CPU_LIMIT",
+    )
+    rate_limit: int | None = setting(
+        None,
+        "Rows a second that all workers together read from the source, over several chunks: each is read at once, "
+        "and the next one waits for it.",
+        "a whole number from 1",
+        "--rate-limit",
+        "ETL_RATE_LIMIT",
+        ge=1,
+        le=1_000_000_000,
     )
     order: Literal["asc", "desc"] = setting(
         "asc", "Lowest or highest keys first.", "asc or desc", "--order", "ETL_ORDER"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import psycopg
@@ -24,6 +25,7 @@ from keyhaul.model import Report
 from keyhaul.phases import Phases, sweep
 from keyhaul.pool import Pool
 from keyhaul.prepare import Prepared, prepare
+from keyhaul.sizing import size_up
 from keyhaul.targets import postgres
 from keyhaul.targets import replace as replacing
 from keyhaul.task import Task
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from keyhaul.config import Job
     from keyhaul.ledger import Totals, Unfinished
     from keyhaul.model import Observer, Outcome, RunCheck
+    from keyhaul.sizing import Sizing
 
 FILLED: Final = "filled the embedded database source with the bundled flights (336,776 rows)"
 
@@ -90,6 +93,11 @@ class Sitting:
         self._expected_rows: int | None = None
         self.ledger = Ledger(self._connect_ledger, self._job.ledger_schema, self._job.job)
 
+    @cached_property
+    def sizing(self) -> Sizing:
+        """What the memory limit makes of the chunks; the source is looked at once."""
+        return size_up(self._prepared)
+
     # --- before the first read -------------------------------------------------------------------
 
     def execute(self, *, fresh: bool, full: bool = False) -> Report:
@@ -121,7 +129,7 @@ class Sitting:
         totals = ledger.totals(self._run_id)
         self.begin(totals, sum(c.estimated_rows for c in chunks), workers, resumed=resumed)
         sweep(self._job, ledger, self._observe)
-        pool = Pool(self.task(), ledger, self._observe, self._control)
+        pool = Pool(self.task(), ledger, self._observe, self._control, self.sizing.limits(self._job))
         chunks = chunks if self._job.order == "asc" else tuple(reversed(chunks))
         if phases is None:
             pool.move(chunks, workers)
@@ -220,7 +228,7 @@ class Sitting:
             )
             raise RefusedError(msg)
         delta = begin_delta(job, prepared.source, target, self.ledger, self._notice, full=full)
-        plan = prepared.source.plan(job.chunk)
+        plan = prepared.source.plan(self.sizing.chunk_rows)
         if plan.exact and prepared.source.relation.kind in {"q", "v"}:
             self._expected_rows = plan.estimated_rows
         workers = self.count_workers(len(plan.chunks))
@@ -243,7 +251,7 @@ class Sitting:
                     source=f"{prepared.source.relation.label} in {prepared.ends.source.label}",
                     target_table=target.label,
                     key=job.key,
-                    chunk_rows=job.chunk,
+                    chunk_rows=self.sizing.chunk_rows,
                     workers=workers,
                     finish=[asdict(statement) for statement in steps],
                     fresh_table=target.loaded.as_string(conn) if target.fresh else None,
@@ -262,6 +270,8 @@ class Sitting:
     def _tell_begun(self, chunks: int, *, emptied: bool) -> None:
         """Tell what a person may not expect of a new run."""
         prepared, job, target = self._prepared, self._job, self._prepared.target
+        if self.sizing.notice:
+            self._notice(self.sizing.notice, "warning")
         if emptied:
             self._notice(f"emptied {target.label} in the embedded warehouse before loading it again")
         if target.ddl.before:
@@ -367,6 +377,8 @@ class Sitting:
             stop_reason=stop_reason,
             signal=self._control.signal,
             chunks_timed=pool.chunks,
+            held=dict(pool.limits.held),
+            fewest_workers=pool.limits.governor.fewest if self._job.cpu_limit else 0,
         )
         self._observe(events.RunFinished(report=report))
         return report

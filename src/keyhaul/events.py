@@ -62,6 +62,33 @@ class StepStarted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkHeld:
+    """A chunk waits for ``memory_limit``, ``cpu_limit`` or ``rate_limit`` before it is begun."""
+
+    chunk: int
+    worker: int
+    limit: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkReleased:
+    """The chunk is begun after so many seconds of waiting, for all limits together."""
+
+    chunk: int
+    worker: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkersAllowed:
+    """``cpu_limit`` has changed how many workers may be active; `cpu_percent` is the machine's CPU, 0 to 100."""
+
+    active: int
+    workers: int
+    cpu_percent: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkGathered:
     """A chunk is read and put down, to be loaded when all are; only with a dedup across chunks. Not committed."""
 

@@ -74,7 +74,7 @@ _STEPS: Final = {
     "transform_seconds": _spent("decoding and transforming"),
     "stage_seconds": _spent("rules and duplicates"),
     "load_seconds": _spent("the target's transaction"),
-    "wait_seconds": _spent("waiting: before another try, or for a lock on the chunk's ledger row"),
+    "wait_seconds": _spent("waiting: for a limit, before another try, or for a lock on the chunk's ledger row"),
 }
 
 RUNS: Final[Mapping[str, Field]] = {

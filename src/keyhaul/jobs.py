@@ -15,6 +15,7 @@ from keyhaul.connecting import find_ends
 from keyhaul.control import Control
 from keyhaul.errors import ConfigError
 from keyhaul.prepare import prepare
+from keyhaul.sizing import size_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -86,7 +87,7 @@ def plan(
     if ends.filled and observe is not None:
         observe(events.Notice(message=engine.FILLED))
     with prepare(whole, ends) as prepared:
-        return prepared.source.plan(whole.chunk)
+        return prepared.source.plan(size_up(prepared).chunk_rows)
 
 
 def verify(

@@ -21,6 +21,9 @@ EMBEDDED = "embedded"
 
 EMBEDDED_TABLE = "public.flights"
 _NAME_CHARACTERS = 63
+_NUMBERS = frozenset(
+    {("chunk",), ("workers",), ("rate_limit",), ("retries",), ("work_memory_mb",)}
+)
 _LISTED = frozenset({"set", "where", "rule", "allow_python"})
 
 
@@ -71,8 +74,7 @@ def _from_text(place: tuple[str, ...], text: str) -> object:
     """Return the value that a flag or a variable means; what cannot be read stays text, the model refuses it."""
     if place in {("key",), ("dedup", "on"), ("dedup", "order_by"), ("target", "conflict")}:
         return list(steps.split_names(text) or ())
-    whole = {"chunk", "workers", "retries", "work_memory_mb"}
-    if len(place) == 1 and (place[0] in whole or place[0].endswith("_timeout_seconds")):
+    if place in _NUMBERS or (len(place) == 1 and place[0].endswith("_timeout_seconds")):
         return int(text) if re.fullmatch(r"\s*[-+]?[0-9]{1,20}\s*", text) else text
     if place in {("stop_on_error",), ("target", "no_create"), ("target", "with_foreign_keys")}:
         return {"true": True, "1": True, "false": False, "0": False}.get(text.strip().lower(), text)

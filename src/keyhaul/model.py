@@ -153,8 +153,9 @@ class Timings:
     """Seconds of wall time that one chunk (or, summed, a run's workers) spent in each step.
 
     Attributes:
-        wait_seconds: from a worker's taking the chunk to its COMMIT, in which nothing was done for it: the sleep
-            before another try, another transaction's lock on its ledger row. A try that failed is in no step.
+        wait_seconds: from a worker's taking the chunk to its COMMIT, in which nothing was done for it: one of the
+            job's limits, the sleep before another try, another transaction's lock on its ledger row. A try that
+            failed is in no step.
     """
 
     read_seconds: float = 0.0
@@ -246,6 +247,8 @@ class Report:
         quarantined_by_reason: ``rule or stage`` → records, largest first.
         run_checks: the rules across the run, in the job's order; none before the run is done.
         tables: rows by table, of a job with several; `counts` are records then.
+        held: limit → seconds that this process's workers have waited for it, summed.
+        fewest_workers: that ``cpu_limit`` allowed at a time; 0 without one.
         timings: of this process alone, as is `chunks_timed`, the number of chunks that it committed.
     """
 
@@ -269,6 +272,8 @@ class Report:
     stop_reason: str = ""
     signal: int = 0
     chunks_timed: int = 0
+    held: Mapping[str, float] = field(default_factory=dict)
+    fewest_workers: int = 0
 
     @property
     def broken(self) -> tuple[str, ...]:

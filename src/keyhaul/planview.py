@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from keyhaul.incremental import Delta
     from keyhaul.model import Chunk, Plan
     from keyhaul.prepare import Prepared
+    from keyhaul.sizing import Sizing
     from keyhaul.tables import Table
 
 CHUNKS_SHOWN: Final = 12
 
 
-def print_plan(prepared: Prepared, plan: Plan, stream: TextIO, delta: Delta | None = None) -> None:
-    """Print what a run of this job would do; `delta`: what an incremental one reads.
+def print_plan(prepared: Prepared, plan: Plan, stream: TextIO, delta: Delta | None = None, *, sizing: Sizing) -> None:
+    """Print what a run of this job would do; `delta`: what an incremental one reads; `sizing`: the chunks' rows.
 
     Raises:
         RefusedError: mode replace, and no fresh table can take the target's place.
@@ -34,7 +35,7 @@ def print_plan(prepared: Prepared, plan: Plan, stream: TextIO, delta: Delta | No
     def build(_console: Console) -> Iterable[RenderableType]:
         from rich.text import Text
 
-        yield from _head(prepared, plan)
+        yield from _head(prepared, plan, sizing)
         if delta is not None:
             yield Text(f"  reads  {delta.reads}")
             yield from (Text(f"  note   {warning}") for warning in delta.warnings)
@@ -86,7 +87,7 @@ def _swapped(prepared: Prepared) -> list[str]:
     ]
 
 
-def _head(prepared: Prepared, plan: Plan) -> Iterable[RenderableType]:
+def _head(prepared: Prepared, plan: Plan, sizing: Sizing) -> Iterable[RenderableType]:
     from rich.text import Text
 
     job = prepared.job
@@ -96,7 +97,9 @@ def _head(prepared: Prepared, plan: Plan) -> Iterable[RenderableType]:
     source, target = prepared.places
     yield Text(f"  from   {source}, read with {prepared.reader}")
     yield Text(f"  to     {target}, loaded with {job.target.loader}")
-    yield Text(f"  key    {', '.join(job.key)}; chunks of {job.chunk:,} rows")
+    yield Text(f"  key    {', '.join(job.key)}; chunks of {sizing.chunk_rows:,} rows")
+    if sizing.notice:
+        yield Text(f"  note   {sizing.notice}")
     count = len(plan.chunks)
     yield Text(f"  plan   {count:,} chunks, {plan.estimated_rows:,} rows, {about}{how}")
     if not prepared.source.indexed() and count > 1:

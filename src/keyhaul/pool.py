@@ -22,6 +22,7 @@ from keyhaul.errors import (
     StopRunError,
     TransientError,
 )
+from keyhaul.memory import cpu_percent
 from keyhaul.model import Counts, FailedChunk, Timings
 from keyhaul.task import source_application
 from keyhaul.worker import Worker
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from keyhaul.control import Control
     from keyhaul.ledger import Ledger
+    from keyhaul.limits import Limits
     from keyhaul.model import Chunk, ChunkResult, Observer
     from keyhaul.task import Task
 
@@ -51,10 +53,12 @@ class Pool:
         counts: the balance of the chunks that this pool has committed.
         timings: the seconds of their steps, summed over the workers.
         chunks: how many they are.
+        limits: what the workers ask before they begin a chunk.
     """
 
-    def __init__(self, task: Task, ledger: Ledger, observe: Observer, control: Control) -> None:
+    def __init__(self, task: Task, ledger: Ledger, observe: Observer, control: Control, limits: Limits) -> None:
         """Start with nothing moved; `observe` is called from the workers' threads."""
+        self.limits = limits
         self._task = task
         self._ledger = ledger
         self._observe = observe
@@ -86,6 +90,7 @@ class Pool:
         """
         self._left.extend(chunks)
         self._in_a_row = 0
+        self.limits.begin(workers)
         self._workers = [hire(self._task, number, self._observe) for number in range(1, workers + 1)]
         threads = [
             threading.Thread(target=self._work, args=(worker,), name=f"keyhaul-worker-{worker.number}", daemon=True)
@@ -115,6 +120,7 @@ class Pool:
                     # Again and again: a worker may just have been between two statements.
                     self._cancel()
                     cancel_at = time.monotonic() + CANCEL_SECONDS
+                self._look_at_cpu()
                 if time.monotonic() - beat > HEARTBEAT_SECONDS:
                     beat = time.monotonic()
                     self._touch_snapshot()
@@ -228,7 +234,41 @@ class Pool:
             already = worker.committed(chunk)
             if already is not None:
                 return already
-        return worker.move(chunk, attempt)
+        return self._move(worker, chunk, attempt)
+
+    def _move(self, worker: Worker, chunk: Chunk, attempt: int) -> ChunkResult:
+        """Move a chunk as soon as the limits let it in."""
+        limits, number = self.limits, chunk.number
+
+        def tell(limit: str) -> None:
+            self._observe(events.ChunkHeld(chunk=number, worker=worker.number, limit=limit))
+
+        waited = limits.enter(
+            number, chunk.estimated_rows, reads=worker.reads, halted=self._control.stopping.is_set, tell=tell
+        )
+        if waited:
+            worker.waited_seconds += waited
+            self._observe(events.ChunkReleased(chunk=number, worker=worker.number, seconds=waited))
+        result: ChunkResult | None = None
+        try:
+            result = worker.move(chunk, attempt)
+        finally:
+            if result is None:
+                limits.leave(number)
+            else:
+                limits.leave(number, rows=result.counts.read, size_bytes=result.bytes_read)
+        return result
+
+    def _look_at_cpu(self) -> None:
+        """Let the limit of the machine's CPU see it, once a second."""
+        if not self.limits.sample_due():
+            return
+        percent = cpu_percent()
+        governor = self.limits.governor
+        if governor.sample(percent):
+            self._observe(
+                events.WorkersAllowed(active=governor.allowed, workers=len(self._workers), cpu_percent=percent)
+            )
 
     def _attempts(self, worker: Worker, chunk: Chunk) -> tenacity.Retrying:
         def announce(state: tenacity.RetryCallState) -> None:

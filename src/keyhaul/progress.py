@@ -78,6 +78,8 @@ def status_line(view: View) -> str:
     eta = "" if view.eta_seconds is None or view.phase == "finished" else f", ETA {clock_time(view.eta_seconds)}"
     troubles = f", {plural(view.retries, 'retry', 'retries')}" if view.retries else ""
     troubles += f", {plural(view.failed, 'failed chunk')}" if view.failed else ""
+    troubles += f", waited {duration(view.limit_seconds)} for limits" if view.limit_seconds >= 1 else ""
+    troubles += f", {plural(view.active, 'active worker')}" if view.active is not None else ""
     return (
         f"{at} {int(100 * view.fraction)} %: read {counts.read:,}{of}, loaded {counts.loaded:,}, quarantined "
         f"{counts.quarantined:,}, duplicate {counts.duplicate:,}, filtered {counts.filtered:,}; "
@@ -158,6 +160,10 @@ def _rates(view: View) -> list[Text]:
         ("retries", str(view.retries), "yellow" if view.retries else ""),
         ("failed", str(view.failed), "bold red" if view.failed else ""),
     ]
+    if view.limit_seconds >= 1:
+        values.append(("waited for limits", duration(view.limit_seconds), "yellow"))
+    if view.active is not None:
+        values.append(("active", plural(view.active, "worker"), "yellow"))
     return [Text.assemble((f"{name} ", "dim"), (value, style)) for name, value, style in values]
 
 

@@ -185,7 +185,8 @@ class _Replay:
 
     def _move(self, original: Replayable, keys: Sequence[str]) -> Report:
         job, ledger, prepared, sitting = self._job, self._ledger, self._prepared, self._sitting
-        parts = [keys[first : first + job.chunk] for first in range(0, len(keys), job.chunk)]
+        rows = sitting.sizing.chunk_rows
+        parts = [keys[first : first + rows] for first in range(0, len(keys), rows)]
         chunks = tuple(
             Chunk(number=number, kind="keys", keys=tuple(part), estimated_rows=len(part))
             for number, part in enumerate(parts, start=1)
@@ -199,7 +200,7 @@ class _Replay:
             source=f"{prepared.source.relation.label} in {prepared.ends.source.label}",
             target_table=prepared.target.label,
             key=job.key,
-            chunk_rows=job.chunk,
+            chunk_rows=rows,
             workers=workers,
             kind="replay",
             replay_of=original.run_id,
@@ -212,7 +213,13 @@ class _Replay:
         )
         ledger.begin(new, plan, fresh=False)
         sitting.begin(ledger.totals(self._run_id), len(keys), workers, resumed=False)
-        pool = Pool(replace(sitting.task(), replay_of=original.run_id), ledger, self._observe, self._control)
+        pool = Pool(
+            replace(sitting.task(), replay_of=original.run_id),
+            ledger,
+            self._observe,
+            self._control,
+            sitting.sizing.limits(job),
+        )
         pool.move(chunks, workers)
         totals = ledger.totals(self._run_id)
         reason = sitting.why_incomplete(totals)

@@ -148,13 +148,24 @@ def _facts(report: Report) -> Iterable[RenderableType]:
     for name, seconds in steps.items():
         share = 100 * seconds / total if total > 0 else 0.0
         table.add_row("", name, f"{duration(seconds):>8}  {share:3.0f} %")
+    if report.held:
+        table.add_row("", "limits", f"waited {_told_held(report)}")
+    if 0 < report.fewest_workers < report.workers:
+        table.add_row("", "cpu_limit", f"{plural(report.fewest_workers, 'active worker')} at the least")
     peak = peak_memory_bytes()
     if peak is not None:
         table.add_row("", "memory", f"{size(peak)} at most")
     yield table
     yield "  (seconds of each step are summed over the workers)"
-    measured = Measured(timings=times, chunks=report.chunks_timed, workers=report.workers, cores=os.cpu_count())
+    measured = Measured(
+        timings=times, chunks=report.chunks_timed, workers=report.workers, cores=os.cpu_count(), held=report.held
+    )
     yield from told_bottleneck(measured)
+
+
+def _told_held(report: Report) -> str:
+    waits = sorted(report.held.items(), key=lambda pair: -pair[1])
+    return ", ".join(f"{duration(seconds)} for {limit}" for limit, seconds in waits)
 
 
 def told_bottleneck(measured: Measured) -> Iterable[RenderableType]:

@@ -17,12 +17,15 @@ from keyhaul.events import (
     ChunkDone,
     ChunkFailed,
     ChunkGathered,
+    ChunkHeld,
+    ChunkReleased,
     ChunkRetried,
     ChunkStarted,
     RunFinished,
     RunStarted,
     StepStarted,
     Stopping,
+    WorkersAllowed,
 )
 from keyhaul.model import Counts
 from keyhaul.text import per_second
@@ -66,6 +69,8 @@ class View:
         counts: the balance of committed chunks, earlier sittings included.
         current, mean, peak: rows/s read in this sitting.
         eta_seconds: None as long as nothing is known.
+        limit_seconds: that workers have waited for the job's limits, summed.
+        active: workers that ``cpu_limit`` allows at the moment; None when all.
         workers: the worker's flights, by worker, `since` replaced by the seconds in this step.
     """
 
@@ -83,6 +88,8 @@ class View:
     workers: tuple[Flight, ...]
     retries: int
     failed: int
+    limit_seconds: float = 0.0
+    active: int | None = None
 
 
 class Tally:
@@ -105,6 +112,9 @@ class Tally:
         self._estimated_behind = 0
         self._flights: dict[int, Flight] = {}
         self._retries = 0
+        self._held: dict[int, float] = {}
+        self._waited = 0.0
+        self._allowed: int | None = None
         self._fraction = 0.0
         self._peak = 0.0
         self._longest_chunk = 0.0
@@ -120,12 +130,15 @@ class Tally:
                 self._phase = "running" if self._phase == "planning" else self._phase
             elif isinstance(event, Stopping):
                 self._reason = event.reason
+                # What waits for a limit is not begun any more, and says nothing further.
+                self._waited, self._held = self._waits(now), {}
                 self._phase = "finished" if self._phase == "finished" else "stopping"
             elif isinstance(event, RunFinished):
                 self._phase, self._ended = "finished", now
                 if event.report.outcome == "done":
                     self._fraction = 1.0
             else:
+                self._take_limit_event(event, now)
                 self._take_chunk_event(event, now)
             self._sample(now)
 
@@ -156,6 +169,20 @@ class Tally:
                 spent = times.read_seconds + times.transform_seconds + times.stage_seconds + times.load_seconds
                 self._longest_chunk = max(self._longest_chunk, spent)
             self._land(event.worker, event.chunk, now)
+
+    def _take_limit_event(self, event: object, now: float) -> None:
+        if isinstance(event, WorkersAllowed):
+            self._allowed = event.active if event.active < event.workers else None
+        elif isinstance(event, ChunkHeld):
+            self._fly(event.worker, event.chunk, "waits", 0, now)
+            self._held.setdefault(event.worker, now)
+        elif isinstance(event, ChunkReleased):
+            self._waited += now - self._held.pop(event.worker, now)
+            self._fly(event.worker, event.chunk, "read", 0, now)
+
+    def _waits(self, now: float) -> float:
+        """Return the seconds that workers have waited for limits so far, those that still do included."""
+        return self._waited + sum(now - since for since in self._held.values())
 
     def _settle(self, chunk: int) -> int:
         """Take a chunk out of what is still to come, and return the rows that it was expected to have."""
@@ -253,4 +280,6 @@ class Tally:
                 ),
                 retries=self._retries,
                 failed=len(self._failed),
+                limit_seconds=self._waits(now),
+                active=self._allowed,
             )

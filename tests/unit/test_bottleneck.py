@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -56,6 +58,14 @@ def test_more_workers_are_advised_where_cores_were_without_one():
     # Of another machine, or of chunks that are no more than the workers, nothing is known that would help.
     assert not any("--workers" in sentence for sentence in bottleneck(measured(8.0, cores=None)))
     assert not any("--workers" in sentence for sentence in bottleneck(measured(8.0, cores=8, chunks=2)))
+
+
+def test_the_limit_that_was_waited_for_most_is_named_where_it_explains_the_waiting():
+    waited = measured(1.0, wait=9.0)
+    assert "Most of it for rate_limit: a higher one would help" in bottleneck(
+        replace(waited, held={"memory_limit": 1.0, "rate_limit": 7.0})
+    )
+    assert not any("rate_limit" in told for told in bottleneck(replace(waited, held={"rate_limit": 2.0})))
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=5, max_size=5))

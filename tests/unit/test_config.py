@@ -546,3 +546,23 @@ def test_a_flag_that_takes_columns_splits_them_at_commas(place):
     for name in place:
         given = getattr(given, name)
     assert given == ("a", "b,c")
+
+
+def test_limits_are_sizes_percentages_and_rows_and_change_nothing_of_which_job_it_is(tmp_path: Path) -> None:
+    plain = job(tmp_path, "key: id\n")
+    assert (str(plain.memory_limit), plain.cpu_limit, plain.rate_limit) == ("80%", None, None)
+    text = "key: id\nmemory_limit: 512MB\ncpu_limit: 85%\nrate_limit: 1000\n"
+    loaded = job(tmp_path, text, {"rate_limit": "500"}, ETL_CPU_LIMIT="50%")
+    assert (loaded.memory_limit.bytes, str(loaded.cpu_limit), loaded.rate_limit) == (512_000_000, "50%", 500)
+    assert loaded.fingerprint() == plain.fingerprint()
+
+
+def test_limits_that_mean_nothing_are_refused_with_what_is_expected(tmp_path: Path) -> None:
+    assert mistakes(tmp_path, "key: id\nmemory_limit: 2\n", {"cpu_limit": "120%"}, ETL_RATE_LIMIT="0") == [
+        (
+            "job.yaml line 2: memory_limit: got 2, expected a size such as 2GB or 512MB, or a percentage of the "
+            "machine's or its cgroup's memory such as 60%"
+        ),
+        '--cpu-limit: got "120%", expected a percentage such as 85%',
+        "ETL_RATE_LIMIT: got 0, expected a whole number from 1",
+    ]

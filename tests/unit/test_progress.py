@@ -14,6 +14,8 @@ from keyhaul.events import (
     ChunkDone,
     ChunkFailed,
     ChunkGathered,
+    ChunkHeld,
+    ChunkReleased,
     ChunkRetried,
     ChunkStarted,
     Notice,
@@ -21,9 +23,10 @@ from keyhaul.events import (
     RunStarted,
     StepStarted,
     Stopping,
+    WorkersAllowed,
 )
 from keyhaul.model import Counts, FailedChunk, Report, Timings
-from keyhaul.progress import JsonProgress, LiveProgress, PlainProgress, frame, make_progress
+from keyhaul.progress import JsonProgress, LiveProgress, PlainProgress, frame, make_progress, status_line
 from keyhaul.reporting import print_report
 from keyhaul.tally import Tally
 from keyhaul.text import clock_time, duration, one_line
@@ -121,6 +124,9 @@ events = st.one_of(
     ),
     st.builds(ChunkGathered, chunk=chunk_numbers, worker=worker_numbers, rows=row_counts, attempts=st.just(1)),
     st.builds(ChunkFailed, chunk=chunk_numbers, worker=worker_numbers, attempts=st.just(3), error=st.just("gone")),
+    st.builds(ChunkHeld, chunk=chunk_numbers, worker=worker_numbers, limit=st.just("rate_limit")),
+    st.builds(ChunkReleased, chunk=chunk_numbers, worker=worker_numbers, seconds=st.just(0.5)),
+    st.builds(WorkersAllowed, active=worker_numbers, workers=st.just(3), cpu_percent=st.just(99.0)),
     st.builds(Stopping, reason=st.just("told to")),
 )
 
@@ -184,6 +190,44 @@ def test_gathered_chunks_move_the_bar_and_only_loaded_ones_count():
         seen.append(tally.view().fraction)
     assert seen == pytest.approx([0.3, 0.6, 0.6, 0.8, 0.8, 0.999])
     assert tally.view().counts == Counts(read=200, loaded=200)
+
+
+def test_what_limits_did_is_shown_while_it_happens_and_after_it():
+    clock = Clock()
+    tally = Tally(clock)
+    tally(started())
+    tally(ChunkStarted(chunk=1, worker=1, estimated_rows=100))
+    tally(ChunkHeld(chunk=1, worker=1, limit="memory_limit"))
+    clock.now = 2.0
+    assert (tally.view().limit_seconds, tally.view().workers[0].step) == (2.0, "waits")
+    clock.now = 3.0
+    tally(ChunkReleased(chunk=1, worker=1, seconds=3.0))
+    tally(WorkersAllowed(active=1, workers=2, cpu_percent=97.0))
+    clock.now = 9.0
+    view = tally.view()
+    assert (view.limit_seconds, view.active, view.workers[0].step) == (3.0, 1, "read")
+    assert "waited 3.0 s for limits, 1 active worker" in status_line(view)
+    assert "waited for limits 3.0 s  active 1 worker" in " ".join(drawn(view, 120))
+    tally(WorkersAllowed(active=2, workers=2, cpu_percent=20.0))
+    assert tally.view().active is None
+
+
+def test_what_waits_when_the_run_is_told_to_stop_waits_no_longer():
+    clock = Clock()
+    tally = Tally(clock)
+    tally(started())
+    tally(ChunkHeld(chunk=1, worker=1, limit="rate_limit"))
+    clock.now = 2.0
+    tally(Stopping(reason="told to"))
+    clock.now = 60.0
+    assert tally.view().limit_seconds == 2.0
+
+
+def test_the_report_says_what_limits_did():
+    told = printed(report(held={"rate_limit": 1.25, "memory_limit": 12.0}, fewest_workers=1, chunks_timed=7))
+    assert "limits     waited 12.0 s for memory_limit, 1.2 s for rate_limit" in told
+    assert "cpu_limit  1 active worker at the least" in told
+    assert "limits" not in printed(report())
 
 
 def test_an_estimate_that_is_exceeded_is_corrected():

@@ -1,0 +1,130 @@
+"""How wide the source's rows are, and how many of them a chunk may have within the memory limit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import psycopg
+from psycopg import sql
+
+from keyhaul.crew import DEFAULT_WORKERS
+from keyhaul.limits import FIRST_USE_BYTES, PEAK_FACTOR, SMALLEST_BUDGET_BYTES, Limits
+from keyhaul.memory import machine_memory_bytes, memory_bytes
+from keyhaul.text import plural, size
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from keyhaul.config import Job
+    from keyhaul.model import Column
+    from keyhaul.prepare import Prepared
+    from keyhaul.sources.sql import SqlSource
+
+SAMPLED_ROWS: Final = 100
+"""The statistics' width will not do: ANALYZE counts a TOASTed value with the 18 bytes of its pointer."""
+
+_PLAIN: Final = frozenset({"text", "varchar", "bpchar", "bytea"})
+_FIXED: Final = frozenset(
+    {"int2", "int4", "int8", "float4", "float8", "bool", "date", "time", "timestamp", "timestamptz", "oid"}
+)
+_FIXED_BYTES: Final = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizing:
+    """What the memory limit makes of a job's chunks.
+
+    Attributes:
+        row_bytes: of Arrow, from a sample of the source; 0 when it has no rows.
+        chunk_rows: the job's, or fewer.
+        budget_bytes: of the process, for all chunks in flight together.
+        notice: what a person should know of it; empty when the limit changes nothing.
+    """
+
+    row_bytes: float
+    chunk_rows: int
+    budget_bytes: int
+    notice: str = ""
+
+    def limits(self, job: Job) -> Limits:
+        """Return the limits of a sitting."""
+        return Limits(
+            budget_bytes=self.budget_bytes,
+            row_bytes=self.row_bytes,
+            cpu_percent=job.cpu_limit.value if job.cpu_limit else None,
+            rows_per_second=job.rate_limit,
+        )
+
+
+def size_up(prepared: Prepared) -> Sizing:
+    """Look at some of the source's rows, and fit the chunks of all workers into the memory limit."""
+    job = prepared.job
+    limit = job.memory_limit.of(machine_memory_bytes())
+    own = memory_bytes() + FIRST_USE_BYTES
+    budget = max(limit - own, SMALLEST_BUDGET_BYTES)
+    width = sampled_row_bytes(prepared.source, prepared.read_columns, prepared.sources)
+    workers = job.workers or DEFAULT_WORKERS
+    fitting = int(budget / workers / PEAK_FACTOR / width) if width else job.chunk
+    rows = max(1, min(job.chunk, fitting))
+    notices = []
+    if limit - own < SMALLEST_BUDGET_BYTES:
+        notices.append(
+            f"memory_limit is {size(limit)}, and without any row this process takes about {size(own)}: the limit will "
+            "be exceeded. Raise it"
+        )
+    if rows < job.chunk:
+        each = f"{width / 1e6:.1f} MB" if width >= 1e5 else f"{width / 1e3:.1f} kB"  # noqa: PLR2004 - 0.1 MB
+        notices.append(
+            f"chunks have {plural(rows, 'row')}, not {job.chunk:,}: rows of about {each} in chunks of "
+            f"{plural(workers, 'worker')} would not stay within memory_limit ({size(limit)})"
+        )
+    return Sizing(row_bytes=width, chunk_rows=rows, budget_bytes=budget, notice="; ".join(notices))
+
+
+def sampled_row_bytes(source: SqlSource, columns: Sequence[str], described: Mapping[str, Column]) -> float:
+    """Return the mean Arrow bytes of some rows: blocks of a table, the first rows of anything else; 0 without rows.
+
+    A query that fails for its first rows fails again when a chunk is read, and is told there.
+    """
+    relation = source.relation
+    parts = [_width(described[name]) for name in columns]
+    if not parts:
+        return 0.0
+    items: list[sql.Composable] = [relation.from_item]
+    if relation.kind == "r" and relation.reltuples > SAMPLED_ROWS:
+        percent = min(100.0, max(0.001, 100.0 * 2 * SAMPLED_ROWS / relation.reltuples))
+        items.insert(0, sql.SQL("{} tablesample system ({})").format(relation.from_item, sql.Literal(percent)))
+    try:
+        for item in items:
+            # All rows of a narrow table are a few blocks, which a sample may miss: then its first rows are taken.
+            with source.conn.transaction():
+                found = _mean(source.conn, item, columns, parts)
+            if found:
+                return found
+    except psycopg.Error:
+        return float(relation.row_bytes)
+    return 0.0
+
+
+def _mean(
+    conn: psycopg.Connection[Any], item: sql.Composable, columns: Sequence[str], parts: Sequence[sql.Composable]
+) -> float:
+    names = sql.SQL(", ").join(map(sql.Identifier, columns))
+    query = sql.SQL("select avg({})::float8 from (select {} from {} limit {}) s").format(
+        sql.SQL(" + ").join(parts), names, item, sql.Literal(SAMPLED_ROWS)
+    )
+    row = conn.execute(query).fetchone()
+    return float(row[0]) if row and row[0] is not None else 0.0
+
+
+def _width(column: Column) -> sql.Composable:
+    name = sql.Identifier(column.name)
+    if column.base_type in _FIXED:
+        return sql.Literal(_FIXED_BYTES)
+    form = (
+        "coalesce(octet_length({}), 0)::bigint + {}"
+        if column.base_type in _PLAIN
+        else "coalesce(octet_length({}::text), 0)::bigint + {}"
+    )
+    return sql.SQL(form).format(name, sql.Literal(_FIXED_BYTES))
