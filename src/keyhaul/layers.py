@@ -21,9 +21,7 @@ EMBEDDED = "embedded"
 
 EMBEDDED_TABLE = "public.flights"
 _NAME_CHARACTERS = 63
-_NUMBERS = frozenset(
-    {("chunk",), ("workers",), ("rate_limit",), ("retries",), ("work_memory_mb",)}
-)
+_NUMBERS = frozenset({("chunk",), ("workers",), ("rate_limit",), ("retries",), ("work_memory_mb",)})
 _LISTED = frozenset({"set", "where", "rule", "allow_python"})
 
 
