@@ -182,6 +182,8 @@ def _find(prepared: Prepared, ledger: Ledger, run: str) -> Replayable:
     if original.job != job.job:
         msg = f"{what}: it is of job {original.job}, expected {job.job}. Give that job, or --job {original.job}"
         raise RefusedError(msg)
+    if original.lost:
+        raise RefusedError(f"{what}: {original.lost}. Compare a run whose rows are in the target")
     changed = difference({**original.config, "chunk": 0}, {**job.identity(), "chunk": 0})
     if changed:
         msg = f"{what}: the job given is another one: {'; '.join(changed)}. Give the run's own source and settings"

@@ -109,7 +109,8 @@ A mapping from a rule's name to a condition in DuckDB SQL, or to `{check: "condi
 
 `run_rules` is a list, or a mapping from name to rule; each is checked on the whole target table after the load. A
 rule that fails ends the run with exit code 1 (`on_fail: error`, the default) or is only told (`on_fail: warn`); the
-rows stay loaded.
+rows stay loaded. In mode replace the fresh table is checked before it takes the target's place: a rule that fails
+drops it, and the old table stays.
 
 | rule | holds when |
 |---|---|

@@ -118,6 +118,8 @@ class Ending:
         rules = self._prepared.job.run_rules
         if not rules:
             return ()
-        checks = check_run(self._ledger.connection, table, rules, self._prepared.source, resumed=resumed)
+        prepared = self._prepared
+        conn, own = self._ledger.connection, prepared.target.names
+        checks = check_run(conn, table, rules, prepared.source, own=own, resumed=resumed)
         self._ledger.run_checked(self._run_id, checks)
         return checks

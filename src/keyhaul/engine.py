@@ -337,6 +337,8 @@ class Sitting:
             end = ending.conclude(self._expected_rows, resumed=resumed)
         if not end.written:
             ledger.end(self._run_id, end.status, end.reason or None)
+        if end.status == "abandoned" and self._prepared.target.fresh:
+            ledger.connection.execute(sql.SQL("drop table if exists {}").format(self._prepared.target.loaded))
         pass_point("run.closed")
         reasons = ledger.quarantined_by_rule(self._run_id)
         return self.report(

@@ -103,11 +103,12 @@ def find_delta(job: Job, source: SqlSource, target: TargetTable, ledger: Ledger,
     last = None
     if ledger.exists():
         last = ledger.last_watermark(job.identity()["source"], target.label, wanted.column)
-    if last is not None and not full and (target.ddl.before or (last.loaded and not target.holds_rows)):
+    emptied = _emptied(target, ledger) if last is not None and not full else ""
+    if last is not None and not full and (emptied or target.ddl.before or (last.loaded and not target.holds_rows)):
         what = "not there any more" if target.ddl.before else "empty"
         msg = (
-            f"load {target.label}: it is {what}, though run {last.run_id} has loaded it, and an incremental run "
-            "reads only what came after that. Give --full to read all rows"
+            f"load {emptied or target.label}: it is {what}, though run {last.run_id} or one before has loaded it, and "
+            "an incremental run reads only what came after that. Give --full to read all rows"
         )
         raise RefusedError(msg)
     column = source.relation.column(wanted.column)
@@ -119,6 +120,20 @@ def find_delta(job: Job, source: SqlSource, target: TargetTable, ledger: Ledger,
     if last is not None and since is not None:
         warnings += _changed(job, last.config)
     return Delta(column=column.name, since=since, watermark=watermark, warnings=warnings)
+
+
+def _emptied(target: TargetTable, ledger: Ledger) -> str:
+    """Return which of several tables is empty though runs have loaded it, or an empty string."""
+    if not target.others:
+        return ""
+    loaded = set(ledger.loaded_tables(target.label))
+    for one in (target, *target.others):
+        query = sql.SQL("select exists (select from {})").format(one.identifier)
+        row = ledger.connection.execute(query).fetchone()
+        label = f"{one.schema}.{one.table}"
+        if label in loaded and not (row and row[0]):
+            return label
+    return ""
 
 
 def begin_delta(

@@ -367,6 +367,10 @@ class Ledger:
         rows = self._execute_again("sum_tables", run_id=run_id).fetchall()
         return tuple(TableCounts(table=t, inserted=i, updated=u, unchanged=s, duplicate=d) for t, i, u, s, d in rows)
 
+    def loaded_tables(self, target_table: str) -> list[str]:
+        """Return which tables of a job with several got rows by its done runs."""
+        return [row[0] for row in self._execute("loaded_tables", target_table=target_table).fetchall()]
+
     def fresh_tables(self) -> list[str]:
         """Return the quoted names of the tables that this job's abandoned runs of mode replace have loaded."""
         return [row[0] for row in self._execute("fresh_tables", job=self.job).fetchall()]

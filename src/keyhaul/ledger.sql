@@ -342,6 +342,12 @@ select t->>'table', sum((t->>'inserted')::bigint)::bigint, sum((t->>'updated')::
   from {schema}.chunks c, jsonb_array_elements(coalesce(to_jsonb(c)->'tables', '[]')) with ordinality as e(t, n)
  where c.run_id = {run_id} group by 1 order by min(n), 1;
 
+-- name: loaded_tables
+-- Which tables of a job with several got rows by its done runs.
+select distinct t->>'table' from {schema}.chunks c join {schema}.runs r using (run_id),
+       jsonb_array_elements(c.tables) t
+ where r.target_table = {target_table} and r.status = 'done' and (t->>'inserted')::bigint > 0 order by 1;
+
 -- name: quarantined_by_rule
 -- Records by reason; a record that failed two rules counts for both. Of a replay, those that failed in it.
 select r, count(*) from {schema}.quarantine q, unnest(q.rules) r

@@ -81,9 +81,9 @@ def _follow(conn: Any, schema: str, run_id: str, allowed: Allowance) -> int:  # 
         raise typer.Exit(128 + signal.SIGINT) from None
     typer.echo(ending(followed), err=followed.lost)
     run = followed.run
-    if run.status != "done":
-        return STOPPED
     broken = any(check["on_fail"] == "error" and not check["passed"] for check in run.run_checks)
+    if run.status != "done":
+        return QUARANTINED if broken else STOPPED
     return QUARANTINED if broken or not allowed.permits(run.rows_quarantined, run.rows_read) else OK
 
 

@@ -40,6 +40,9 @@ def check_across(job: Job, dsn: Dsn, place: str, rules: Sequence[RunRule]) -> tu
     Raises:
         ConfigError: there is no such table, or a rule does not fit it or the source; one line for each.
     """
+    if job.targets:
+        msg = f"check job {job.job}: its records become rows of several tables, expected one. Write a checks file"
+        raise ConfigError(msg)
     settings = session_settings(job, default_transaction_read_only="on", idle_in_transaction_session_timeout="0")
     with ExitStack() as stack:
         conn = stack.enter_context(connect(dsn, "target", application_name="keyhaul check", settings=settings))

@@ -53,6 +53,9 @@ def check_rules(job: Job, dsn: Dsn, place: str, asked: Asked) -> tuple[str, list
     Raises:
         ConfigError: there is no such table, or a rule does not fit its columns.
     """
+    if job.targets:
+        msg = f"check job {job.job}: its records become rows of several tables, expected one. Write a checks file"
+        raise ConfigError(msg)
     settings = session_settings(job, default_transaction_read_only="on", idle_in_transaction_session_timeout="0")
     with connect(dsn, "target", application_name="keyhaul check", settings=settings) as conn:
         found = catalog.resolve(conn, job.target.table)

@@ -218,7 +218,8 @@ def _run_checks(report: Report) -> Iterable[RenderableType]:
     if not report.run_checks:
         return
     yield ""
-    yield Text("Rules across the run (the rows stay loaded)", "bold")
+    what = "the rows stay loaded" if report.outcome == "done" else "the target stays as it was"
+    yield Text(f"Rules across the run ({what})", "bold")
     for check in report.run_checks:
         if check.passed:
             yield Text(f"  ✓ {one_line(check.name)}", "green")

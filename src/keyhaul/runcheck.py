@@ -9,7 +9,7 @@ import psycopg
 from psycopg import sql
 
 from keyhaul import catalog
-from keyhaul.errors import ConfigError
+from keyhaul.errors import ConfigError, RefusedError
 from keyhaul.model import RunCheck
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def check_run_rules(conn: Connection, target: TargetTable, source: SqlSource, ru
     problems = []
     for rule in rules:
         try:
-            _explain(conn, _statement(conn, rule, item))
+            _explain(conn, _statement(conn, rule, item, target.names))
             if rule.kind == "equals_source":
                 _explain(source.conn, _aggregate(rule, source.relation.from_item))
         except psycopg.errors.UndefinedObject:
@@ -67,6 +67,7 @@ def check_run(
     rules: Sequence[RunRule],
     source: SqlSource | None,
     *,
+    own: tuple[str, str] | None = None,
     resumed: bool = False,
 ) -> tuple[RunCheck, ...]:
     """Evaluate the rules over a whole table of the target; changes nothing.
@@ -78,21 +79,39 @@ def check_run(
         table: the one that was loaded, or one that will take its place.
         rules: of the job, bound by `check_run_rules`.
         source: the run's snapshot, for ``equals_source``; None where no rule is one.
+        own: schema and name under which a rule refers to this table itself, where it does not have it yet.
         resumed: whether that snapshot is newer than the one of the first chunks, which a message then says.
 
     Returns:
         One result for each rule, in order.
 
     Raises:
+        RefusedError: a rule cannot be evaluated; names it.
         ConfigError: a referenced table is gone.
     """
-    return tuple(_check(conn, table, rule, source, resumed=resumed) for rule in rules)
+    checks = []
+    for rule in rules:
+        try:
+            with conn.transaction():
+                conn.execute("set transaction read only")
+                checks.append(_check(conn, table, rule, source, own, resumed=resumed))
+        except (psycopg.DataError, psycopg.ProgrammingError, psycopg.InternalError) as error:
+            told = error.diag.message_primary or str(error).strip().split("\n", 1)[0]
+            msg = f"{rule.at}: check run rule {rule.name}: {told}. Mend the rule and run the same command again"
+            raise RefusedError(msg) from error
+    return tuple(checks)
 
 
 def _check(
-    conn: Connection, table: sql.Identifier, rule: RunRule, source: SqlSource | None, *, resumed: bool
+    conn: Connection,
+    table: sql.Identifier,
+    rule: RunRule,
+    source: SqlSource | None,
+    own: tuple[str, str] | None,
+    *,
+    resumed: bool,
 ) -> RunCheck:
-    row: Sequence[Any] = conn.execute(_statement(conn, rule, table)).fetchone() or (0, 0)
+    row: Sequence[Any] = conn.execute(_statement(conn, rule, table, own)).fetchone() or (0, 0)
     offenders, passed = 0, True
     match rule.kind:
         case "unique":
@@ -121,7 +140,9 @@ def _check(
                     message="" if passed else message)  # fmt: skip
 
 
-def _statement(conn: Connection, rule: RunRule, item: sql.Composable) -> sql.Composed:
+def _statement(
+    conn: Connection, rule: RunRule, item: sql.Composable, own: tuple[str, str] | None = None
+) -> sql.Composed:
     names = [sql.Identifier("t", name) for name in rule.columns]
     present = sql.SQL(" and ").join(sql.SQL("{} is not null").format(name) for name in names)
     match rule.kind:
@@ -136,16 +157,21 @@ def _statement(conn: Connection, rule: RunRule, item: sql.Composable) -> sql.Com
                 sql.SQL("{} = {}").format(other, name) for other, name in zip(others, names, strict=True)
             )
             return sql.SQL(
-                "select count(*) from (select * from {}) as t where {} and not exists (select from {} as o where {})"
-            ).format(item, present, _referenced(conn, rule), equal)
+                "select count(*) from (select * from {}) as t where {} and not exists"
+                " (select from (select * from {}) as o where {})"
+            ).format(item, present, _referenced(conn, rule, item, own), equal)
         case "row_count":
             return sql.SQL("select count(*) from {}").format(item)
         case "equals_source":
             return _aggregate(rule, item)
 
 
-def _referenced(conn: Connection, rule: RunRule) -> sql.Identifier:
+def _referenced(conn: Connection, rule: RunRule, item: sql.Composable, own: tuple[str, str] | None) -> sql.Composable:
+    """Return the table that a rule refers to: `item`, where that is the target itself."""
     found = catalog.resolve(conn, rule.table)
+    parts = tuple(catalog.parse_name(conn, rule.table) or ()) if found is None else found[1:]
+    if own is not None and parts in {own, own[1:]}:
+        return item
     if found is None:
         msg = f"bind run rule {rule.name}: {rule.table} is not in the target, expected a table there. Change it"
         raise ConfigError(msg)

@@ -10,7 +10,7 @@ import stat
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
@@ -182,8 +182,9 @@ def test_a_killed_initdb_leaves_nothing_half_made(new_home):
         wait_until(lambda: any(new_home.glob("initdb-*/data/base")), "initdb to be in the middle")
         user.kill()
         for pid in processes_in(new_home):
-            if b"keeper.py" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                os.kill(pid, signal.SIGKILL)
+            with suppress(FileNotFoundError, ProcessLookupError):  # it may have ended meanwhile
+                if b"keeper.py" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    os.kill(pid, signal.SIGKILL)
     assert not (new_home / "data18").exists()
     server = embedded.start(new_home, settings=FAST)
     assert server.fresh

@@ -202,6 +202,7 @@ def test_a_quarantine_frame_with_a_login_in_it_refuses_to_be_serialized(orders, 
 
 def test_types_are_the_same_for_an_empty_ledger(databases):
     with psycopg.connect(databases[1], autocommit=True) as conn:
+        conn.execute(statement("create_schema", "keyhaul"))
         conn.execute(statement("create", "keyhaul"))
         assert keyhaul.runs(databases[1]).schema == schema_of(RUNS)
         with pytest.raises(RefusedError, match="no run is recorded"):

@@ -29,6 +29,7 @@ def target(databases):
 
 @pytest.fixture
 def ledger(target):
+    target.execute(statement("create_schema", SCHEMA))
     target.execute(statement("create", SCHEMA))
     add_run(target, OLD, "2026-11-22 08:00Z", job="other", status="done", planned=0)
     add_run(target, DONE, "2026-11-22 09:00Z", status="done", planned=2, ended="2026-11-22 09:00:02Z")
@@ -180,6 +181,7 @@ def test_a_run_is_running_while_its_lock_is_held_and_interrupted_afterwards(ledg
         assert holder.execute(lock, (SCHEMA, "flights")).fetchone() == (True,)
         assert [run.state for run in lookback.list_runs(ledger, SCHEMA)] == ["running", "done", "done"]
         with psycopg.connect(databases[0]) as elsewhere:
+            elsewhere.execute(statement("create_schema", SCHEMA))
             elsewhere.execute(statement("create", SCHEMA))
             add_run(elsewhere, CUT, "2026-11-22 10:00Z", status="running", planned=1)
             assert lookback.list_runs(elsewhere, SCHEMA)[0].state == "interrupted"

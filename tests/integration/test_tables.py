@@ -8,6 +8,7 @@ from moving import rows, run_sql
 
 from keyhaul.config import load_job
 from keyhaul.control import Control
+from keyhaul.engine import run
 from keyhaul.errors import ConfigError, RefusedError
 from keyhaul.nameduuid import NAMESPACE
 from keyhaul.replay import replay
@@ -339,3 +340,23 @@ def test_what_looks_at_one_table_is_refused_beside_several(tmp_path, beside, say
     )
     with pytest.raises(ConfigError, match=says):
         load_job(job, {}, {})
+
+
+def test_an_incremental_job_notices_that_one_of_its_tables_was_emptied(databases, tmp_path):
+    tables.create(databases, orders=50)
+    job = tmp_path / "job.yaml"
+    job.write_text(
+        f"job: some\nsource: {{table: public.raw_orders, uri: '{databases[0]}'}}\ntarget: {{uri: '{databases[1]}'}}\n"
+        "key: id\nincremental: {column: placed_at, lag: 5m}\ntargets:\n"
+        "  - {table: public.customers, mode: upsert, conflict: email, columns: {email: customer_email, name: customer_name}}\n"
+        "  - {table: public.stamps, mode: upsert, conflict: id, columns: {id: id, placed_at: placed_at}}\n"
+    )
+    run_sql(databases[1], "create table public.stamps (id bigint primary key, placed_at timestamptz)")
+    loaded = load_job(job, {}, {})
+    assert run(loaded, lambda _event: None, Control()).counts.loaded == 50
+    assert run(loaded, lambda _event: None, Control()).outcome == "done"
+    run_sql(databases[1], "truncate public.stamps")
+    with pytest.raises(RefusedError, match=r"load public\.stamps: it is empty"):
+        run(loaded, lambda _event: None, Control())
+    assert run(loaded, lambda _event: None, Control(), full=True).outcome == "done"
+    assert rows(databases[1], "select count(*) from public.stamps") == [(50,)]

@@ -72,6 +72,11 @@ class TargetTable:
         )
 
     @property
+    def names(self) -> tuple[str, str]:
+        """Return schema and table."""
+        return self.schema, self.table
+
+    @property
     def identifier(self) -> sql.Identifier:
         """Return the quoted ``schema.table``."""
         return sql.Identifier(self.schema, self.table)
