@@ -67,7 +67,7 @@ _NAMES: Final = {
 }
 _CULPRITS: Final = {
     "read": "the source, or the way to it, is the bottleneck",
-    "transform": "the transform, on this side, is the bottleneck",
+    "transform": "the transform, on this side, or a lookup that each chunk reads, is the bottleneck",
     "stage": "rules and duplicates, on this side, are the bottleneck",
     "load": "the target, or the way to it, is the bottleneck",
     "wait": "the workers were held back",
@@ -75,7 +75,8 @@ _CULPRITS: Final = {
 _ADVICE: Final = {
     "read": "If no index leads with the key (`etl plan` says so), one helps most; reader adbc takes less of the "
     "client's CPU",
-    "transform": "Fewer or simpler steps help; a Python step runs one chunk at a time",
+    "transform": "Fewer or simpler steps help; a Python step runs one chunk at a time; a per_chunk lookup needs an "
+    "index on its key",
     "stage": "Fewer or simpler rules help",
     "load": "Indexes, triggers and foreign keys of the target cost there; a table that the run creates, or mode "
     "replace, gets its indexes after the rows",

@@ -113,7 +113,7 @@ class Job(Part):
         read_memory("80%"),
         "Memory of this process that the chunks under way are held within, by the measured width of their rows: chunks "
         "get fewer rows where it needs that, and workers wait. One chunk is always under way.",
-        "a size such as 2GB or 512MB, or a percentage of the machine's or its cgroup's memory such as 60%",
+        "a size from 1MB such as 2GB or 512MB, or 1% to 100% of the machine's or its cgroup's memory",
         "--memory-limit",
         "ETL_MEMORY_LIMIT",
     )

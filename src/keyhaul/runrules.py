@@ -99,7 +99,8 @@ def read_run_rules(draft: Draft) -> tuple[RunRule, ...]:
 def _rule(draft: Draft, place: Place, named: object, item: object) -> RunRule | None:
     found = [kind for kind in KINDS if isinstance(item, dict) and kind in item]
     if not isinstance(item, dict) or len(found) != 1:
-        got = f"a rule with {', '.join(found)}" if found else draft.show(place, item)
+        unknown = sorted(str(key) for key in item) if isinstance(item, dict) else []
+        got = f"a rule with {', '.join(found or unknown)}" if found or unknown else draft.show(place, item)
         draft.refuse(place, got, f"one of {', '.join(KINDS)}")
         return None
     before = len(draft.problems)

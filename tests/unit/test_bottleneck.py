@@ -19,7 +19,7 @@ def measured(read=0.0, transform=0.0, stage=0.0, load=0.0, wait=0.0, *, chunks=1
     ("step", "told"),
     [
         ("read", "reading 80 %, loading 20 % of the workers' time; the source, or the way to it, is the bottleneck"),
-        ("transform", "transforming 80 %, loading 20 % of the workers' time; the transform, on this side, is"),
+        ("transform", "transforming 80 %, loading 20 % of the workers' time; the transform, on this side, or"),
         ("stage", "rules and duplicates 80 %, loading 20 % of the workers' time; rules and duplicates, on this side"),
         ("wait", "waiting 80 %, loading 20 % of the workers' time; the workers were held back"),
     ],

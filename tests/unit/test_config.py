@@ -560,8 +560,8 @@ def test_limits_are_sizes_percentages_and_rows_and_change_nothing_of_which_job_i
 def test_limits_that_mean_nothing_are_refused_with_what_is_expected(tmp_path: Path) -> None:
     assert mistakes(tmp_path, "key: id\nmemory_limit: 2\n", {"cpu_limit": "120%"}, ETL_RATE_LIMIT="0") == [
         (
-            "job.yaml line 2: memory_limit: got 2, expected a size such as 2GB or 512MB, or a percentage of the "
-            "machine's or its cgroup's memory such as 60%"
+            "job.yaml line 2: memory_limit: got 2, expected a size from 1MB such as 2GB or 512MB, or 1% to 100% of the "
+            "machine's or its cgroup's memory"
         ),
         '--cpu-limit: got "120%", expected a percentage such as 85%',
         "ETL_RATE_LIMIT: got 0, expected a whole number from 1",
