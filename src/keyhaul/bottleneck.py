@@ -18,6 +18,9 @@ SHORTEST_SECONDS: Final = 1.0
 STANDS_OUT: Final = 0.45
 """Share from which a step is called the bottleneck: with five kinds of time, more than two equal ones have."""
 
+AHEAD: Final = 0.1
+"""How far it must be ahead of the next one: of two equal steps, neither is the bottleneck."""
+
 SHORT_CHUNK_SECONDS: Final = 0.1
 """Mean time of a chunk below which its fixed cost counts: a query, a transaction and a ledger row take 5 to 15 ms
 on the same machine, and several round trips of the network elsewhere."""
@@ -93,8 +96,8 @@ def bottleneck(measured: Measured) -> tuple[str, ...]:
     if total < SHORTEST_SECONDS:
         return ()
     told = ", ".join(f"{_NAMES[step]} {100 * share:.0f} %" for step, share in found.items() if share >= 0.005)  # noqa: PLR2004 - half a percent
-    first, share = next(iter(found.items()))
-    if share < STANDS_OUT:
+    (first, share), (_, second), *_ = found.items()
+    if share < STANDS_OUT or share - second < AHEAD:
         return (f"{told} of the workers' time; no step stands out", *_more(measured, total, first))
     advice = _ADVICE[first]
     limit = max(measured.held, key=lambda name: measured.held[name], default="")

@@ -73,3 +73,9 @@ def test_shares_are_of_the_whole_and_the_largest_comes_first(seconds):
     found = list(shares(measured(*seconds).timings).values())
     assert found == sorted(found, reverse=True)
     assert sum(found) == pytest.approx(1 if sum(seconds) > 0 else 0)
+
+
+def test_of_two_steps_that_take_the_same_none_stands_out():
+    timings = Timings(read_seconds=4.9, load_seconds=4.7, stage_seconds=0.4)
+    told = bottleneck(Measured(timings=timings, chunks=10, workers=2))
+    assert told[0].endswith("no step stands out")
