@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 import psycopg
+from listener import Listener, listening
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -45,7 +45,7 @@ MOMENTS: Final[dict[str, Moment]] = {
 }
 
 
-class BadNet:
+class BadNet(Listener):
     """Forwards everything; the `times` first connections that come to the moment are broken.
 
     Attributes:
@@ -58,6 +58,7 @@ class BadNet:
         self, server_port: int, server_uri: str, fault: Fault, moment: Moment, times: int, after_bytes: int
     ) -> None:
         """Do `fault` at `moment`; a black hole lets `after_bytes` of the answer through."""
+        super().__init__()
         self._server_port = server_port
         self._server_uri = server_uri
         self._fault = fault
@@ -65,22 +66,13 @@ class BadNet:
         self._times = times
         self._after_bytes = after_bytes
         self._waiting: set[asyncio.Task[None]] = set()
-        self.port = 0
         self.broken = 0
         self.broken_at = 0.0
 
-    async def serve(self, ready: threading.Event) -> None:
-        self._loop, self._done = asyncio.get_running_loop(), asyncio.Event()
-        async with await asyncio.start_server(self._connection, "127.0.0.1", 0) as server:
-            self.port = server.sockets[0].getsockname()[1]
-            ready.set()
-            await self._done.wait()
-            for task in list(self._waiting):
-                task.cancel()
-            await asyncio.sleep(0.05)
-
-    def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._done.set)
+    async def _end(self) -> None:
+        for task in list(self._waiting):
+            task.cancel()
+        await asyncio.sleep(0.05)
 
     async def _connection(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         me = asyncio.current_task()
@@ -164,13 +156,6 @@ def bad_net(
     server: EmbeddedServer, fault: Fault, moment: str, *, times: int = 1, after_bytes: int = AFTER_BYTES
 ) -> Iterator[BadNet]:
     """Run a proxy in a thread of its own."""
-    proxy = BadNet(server.port, server.uri("postgres"), fault, MOMENTS[moment], times, after_bytes)
-    ready = threading.Event()
-    thread = threading.Thread(target=lambda: asyncio.run(proxy.serve(ready)), daemon=True)
-    thread.start()
-    assert ready.wait(10)
-    try:
+    broken = BadNet(server.port, server.uri("postgres"), fault, MOMENTS[moment], times, after_bytes)
+    with listening(broken) as proxy:
         yield proxy
-    finally:
-        proxy.stop()
-        thread.join(10)

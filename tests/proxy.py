@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Literal
+
+from listener import Listener, listening
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,7 +18,7 @@ COMMIT = b"COMMIT\x00"
 """The end of the message in which psycopg and ADBC both send it (a simple query)."""
 
 
-class Proxy:
+class Proxy(Listener):
     """Forwards every connection; of a worker's, the first `times` that say COMMIT are cut.
 
     Attributes:
@@ -27,21 +28,11 @@ class Proxy:
 
     def __init__(self, server_port: int, times: int, lose: Literal["commit", "answer"]) -> None:
         """Lose the ``commit`` itself, before the server has it, or only the server's ``answer``."""
+        super().__init__()
         self._server_port = server_port
         self._times = times
         self._lose = lose
-        self.port = 0
         self.cut = 0
-
-    async def serve(self, ready: threading.Event) -> None:
-        self._loop, self._done = asyncio.get_running_loop(), asyncio.Event()
-        async with await asyncio.start_server(self._connection, "127.0.0.1", 0) as server:
-            self.port = server.sockets[0].getsockname()[1]
-            ready.set()
-            await self._done.wait()
-
-    def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._done.set)
 
     async def _connection(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         server, to_server = await asyncio.open_connection("127.0.0.1", self._server_port)
@@ -78,13 +69,5 @@ class Proxy:
 @contextmanager
 def losing(server_port: int, *, times: int, lose: Literal["commit", "answer"]) -> Iterator[Proxy]:
     """Run a proxy in a thread of its own."""
-    proxy = Proxy(server_port, times, lose)
-    ready = threading.Event()
-    thread = threading.Thread(target=lambda: asyncio.run(proxy.serve(ready)), daemon=True)
-    thread.start()
-    assert ready.wait(10)
-    try:
+    with listening(Proxy(server_port, times, lose)) as proxy:
         yield proxy
-    finally:
-        proxy.stop()
-        thread.join(10)

@@ -19,7 +19,7 @@ from keyhaul.model import RECORD, ChunkResult, Timings
 from keyhaul.sources.readers import READERS, UnreadableValueError
 from keyhaul.spread import Spreader
 from keyhaul.stage import Stager
-from keyhaul.targets import postgres
+from keyhaul.targets import transaction
 from keyhaul.targets.replayed import Batch, open_keys
 from keyhaul.targets.session import SESSIONS, CopySession
 from keyhaul.task import source_application, target_uri
@@ -158,19 +158,19 @@ class Worker:
             raise ChunkError(msg) from error
 
     def _load(
-        self, columns: Sequence[WriteColumn], staged: Staged, entry: postgres.LedgerEntry, sheets: Sequence[Sheet]
+        self, columns: Sequence[WriteColumn], staged: Staged, entry: transaction.LedgerEntry, sheets: Sequence[Sheet]
     ) -> ChunkResult:
         """Load a chunk; when the target rejects rows of it, through a session that can look for them."""
         session = self._open_session()
         try:
-            return postgres.load(session, self._task.target, columns, staged, entry, sheets)
+            return transaction.load(session, self._task.target, columns, staged, entry, sheets)
         except RejectedError:
             if session.recovers:
                 raise
         self._drop_session()
         self._session = CopySession(target_uri(self._task, self.number))
         try:
-            return postgres.load(self._session, self._task.target, columns, staged, entry, sheets)
+            return transaction.load(self._session, self._task.target, columns, staged, entry, sheets)
         finally:
             self._drop_session()
 
@@ -183,7 +183,7 @@ class Worker:
         self._drop_session()
         session = self._open_session()
         try:
-            found = postgres.claim(session, self._entry(chunk, 0, Timings(), 0))
+            found = transaction.claim(session, self._entry(chunk, 0, Timings(), 0))
         finally:
             self._drop_session()
         if isinstance(found, ChunkResult):
@@ -343,9 +343,9 @@ class Worker:
         tables = [table.in_text(text, task.sources, task.job.source.time_zone) for table in task.tables]
         return self._spreader.spread(staged, tables)
 
-    def _entry(self, chunk: Chunk, attempt: int, timings: Timings, size: int) -> postgres.LedgerEntry:
+    def _entry(self, chunk: Chunk, attempt: int, timings: Timings, size: int) -> transaction.LedgerEntry:
         task = self._task
-        return postgres.LedgerEntry(
+        return transaction.LedgerEntry(
             run_id=task.run_id,
             chunk=chunk.number,
             ledger_schema=task.job.ledger_schema,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
+
+from listener import Listener, listening
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,23 +18,13 @@ CATCH_UP_SECONDS = 0.2
 """How much a busy link may make up for waking late; else a loaded machine would make it slower than its rate."""
 
 
-class Link:
+class Link(Listener):
     """Forwards to one server, each connection and direction at `bytes_per_second`."""
 
     def __init__(self, host: str, port: int, bytes_per_second: float) -> None:
+        super().__init__()
         self._server = (host, port)
         self._rate = bytes_per_second
-        self.port = 0
-
-    async def serve(self, ready: threading.Event) -> None:
-        self._loop, self._done = asyncio.get_running_loop(), asyncio.Event()
-        async with await asyncio.start_server(self._connection, "127.0.0.1", 0) as server:
-            self.port = server.sockets[0].getsockname()[1]
-            ready.set()
-            await self._done.wait()
-
-    def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._done.set)
 
     async def _connection(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         try:
@@ -63,15 +54,6 @@ class Link:
 def throttled(uri: str, bytes_per_second: float) -> Iterator[str]:
     """Give a URI that leads to the same database over a slow link, until the end of the block."""
     parts = urlsplit(uri)
-    link = Link(parts.hostname or "127.0.0.1", parts.port or 5432, bytes_per_second)
-    ready = threading.Event()
-    thread = threading.Thread(target=lambda: asyncio.run(link.serve(ready)), daemon=True)
-    thread.start()
-    if not ready.wait(10):
-        raise RuntimeError("start the slow link: it did not listen within 10 s")
     login, at, _ = parts.netloc.rpartition("@")
-    try:
+    with listening(Link(parts.hostname or "127.0.0.1", parts.port or 5432, bytes_per_second)) as link:
         yield urlunsplit(parts._replace(netloc=f"{login}{at}127.0.0.1:{link.port}"))
-    finally:
-        link.stop()
-        thread.join(10)

@@ -22,9 +22,10 @@ from keyhaul.mapping import write_column
 from keyhaul.model import RECORD, Chunk, Counts, Plan, Staged, Timings
 from keyhaul.pgtypes import SESSION_SETTINGS
 from keyhaul.stage import REJECTED
-from keyhaul.targets import postgres
-from keyhaul.targets.postgres import LedgerEntry, TargetTable
+from keyhaul.targets import transaction
+from keyhaul.targets.postgres import TargetTable
 from keyhaul.targets.session import SESSIONS
+from keyhaul.targets.transaction import LedgerEntry
 
 RUN = "20260101T000000-0000"
 CHUNKS = tuple(Chunk(number=n, lower=None, upper=None) for n in range(1, 4))
@@ -71,7 +72,7 @@ class Bench:
         rejected = pl.DataFrame(schema=REJECTED) if rejected is None else rejected
         counts = Counts(read=frame.height + rejected.height, quarantined=rejected.height)
         staged = Staged(accepted=frame, rejected=rejected, counts=counts, describe=describe)
-        return postgres.load(session or self.session(), target, columns, staged, entry)
+        return transaction.load(session or self.session(), target, columns, staged, entry)
 
     def all(self, query):
         return self.conn.execute(query).fetchall()
@@ -220,7 +221,7 @@ def test_a_second_load_of_a_chunk_does_nothing_and_returns_what_the_ledger_says(
 def test_a_second_task_with_the_same_chunk_waits_and_then_does_nothing(bench):
     target = bench.table("id int")
     first, second = bench.session(), bench.session()
-    assert 0 <= postgres.claim(first, ENTRY) < 5
+    assert 0 <= transaction.claim(first, ENTRY) < 5
     with ThreadPoolExecutor() as pool:
         other = pool.submit(bench.load, target, numbers(7), session=second)
         assert not other.done()
@@ -232,7 +233,7 @@ def test_a_second_task_with_the_same_chunk_waits_and_then_does_nothing(bench):
 def test_the_wait_for_the_ledger_row_is_told_apart_from_the_load(bench):
     target = bench.table("id int")
     first, second = bench.session(), bench.session()
-    postgres.claim(first, ENTRY)
+    transaction.claim(first, ENTRY)
     with ThreadPoolExecutor() as pool:
         began = time.monotonic()
         other = pool.submit(bench.load, target, numbers(7), session=second)

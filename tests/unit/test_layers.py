@@ -65,6 +65,7 @@ ROWS = [
     {"targets.isolate", "targets.sheets"},
     {"targets.records"},
     {"targets.postgres", "targets.compare"},
+    {"targets.transaction"},
     {"targets.modes", "targets.replace"},
     {"tables"},
     {"spread"},

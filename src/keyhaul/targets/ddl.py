@@ -126,18 +126,8 @@ def compose_ddl(
         return Ddl(before=tuple(made.before))
     made.before += [statement for statement in _types(conn, definition.types) if statement not in made.before]
     _check_collations(conn, definition, made.same)
-    lines, owners = [], []
-    for column in columns:
-        source = definition.columns[copies[column.name]] if column.name in copies else None
-        whole = source if column.name in made.same else None
-        if whole is not None and _is_serial(whole):
-            owners.append(_serial(made, whole))
-            whole = replace(whole, default=owners[-1][1])
-        lines.append(_column(made, column, whole))
-        if source is not None and whole is None and (source.default or source.identity):
-            made.left_out.append(f"{column.name}: its default is not created, because the column is renamed")
-    lines += _primary_key(made, definition, key)
-    _table(made, lines, [owner for owner, _ in owners])
+    lines, owners = _columns(made, definition, columns, copies)
+    _table(made, [*lines, *_primary_key(made, definition, key)], owners)
     made.after += sequence_steps(definition, schema, table, made.same)
     made.left_out += [
         f"{name}: its sequence cannot be read by this user, so the new one begins at its start. Grant SELECT on it"
@@ -147,6 +137,24 @@ def compose_ddl(
     _indexes(made, definition)
     _constraints(made, definition, foreign_keys=foreign_keys)
     return Ddl(before=tuple(made.before), after=tuple(made.after), left_out=(*made.left_out, *definition.extras))
+
+
+def _columns(
+    made: _Making, definition: TableDefinition, columns: Sequence[Column], copies: Mapping[str, str]
+) -> tuple[list[str], list[str]]:
+    """Return the columns' lines of CREATE TABLE, and what makes their sequences the columns' own."""
+    lines, owners = [], []
+    for column in columns:
+        source = definition.columns[copies[column.name]] if column.name in copies else None
+        whole = source if column.name in made.same else None
+        if whole is not None and _is_serial(whole):
+            owner, default = _serial(made, whole)
+            owners.append(owner)
+            whole = replace(whole, default=default)
+        lines.append(_column(made, column, whole))
+        if source is not None and whole is None and (source.default or source.identity):
+            made.left_out.append(f"{column.name}: its default is not created, because the column is renamed")
+    return lines, owners
 
 
 def _table(made: _Making, lines: Sequence[str], owners: Sequence[str]) -> None:

@@ -1,9 +1,8 @@
-"""PostgreSQL as a target: what is there, what must be created, and one transaction for each chunk."""
+"""PostgreSQL as a target: the table that is there, or what must be created."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -11,15 +10,10 @@ import psycopg
 from psycopg import errors, sql
 
 from keyhaul import catalog
-from keyhaul.errors import ChunkError, ConfigError, RefusedError
-from keyhaul.faults import pass_point
-from keyhaul.model import RECORD, ChunkResult, Column, Counts, Timings
+from keyhaul.errors import ConfigError, RefusedError
+from keyhaul.model import Column
 from keyhaul.pgtypes import ddl_type
-from keyhaul.sql import statement
 from keyhaul.targets.ddl import Ddl, compose_ddl
-from keyhaul.targets.isolate import write_chunk
-from keyhaul.targets.records import write_records
-from keyhaul.targets.replayed import lock_records, settle
 from keyhaul.targets.rows import Destination
 
 if TYPE_CHECKING:
@@ -27,10 +21,6 @@ if TYPE_CHECKING:
 
     from keyhaul.definition import TableDefinition
     from keyhaul.mapping import WriteColumn
-    from keyhaul.model import Staged, TableCounts
-    from keyhaul.targets.replayed import Batch
-    from keyhaul.targets.session import Session
-    from keyhaul.targets.sheets import Sheet
     from keyhaul.transform import OutputColumn
 
 
@@ -225,184 +215,3 @@ def prepare(conn: psycopg.Connection[Any], target: TargetTable) -> None:
     except psycopg.Error as error:
         msg = f"create {target.label}: {str(error).strip().splitlines()[0]}"
         raise RefusedError(msg) from error
-
-
-# --- one chunk ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LedgerEntry:
-    """What the chunk's ledger row will say beside the counts that SQL takes.
-
-    `batch` is given for a chunk of a replay: its records are in the quarantine already.
-    """
-
-    run_id: str
-    chunk: int
-    ledger_schema: str
-    worker: int
-    sitting: int
-    attempts: int
-    timings: Timings
-    bytes_read: int
-    batch: Batch | None = None
-
-
-def claim(session: Session, entry: LedgerEntry) -> ChunkResult | float:
-    """Lock the chunk's ledger row; return what it says of a committed chunk, else the seconds waited for the lock.
-
-    Waits for another transaction that holds the row, so that an answer is never early.
-
-    Raises:
-        ChunkError: the ledger has no such chunk.
-    """
-    rows = session.execute(statement("claim_chunk", entry.ledger_schema, run_id=entry.run_id, chunk=entry.chunk))
-    if not rows:
-        msg = f"ask ledger: run {entry.run_id} has no chunk {entry.chunk}; someone has deleted it"
-        raise ChunkError(msg)
-    status, read, loaded, unchanged, duplicate, filtered, quarantined, updated, size, attempts, waited = rows[0]
-    if status != "done":
-        return float(waited)
-    counts = Counts(
-        read=read,
-        loaded=loaded,
-        unchanged=unchanged,
-        duplicate=duplicate,
-        filtered=filtered,
-        quarantined=quarantined,
-        updated=updated,
-    )
-    return ChunkResult(chunk=entry.chunk, counts=counts, timings=Timings(), attempts=attempts, bytes_read=size)
-
-
-def load(
-    session: Session,
-    target: TargetTable,
-    columns: Sequence[WriteColumn],
-    staged: Staged,
-    entry: LedgerEntry,
-    sheets: Sequence[Sheet] = (),
-) -> ChunkResult:
-    """Load one chunk, its quarantined records and its ledger row in one transaction.
-
-    Rows are counted by the server's own statistics of this transaction, not by what was sent. With `sheets`
-    the records go there, and not into `target`.
-
-    Returns:
-        What the ledger now holds; if the chunk was there already, what it held before, and nothing is done.
-
-    Raises:
-        TransientError: the outcome is unknown or another try may help; ask the ledger first.
-        ChunkError: the target rejects the rows, or stored another number than was sent.
-    """
-    claimed = claim(session, entry)
-    if isinstance(claimed, ChunkResult):
-        return claimed
-    pass_point("claim.after")
-    batch = entry.batch
-    if batch is not None:
-        lock_records(session, batch)
-    if sheets:
-        placed = write_records(session, sheets)
-    else:
-        placed = write_chunk(session, target.destination(columns), staged.accepted)
-    rejected = pl.concat([staged.rejected, staged.describe(placed.invalid)])
-    _send_rejected(session, rejected)
-    if batch is not None:
-        settle(session, batch, staged.accepted, rejected)
-        quarantined = rejected.height
-    else:
-        quarantined = _write_quarantine(session, rejected, entry)
-    pass_point("quarantine.written")
-    missing = len(batch.missing) if batch is not None else 0
-    counts = replace(
-        staged.counts,
-        read=staged.counts.read + missing,
-        filtered=staged.counts.filtered + missing,
-        loaded=placed.inserted + placed.updated,
-        updated=placed.updated,
-        unchanged=placed.unchanged,
-        duplicate=staged.counts.duplicate + placed.duplicate,
-        quarantined=quarantined,
-    )
-    result = _record(session, counts, staged, entry, placed.tables, lock_seconds=claimed)
-    pass_point("ledger.written")
-    pass_point("commit.before")
-    session.commit()
-    pass_point("commit.after")
-    return result
-
-
-def _send_rejected(session: Session, rejected: pl.DataFrame) -> None:
-    """Put the rejected records into a temporary table of this transaction."""
-    if not rejected.height:
-        return
-    session.execute(sql.SQL("drop table if exists pg_temp._keyhaul_quarantine"))
-    session.execute(
-        sql.SQL(
-            "create temp table _keyhaul_quarantine"
-            " (record bigint, stage text, rules text[], message text, key text, data text) on commit drop"
-        )
-    )
-    columns = rejected.select(pl.col(RECORD).alias("record"), "stage", "rules", "message", "key", "data").to_arrow(
-        compat_level=pl.CompatLevel.oldest()
-    )
-    session.copy(sql.Identifier("pg_temp", "_keyhaul_quarantine"), columns, {})
-
-
-def _write_quarantine(session: Session, rejected: pl.DataFrame, entry: LedgerEntry) -> int:
-    """Store the rejected records; return how many the chunk now has there, counted by SQL."""
-    if rejected.height:
-        session.execute(statement("insert_quarantine", entry.ledger_schema, run_id=entry.run_id, chunk=entry.chunk))
-    query = statement("count_quarantine", entry.ledger_schema, run_id=entry.run_id, chunk=entry.chunk)
-    return int(session.execute(query)[0][0])
-
-
-def _record(
-    session: Session,
-    counts: Counts,
-    staged: Staged,
-    entry: LedgerEntry,
-    tables: Sequence[TableCounts],
-    *,
-    lock_seconds: float,
-) -> ChunkResult:
-    timings = replace(entry.timings, wait_seconds=entry.timings.wait_seconds + lock_seconds)
-    elapsed = timings.read_seconds + timings.transform_seconds + timings.stage_seconds
-    rows = session.execute(
-        statement(
-            "chunk_done",
-            entry.ledger_schema,
-            run_id=entry.run_id,
-            chunk=entry.chunk,
-            attempts=entry.attempts,
-            rows_read=counts.read,
-            rows_loaded=counts.loaded,
-            rows_updated=counts.updated,
-            rows_unchanged=counts.unchanged,
-            rows_duplicate=counts.duplicate,
-            rows_filtered=counts.filtered,
-            rows_quarantined=counts.quarantined,
-            warned=json.dumps(dict(staged.warned)),
-            tables=json.dumps([asdict(table) for table in tables]),
-            read_seconds=timings.read_seconds,
-            transform_seconds=timings.transform_seconds,
-            stage_seconds=timings.stage_seconds,
-            wait_seconds=timings.wait_seconds,
-            lock_seconds=lock_seconds,
-            bytes_read=entry.bytes_read,
-            worker=entry.worker,
-            sitting=entry.sitting,
-            elapsed_seconds=elapsed,
-        )
-    )
-    if not rows:
-        msg = f"record chunk {entry.chunk}: its ledger row is gone or done already"
-        raise ChunkError(msg)
-    return ChunkResult(
-        chunk=entry.chunk,
-        counts=counts,
-        timings=replace(timings, load_seconds=float(rows[0][0])),
-        attempts=entry.attempts,
-        bytes_read=entry.bytes_read,
-    )
