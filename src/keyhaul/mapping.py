@@ -163,24 +163,31 @@ def split(frame: pl.DataFrame, columns: Sequence[WriteColumn]) -> tuple[pl.DataF
     """Separate the rows of which every value fits the target from the others.
 
     Returns:
-        The frame without them, and the others as ``_record``, ``rules`` list[str] and ``message``.
+        The frame without them, and the others as `misfitting` gives them.
     """
+    rejected = misfitting(frame, columns)
+    if not rejected.height:
+        return frame, rejected
+    return frame.filter(~pl.col(RECORD).is_in(rejected[RECORD].implode())), rejected
+
+
+def misfitting(frame: pl.DataFrame, columns: Sequence[WriteColumn]) -> pl.DataFrame:
+    """Return the records with a value that does not fit the target: ``_record``, ``rules`` list[str], ``message``."""
     checks = {f"type:{c.name}": c.fits.fill_null(value=True) for c in columns if c.fits is not None}
     none = pl.DataFrame(schema={RECORD: pl.Int64, "rules": pl.List(pl.String), "message": pl.String})
     if not checks:
-        return frame, none
-    flags = frame.select(~check.alias(name) for name, check in checks.items())
-    bad = flags.select(pl.any_horizontal(pl.all())).to_series()
+        return none
+    bad = frame.select(pl.any_horizontal(~check for check in checks.values())).to_series()
     if not bad.any():
-        return frame, none
+        return none
+    flags = frame.filter(bad).select(RECORD, *(~check.alias(name) for name, check in checks.items()))
     wanted = {f"type:{c.name}": c.target for c in columns}
     rules = pl.concat_list(pl.when(pl.col(name)).then(pl.lit(name)) for name in checks).list.drop_nulls()
     messages = pl.concat_list(
         pl.when(pl.col(name)).then(pl.lit(f"{wanted[name].name} does not fit {_described(wanted[name])}"))
         for name in checks
     ).list.drop_nulls()
-    rejected = flags.filter(bad).select(rules.alias("rules"), messages.list.join("; ").alias("message"))
-    return frame.filter(~bad), rejected.with_columns(frame.filter(bad)[RECORD]).select(RECORD, "rules", "message")
+    return flags.select(RECORD, rules.alias("rules"), messages.list.join("; ").alias("message"))
 
 
 def _described(target: Column) -> str:

@@ -172,8 +172,9 @@ def not_one_expression(con: duckdb.DuckDBPyConnection, expression: str) -> str:
 
 def register(con: duckdb.DuckDBPyConnection, frame: pl.DataFrame) -> None:
     """Show a frame to DuckDB as `CHUNK`, under names that it tells apart."""
-    names = {name: duck_name(name, frame.columns) for name in frame.columns}
-    con.register(CHUNK, frame.rename(names).to_arrow(compat_level=pl.CompatLevel.newest()))
+    names = {name: duck for name in frame.columns if (duck := duck_name(name, frame.columns)) != name}
+    shown = frame.rename(names) if names else frame
+    con.register(CHUNK, shown.to_arrow(compat_level=pl.CompatLevel.newest()))
 
 
 def limited(file: Path, spill: Path, *, memory_mb: int, threads: int) -> duckdb.DuckDBPyConnection:
