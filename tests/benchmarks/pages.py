@@ -51,7 +51,7 @@ def page(result: dict[str, Any]) -> str:
     for heading in dict.fromkeys(GROUPS.values()):
         chosen = [one for one in result["results"] if GROUPS[one["group"]] == heading]
         if chosen:
-            parts += [f"## {heading}\n", _table(chosen), _notes(chosen)]
+            parts += [f"## {heading}\n", _table(chosen), _notes(chosen), _costs(chosen, result["results"])]
     parts.append(_steps(result))
     parts += [build(result[name]) for name, build in EXTRAS.items() if name in result]
     return "\n".join(part for part in parts if part).rstrip() + "\n"
@@ -72,6 +72,24 @@ def _table(results: list[dict[str, Any]]) -> str:
 
 def _notes(results: list[dict[str, Any]]) -> str:
     return "".join(f"- {one['name']}: {one['note']}.\n" for one in results if one["note"])
+
+
+def _costs(without: list[dict[str, Any]], results: list[dict[str, Any]]) -> str:
+    """Return what each part that was left out costs; empty for other groups."""
+    whole = next((one["median"] for one in results if one["name"] == WHOLE and "median" in one), None)
+    measured = [one for one in without if one["group"] == "without" and "median" in one]
+    if whole is None or not measured:
+        return ""
+    lines = []
+    for one in measured:
+        wall, cpu = (1 - one["median"][name] / whole[name] for name in ("wall_seconds", "cpu_seconds"))
+        lines.append(f"| {one['name'].removeprefix('without ')} | {wall:.0%} | {cpu:.0%} |")
+    text = f"What each part costs: the share of the wall time and of the client's CPU of `{WHOLE}` that goes without it.\n"
+    return "\n".join([text, "| part | wall | client CPU |", "|---|---:|---:|", *lines]) + "\n"
+
+
+WHOLE = "keyhaul adbc + copy"
+"""The contender that those without a part are compared with: they have its reader and loader."""
 
 
 def _steps(result: dict[str, Any]) -> str:
