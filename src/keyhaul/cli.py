@@ -32,7 +32,7 @@ from keyhaul import (
 )
 from keyhaul.console import write_line
 from keyhaul.errors import ConfigError, EtlError
-from keyhaul.shell import BROKEN, OK, QUARANTINED, STOPPED, WRONG, Home, RunName, app
+from keyhaul.shell import BROKEN, OK, QUARANTINED, STOPPED, WRONG, Home, RunName, app, importing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,7 +115,8 @@ def _start(ctx: typer.Context, values: dict[str, Any]) -> None:
     command = ctx.info_name
     if command == "run" and job_file is None:
         raise typer.BadParameter("expected a job file: etl run JOB.yaml. Without one, use etl chunked", ctx=ctx)
-    from keyhaul.config import load_job
+    with importing():
+        from keyhaul.config import load_job
 
     loaded = load_job(job_file, given, os.environ)
     full: bool = values["full"]
@@ -186,7 +187,8 @@ app.command("replay", help="Send a run's quarantined records through the job aga
 
 def _run(job: Job, values: dict[str, Any], *, full: bool) -> int:
     fresh, mode, quiet, log_file = (values[name] for name in ("fresh", "progress", "quiet", "log_file"))
-    from keyhaul.engine import run
+    with importing():
+        from keyhaul.engine import run
 
     def move(observe: Observer, control: Control) -> Report:
         return run(job, observe, control, fresh=fresh, full=full)

@@ -11,7 +11,7 @@ import psycopg
 from psycopg import sql
 
 from keyhaul import events
-from keyhaul.connecting import connect_ledger, find_ends
+from keyhaul.connecting import choose_reader, connect_ledger, find_ends
 from keyhaul.control import Control
 from keyhaul.crew import DEFAULT_WORKERS, allowed_workers, check_server
 from keyhaul.dsn import redact
@@ -26,6 +26,7 @@ from keyhaul.phases import Phases, sweep
 from keyhaul.pool import Pool
 from keyhaul.prepare import Prepared, prepare
 from keyhaul.sizing import size_up
+from keyhaul.sources.readers import preload
 from keyhaul.targets import postgres
 from keyhaul.targets import replace as replacing
 from keyhaul.task import Task
@@ -64,6 +65,7 @@ def run(job: Job, observe: Observer, control: Control, *, fresh: bool = False, f
     ends = find_ends(job)
     if ends.filled:
         observe(events.Notice(message=FILLED))
+    preload(choose_reader(job, ends.source))
     run_id = new_run_id()
     with prepare(job, ends, run_id=run_id) as prepared:
         sitting = Sitting(prepared, observe, control, run_id, started)

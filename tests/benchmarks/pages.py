@@ -84,7 +84,9 @@ def _costs(without: list[dict[str, Any]], results: list[dict[str, Any]]) -> str:
     for one in measured:
         wall, cpu = (1 - one["median"][name] / whole[name] for name in ("wall_seconds", "cpu_seconds"))
         lines.append(f"| {one['name'].removeprefix('without ')} | {wall:.0%} | {cpu:.0%} |")
-    text = f"What each part costs: the share of the wall time and of the client's CPU of `{WHOLE}` that goes without it.\n"
+    text = (
+        f"What each part costs: the share of the wall time and of the client's CPU of `{WHOLE}` that goes without it.\n"
+    )
     return "\n".join([text, "| part | wall | client CPU |", "|---|---:|---:|", *lines]) + "\n"
 
 

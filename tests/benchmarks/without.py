@@ -7,13 +7,15 @@ here, in a process of the benchmark's own.
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from keyhaul import engine
 from keyhaul.cli import main
-from keyhaul.model import ChunkResult
 from keyhaul.sources import readers
 from keyhaul.targets import transaction
+
+if TYPE_CHECKING:
+    from keyhaul.model import ChunkResult
 
 
 def without_snapshot() -> None:

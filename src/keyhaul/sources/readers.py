@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import re
-from typing import TYPE_CHECKING, Any, Protocol
+import threading
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from keyhaul.errors import ChunkError, StopRunError, TransientError, without_values
 from keyhaul.links import awaiting
@@ -112,6 +114,18 @@ class AdbcReader:
 
 
 READERS: dict[str, Callable[[str], Reader]] = {"connectorx": ConnectorxReader, "adbc": AdbcReader}
+
+_PACKAGES: Final = {"connectorx": "connectorx", "adbc": "adbc_driver_postgresql.dbapi"}
+
+
+def preload(reader: str) -> None:
+    """Begin to import a reader's driver in the background, while the run waits for the databases' answers."""
+
+    def load() -> None:
+        with contextlib.suppress(ImportError):  # the first read imports it again, and tells
+            importlib.import_module(_PACKAGES[reader])
+
+    threading.Thread(target=load, name="keyhaul-import", daemon=True).start()
 
 
 def _begin_statements(snapshot: str) -> list[str]:
