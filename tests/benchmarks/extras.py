@@ -15,6 +15,7 @@ from benchmarks.rounds import run_one
 if TYPE_CHECKING:
     from benchmarks.contenders import Contender, Ends
     from benchmarks.measured import Usage
+    from benchmarks.orders import Digest
 
 SMALL_ROWS = 10_000
 LINK_ROWS = 300_000
@@ -26,14 +27,14 @@ CURVE_POINTS = 120
 
 def small(ends: Ends, rounds: int) -> dict[str, Any]:
     """Time a job of 10,000 rows from the shell: nearly all of it is overhead."""
-    orders.make_source(ends.source, SMALL_ROWS)
+    orders.make_source(ends.source, SMALL_ROWS, finished=False)
     found = {reader: _times(contenders.small_job(ends, reader), ends, rounds) for reader in ("connectorx", "adbc")}
     return {"rows": SMALL_ROWS, "wall_seconds": found}
 
 
 def link(ends: Ends, rounds: int, rows: int = LINK_ROWS) -> dict[str, Any]:
     """Time the job with each connection to either database held to 3 MB/s, by number of workers."""
-    orders.make_source(ends.source, rows)
+    orders.make_source(ends.source, rows, finished=False)
     chunk = min(LINK_CHUNK, max(rows // 60, 1))
     found: dict[str, Any] = {}
     with ExitStack() as stack:
@@ -48,10 +49,12 @@ def link(ends: Ends, rounds: int, rows: int = LINK_ROWS) -> dict[str, Any]:
 
 def memory(ends: Ends, rows: int) -> dict[str, Any]:
     """Record the memory of one run over `rows` rows with each reader."""
-    orders.make_source(ends.source, rows)
-    curves = {}
+    orders.make_source(ends.source, rows, finished=False)
+    curves, want = {}, None
     for reader in ("connectorx", "adbc"):
-        usage = _run(contenders.small_job(ends, reader), ends, 1)
+        one = contenders.small_job(ends, reader)
+        want = want or _expected(one, ends)
+        usage = _run(one, ends, 1, want)
         step = max(len(usage.curve) // CURVE_POINTS, 1)
         curves[reader] = {
             "peak_bytes": usage.peak_bytes,
@@ -66,11 +69,14 @@ def _times(contender: Contender, ends: Ends, rounds: int) -> dict[str, float]:
     return {"median": round(median(walls), 3), "min": round(min(walls), 3), "max": round(max(walls), 3)}
 
 
-def _run(contender: Contender, ends: Ends, number: int) -> Usage:
+def _run(contender: Contender, ends: Ends, number: int, want: Digest | None = None) -> Usage:
     """Run once, checked like the others; the check itself goes past any slow link."""
-    want = orders.expected(ends.source, {contender.expected})[contender.expected]
-    measure = run_one(contender, ends, number, want)
+    measure = run_one(contender, ends, number, want or _expected(contender, ends))
     if measure.wrong:
         raise SystemExit(f"run {contender.name}: {measure.wrong}")
     print(f"{contender.name}: {measure.usage.wall_seconds:.2f} s", file=sys.stderr, flush=True)
     return measure.usage
+
+
+def _expected(contender: Contender, ends: Ends) -> Digest:
+    return orders.expected(ends.source, {contender.expected})[contender.expected]

@@ -72,8 +72,8 @@ class Digest:
     hash: str
 
 
-def make_source(uri: str, rows: int) -> None:
-    """Fill the source with orders and with the finished rows that the raw COPY sends."""
+def make_source(uri: str, rows: int, *, finished: bool = True) -> None:
+    """Fill the source with orders and, if asked, with the `finished` rows that the raw COPY sends."""
     with psycopg.connect(uri, autocommit=True) as conn:
         conn.execute(f"drop schema if exists {SCHEMA} cascade")
         conn.execute(f"create schema {SCHEMA}")
@@ -81,10 +81,11 @@ def make_source(uri: str, rows: int) -> None:
         conn.execute(f"create table {SOURCE_TABLE} ({columns})")
         conn.execute(_FILL, {"rows": rows})
         conn.execute(f"create index on {SOURCE_TABLE} (id)")
-        conn.execute(f"create table {FINISHED_TABLE} as {finished_query()}")
-        conn.execute(f"create index on {FINISHED_TABLE} (id)")
         conn.execute(f"vacuum analyze {SOURCE_TABLE}")
-        conn.execute(f"vacuum analyze {FINISHED_TABLE}")
+        if finished:
+            conn.execute(f"create table {FINISHED_TABLE} as {finished_query()}")
+            conn.execute(f"create index on {FINISHED_TABLE} (id)")
+            conn.execute(f"vacuum analyze {FINISHED_TABLE}")
 
 
 _FILL = f"""
