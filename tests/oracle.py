@@ -67,6 +67,7 @@ def problems(
     if twice:
         found.append(f"{twice} rows are there twice")
     found += _ledger(truth, target)
+    found += _checksums(target, table)
     for uri in servers:
         found += [f"a session is left: {name} ({state})" for name, state in sessions(uri)]
         found += _left(uri)
@@ -102,6 +103,20 @@ def _ledger(truth: Truth, target: str) -> list[str]:
     if differing:
         found.append(f"{differing} chunks count other records than the quarantine holds")
     return found
+
+
+def _checksums(target: str, table: str) -> list[str]:
+    """Compare what the chunks' checksums sum to with the whole table, of a ledger whose run has them."""
+    sums = fetch(
+        target,
+        "select coalesce(sum(rows_there), 0)::bigint, coalesce(sum(hash_there), 0) from keyhaul.chunks"
+        " join keyhaul.runs using (run_id) where runs.checksum is not null and runs.kind = 'run' having count(*) > 0",
+    )
+    return (
+        [f"checksums: {sums[0]}, expected {checksum(target, table)}"]
+        if sums and sums[0] != checksum(target, table)
+        else []
+    )
 
 
 def _left(uri: str) -> list[str]:

@@ -1,8 +1,8 @@
 """keyhaul: a columnar batch engine that moves tables, files and documents into PostgreSQL.
 
-From Python: `run`, `plan` and `verify` take a job, `check` a checks file or a job file; `runs`, `chunks`,
-`quarantine` and `checks` give the ledger as Polars frames (docs/history.md). They are imported when they are
-first used, so that ``import keyhaul`` loads no driver.
+From Python: `run`, `plan` and `verify` take a job, `verify_ledger` a run, `check` a checks file or a job file; `runs`,
+`chunks`, `quarantine` and `checks` give the ledger as Polars frames (docs/history.md). They are imported when they
+are first used, so that ``import keyhaul`` loads no driver.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from keyhaul.checkhistory import checks
     from keyhaul.history import chunks, quarantine, runs
-    from keyhaul.jobs import plan, run, verify
+    from keyhaul.jobs import plan, run, verify, verify_ledger
     from keyhaul.quality import check
 
 __version__ = "0.1.0"
 
-__all__ = ["check", "checks", "chunks", "plan", "quarantine", "run", "runs", "verify"]
+__all__ = ["check", "checks", "chunks", "plan", "quarantine", "run", "runs", "verify", "verify_ledger"]
 
 # No module may have one of these names: once imported, it would stand where the function should.
 _HOMES = {
@@ -30,6 +30,7 @@ _HOMES = {
     "plan": "jobs",
     "run": "jobs",
     "verify": "jobs",
+    "verify_ledger": "jobs",
 }
 
 

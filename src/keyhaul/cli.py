@@ -94,6 +94,7 @@ def _move(
     newer_by: Annotated[str | None, typer.Option(metavar="C", help="Upsert only what is newer by it.")] = None,
     no_create: Annotated[bool, typer.Option("--no-create", help="Refuse a missing target table.")] = False,
     with_foreign_keys: WithForeignKeys = False,
+    checksum: Annotated[bool, typer.Option("--checksum", help="For etl verify --against-ledger; costs CPU.")] = False,
     allow_quarantined: Annotated[str | None, typer.Option(metavar="N|P%", help="Still exit code 0 [0].")] = None,
     allow_python: Annotated[bool, typer.Option("--allow-python", help="Run the job's Python steps.")] = False,
     progress: Annotated[Progress, typer.Option(help="How to show what happens.")] = Progress.auto,
@@ -172,7 +173,7 @@ def _flags_of_replay() -> inspect.Signature:
         "check": (Annotated[list[str] | None, typer.Option(metavar="'NAME: EXPR'", help="A rule of the job.")], None),
     }
     moved = inspect.signature(_move, eval_str=True).parameters
-    kept = [moved[name] for name in moved if name not in {"ctx", "rule", "fresh", "full", "order"}]
+    kept = [moved[name] for name in moved if name not in {"ctx", "rule", "fresh", "full", "order", "checksum"}]
     mine = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default)
         for name, (kind, default) in own.items()
@@ -306,6 +307,7 @@ def _look_back_options(job: Job) -> str:
 
 
 def _plan(job: Job, *, full: bool) -> None:
+    from keyhaul.checksums import check_checksum
     from keyhaul.connecting import find_ends
     from keyhaul.incremental import find_delta, limit
     from keyhaul.ledger import Ledger
@@ -315,6 +317,8 @@ def _plan(job: Job, *, full: bool) -> None:
 
     with prepare(job, find_ends(job)) as prepared:
         source = prepared.source
+        if job.checksum:
+            check_checksum(prepared, there=not prepared.target.ddl.before)
         ledger = Ledger(lambda: prepared.target_conn, job.ledger_schema, job.job)
         delta = find_delta(job, source, prepared.target, ledger, full=full)
         if delta is not None:

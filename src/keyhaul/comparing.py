@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -30,9 +29,11 @@ from keyhaul.lookback import find_run
 from keyhaul.matching import find_matching
 from keyhaul.model import Chunk
 from keyhaul.prepare import prepare
-from keyhaul.targets.compare import Kind, RowDifference, Slice, Tally, within
+from keyhaul.targets.compare import Kind, RowDifference, Slice, Tally
+from keyhaul.targets.keyrange import within
 from keyhaul.targets.session import CopySession
 from keyhaul.task import source_application, target_uri
+from keyhaul.team import Team
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +41,8 @@ if TYPE_CHECKING:
     import polars as pl
 
     from keyhaul.config import Job
-    from keyhaul.ledger import Ledger, Replayable
+    from keyhaul.ledger import Ledger
+    from keyhaul.ledgerrows import Replayable
     from keyhaul.matching import Matching
     from keyhaul.model import Observer
     from keyhaul.prepare import Prepared
@@ -184,7 +186,8 @@ def _find(prepared: Prepared, ledger: Ledger, run: str) -> Replayable:
         raise RefusedError(msg)
     if original.lost:
         raise RefusedError(f"{what}: {original.lost}. Compare a run whose rows are in the target")
-    changed = difference({**original.config, "chunk": 0}, {**job.identity(), "chunk": 0})
+    aside = {"chunk": 0, "checksum": None}  # the run's own rows are compared, whatever these are
+    changed = difference({**original.config, **aside}, {**job.identity(), **aside})
     if changed:
         msg = f"{what}: the job given is another one: {'; '.join(changed)}. Give the run's own source and settings"
         raise RefusedError(msg)
@@ -215,6 +218,21 @@ class _Part:
     distinct: bool
 
 
+class _Reader:
+    """What one thread has: connections to the source."""
+
+    def __init__(self, comparison: _Comparison, accepted: Accepted, number: int) -> None:
+        self._comparison = comparison
+        self._accepted = accepted
+        self._number = number
+
+    def do(self, part: _Part) -> None:
+        self._comparison.again(self._accepted, part, self._number)
+
+    def close(self) -> None:
+        self._accepted.close()
+
+
 class _Comparison:
     """One verification: parts in a queue, a thread for each worker, and what they have found."""
 
@@ -239,10 +257,8 @@ class _Comparison:
         self._matching: Matching = find_matching(prepared)
         self._extra = prepared.job.target.mode in {None, "replace"} if extra is None else extra
         self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._left: deque[_Part] = deque()
+        self._team: Team[_Part] = Team("keyhaul-verify", self._hire, self._cancel)
         self._sessions: set[CopySession] = set()
-        self._failure: BaseException | None = None
         self._rows = self._rejected = 0
         self._tallies: list[ChunkTally] = []
         self._differences: list[Difference] = []
@@ -260,8 +276,7 @@ class _Comparison:
                 "it whole. An index on the key helps"
             )
             self._observe(events.Notice(message=message, level="warning"))
-        self._left.extend(parts)
-        self._work(self._sitting.count_workers(len(parts)))
+        self._team.work(parts, self._sitting.count_workers(len(parts)))
         tallies = sorted(self._tallies, key=lambda tally: tally.chunk)
         return Verification(
             run_id=run_id,
@@ -305,65 +320,32 @@ class _Comparison:
 
     # --- threads ---------------------------------------------------------------------------------
 
-    def _work(self, workers: int) -> None:
-        threads = [
-            threading.Thread(target=self._run, args=(number,), name=f"keyhaul-verify-{number}", daemon=True)
-            for number in range(1, workers + 1)
-        ]
-        for thread in threads:
-            thread.start()
+    def _hire(self, number: int) -> _Reader:
+        return _Reader(self, Accepted(self._task, number, self._original.run_id), number)
+
+    def _cancel(self) -> None:
+        """End what both servers do for this comparison."""
+        for session in list(self._sessions):
+            session.cancel()
         try:
-            for thread in threads:
-                while thread.is_alive():
-                    thread.join(timeout=0.1)
-        except BaseException:
-            self._cancel(threads)
-            raise
-        if self._failure is not None:
-            raise self._failure
+            with connect(self._task.source_dsn, "source", application_name="keyhaul cancel", settings={}) as conn:
+                conn.execute(
+                    "select pg_cancel_backend(pid) from pg_stat_activity where application_name like %s",
+                    [source_application(self._task.run_id, "%")],
+                )
+        except (ConfigError, psycopg.Error):
+            return  # the daemon threads end with the process
 
-    def _cancel(self, threads: Sequence[threading.Thread]) -> None:
-        """End what both servers do for this comparison, before their connections are closed."""
-        self._stop.set()
-        deadline = time.monotonic() + 5
-        while any(thread.is_alive() for thread in threads) and time.monotonic() < deadline:
-            for session in list(self._sessions):
-                session.cancel()
-            try:
-                with connect(self._task.source_dsn, "source", application_name="keyhaul cancel", settings={}) as conn:
-                    conn.execute(
-                        "select pg_cancel_backend(pid) from pg_stat_activity where application_name like %s",
-                        [source_application(self._task.run_id, "%")],
-                    )
-            except (ConfigError, psycopg.Error):
-                return  # the daemon threads end with the process
-            time.sleep(0.2)
-
-    def _run(self, number: int) -> None:
-        """Take parts until none is left; runs in a thread of its own."""
-        accepted = Accepted(self._task, number, self._original.run_id)
-        try:
-            while not self._stop.is_set():
-                with self._lock:
-                    if not self._left:
-                        break
-                    part = self._left.popleft()
-                self._again(accepted, part, number)
-        except BaseException as error:  # noqa: BLE001 - handed to the main thread, which raises it
-            with self._lock:
-                self._failure = self._failure or error
-            self._stop.set()
-        finally:
-            accepted.close()
-
-    def _again(self, accepted: Accepted, part: _Part, number: int) -> None:
+    def again(self, accepted: Accepted, part: _Part, number: int) -> None:
+        """Compare a part; again after an error that another try may get past."""
         for attempt in tenacity.Retrying(
             stop=tenacity.stop_any(
-                tenacity.stop_after_attempt(self._task.job.retries + 1), tenacity.stop_when_event_set(self._stop)
+                tenacity.stop_after_attempt(self._task.job.retries + 1),
+                tenacity.stop_when_event_set(self._team.stopping),
             ),
             wait=tenacity.wait_exponential(multiplier=0.2, max=10),
             retry=tenacity.retry_if_exception_type(TransientError),
-            sleep=tenacity.sleep_using_event(self._stop),
+            sleep=tenacity.sleep_using_event(self._team.stopping),
             reraise=True,
         ):
             with attempt:
@@ -379,7 +361,7 @@ class _Comparison:
             compared = Slice(session, destination, self._matching.key, part.where, extra=self._extra)
             rejected, distinct = 0, True
             for chunk in part.chunks:
-                if self._stop.is_set():
+                if self._team.stopping.is_set():
                     return
                 frame, columns, known = accepted.read(session, chunk)
                 distinct = distinct and self._distinct(frame, part)

@@ -151,6 +151,14 @@ class Job(Part):
         "--allow-quarantined",
         "ETL_ALLOW_QUARANTINED",
     )
+    checksum: bool = setting(
+        False,
+        "Store with each chunk how many rows the target has in its key range, and a hash of them, for "
+        "etl verify --against-ledger. Costs the target's server CPU for each row that is there (docs/design.md).",
+        "true or false",
+        "--checksum",
+        "ETL_CHECKSUM",
+    )
     ledger_schema: str = setting(
         "keyhaul",
         "Schema of the ledger's tables in the target.",
@@ -249,6 +257,7 @@ class Job(Part):
             "target": self.target.model_dump(include={"table", "mode", "conflict", "newer_by"}, mode="json"),
             # Only where they are: the fingerprints of the runs of other jobs stay what they were.
             **({"incremental": {"column": delta.column, "lag": str(delta.lag)}} if delta else {}),
+            **({"checksum": True} if self.checksum else {}),
             **several,
         }
 

@@ -32,8 +32,7 @@ def allowed_workers(
     same = ends.source.identity.rpartition("/")[0] == ends.target.identity.rpartition("/")[0]
     warnings = []
     for conn, end in ((source, "source"), (target, "target")):
-        row = conn.execute(_FREE_CONNECTIONS).fetchone()
-        free = int(row[0]) if row else wanted
+        free = free_connections(conn)
         allowed = free // 2 if same else free
         if allowed < 1:
             needed = 2 if same else 1
@@ -43,6 +42,11 @@ def allowed_workers(
             warnings.append(f"{wanted} workers need more connections than the {end} has free: using {allowed}")
             wanted = allowed
     return wanted, warnings
+
+
+def free_connections(conn: psycopg.Connection[Any]) -> int:
+    """Return how many further sessions a server would take of somebody who is no superuser."""
+    return int(conn.execute(_FREE_CONNECTIONS).fetchall()[0][0])
 
 
 def check_server(conn: psycopg.Connection[Any], label: str) -> None:

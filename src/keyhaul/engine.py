@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import psycopg
 from psycopg import sql
 
-from keyhaul import events
+from keyhaul import checksums, events
 from keyhaul.connecting import choose_reader, connect_ledger, find_ends
 from keyhaul.control import Control
 from keyhaul.crew import DEFAULT_WORKERS, allowed_workers, check_server
@@ -20,7 +20,8 @@ from keyhaul.errors import ConfigError, EtlError, RefusedError, StopRunError
 from keyhaul.faults import pass_point
 from keyhaul.identity import difference
 from keyhaul.incremental import begin_delta, limit_again
-from keyhaul.ledger import Ledger, NewRun, new_run_id
+from keyhaul.ledger import Ledger, new_run_id
+from keyhaul.ledgerrows import NewRun
 from keyhaul.model import Report
 from keyhaul.phases import Phases, sweep
 from keyhaul.pool import Pool
@@ -35,9 +36,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from keyhaul.config import Job
-    from keyhaul.ledger import Totals, Unfinished
+    from keyhaul.ledgerrows import Totals, Unfinished
     from keyhaul.model import Observer, Outcome, RunCheck
     from keyhaul.sizing import Sizing
+    from keyhaul.targets.rowhash import Hashing
 
 FILLED: Final = "filled the embedded database source with the bundled flights (336,776 rows)"
 
@@ -93,6 +95,7 @@ class Sitting:
         self._sitting = 1
         self._begun = False
         self._expected_rows: int | None = None
+        self._hashing: Hashing | None = None
         self.ledger = Ledger(self._connect_ledger, self._job.ledger_schema, self._job.job)
 
     @cached_property
@@ -112,6 +115,7 @@ class Sitting:
         if unfinished is not None:
             self._check_same(unfinished)
             self._check_there(unfinished)
+            self._hashing = checksums.resume(self._prepared, ledger.checksum(unfinished.run_id))
             left = len(ledger.open_chunks(unfinished.run_id))
             loaded = ledger.totals(unfinished.run_id).done
             gathered = phases is not None and phases.resume(unfinished.run_id, loaded=loaded, left=left)
@@ -217,10 +221,12 @@ class Sitting:
             )
             raise RefusedError(msg)
 
-    def _begin(self, *, fresh: bool, full: bool) -> int:
-        """Plan, create what is missing, and write run and plan into the ledger; returns the number of workers."""
+    def _check_new(self) -> bool:
+        """Refuse what only a new run is refused for; returns whether the target is emptied first."""
         prepared, job, target = self._prepared, self._job, self._prepared.target
         prepared.refuse_held()
+        if job.checksum:
+            checksums.check_checksum(prepared, there=not target.ddl.before)
         empty_first = target.holds_rows and job.target.mode is None and not prepared.tables
         if empty_first and not prepared.ends.embedded_target:
             msg = (
@@ -229,6 +235,12 @@ class Sitting:
                 "(and give --fresh if a run is unfinished)"
             )
             raise RefusedError(msg)
+        return empty_first
+
+    def _begin(self, *, fresh: bool, full: bool) -> int:
+        """Plan, create what is missing, and write run and plan into the ledger; returns the number of workers."""
+        prepared, job, target = self._prepared, self._job, self._prepared.target
+        empty_first = self._check_new()
         delta = begin_delta(job, prepared.source, target, self.ledger, self._notice, full=full)
         plan = prepared.source.plan(self.sizing.chunk_rows)
         if plan.exact and prepared.source.relation.kind in {"q", "v"}:
@@ -259,6 +271,7 @@ class Sitting:
                     fresh_table=target.loaded.as_string(conn) if target.fresh else None,
                     since=delta.since if delta else None,
                     watermark=delta.watermark if delta else None,
+                    checksum=self._settle_checksums(),
                 ),
                 plan,
                 fresh=fresh,
@@ -269,6 +282,12 @@ class Sitting:
         self._tell_begun(len(plan.chunks), emptied=empty_first)
         return workers
 
+    def _settle_checksums(self) -> dict[str, Any] | None:
+        if not self._job.checksum:
+            return None
+        self._hashing, described = checksums.settle(self._prepared)
+        return described
+
     def _tell_begun(self, chunks: int, *, emptied: bool) -> None:
         """Tell what a person may not expect of a new run."""
         prepared, job, target = self._prepared, self._job, self._prepared.target
@@ -278,6 +297,13 @@ class Sitting:
             self._notice(f"emptied {target.label} in the embedded warehouse before loading it again")
         if target.ddl.before:
             self._notice(f"created {target.label}")
+        if self._hashing is not None and not self._hashing.indexed and chunks > 1:
+            names = ", ".join(column.name for column in self._hashing.key)
+            self._notice(
+                f"no index of {target.label} leads with {names}: the checksum of each of the {chunks} chunks scans it "
+                "whole. A primary key or index on the key, or larger chunks, help",
+                "warning",
+            )
         if not prepared.source.indexed() and chunks > 1:
             self._notice(
                 f"no index of {prepared.source.relation.label} leads with {', '.join(job.key)}: "
@@ -317,6 +343,7 @@ class Sitting:
             dedup=self._job.dedup,
             columns=prepared.columns,
             tables=prepared.tables,
+            hashing=self._hashing,
         )
 
     # --- the end ---------------------------------------------------------------------------------

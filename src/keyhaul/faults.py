@@ -33,6 +33,7 @@ POINTS: Final = (
     "copy.ended",
     "isolate.halved",
     "quarantine.written",
+    "checksum.written",
     "ledger.written",
     "commit.before",
     "commit.after",

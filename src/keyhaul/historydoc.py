@@ -34,6 +34,7 @@ report = keyhaul.run({"key": "id", "chunk": 50_000}, print)  # the engine, with 
 keyhaul.run("configs/flights.yaml", fresh=True)
 keyhaul.plan("configs/flights.yaml").chunks
 keyhaul.verify("configs/flights.yaml").equal  # the last run's target beside the source as it is now
+keyhaul.verify_ledger("last").equal  # beside the checksums of a run with `checksum: true`; needs no source
 
 keyhaul.check("configs/flights_checks.yaml").good  # the checks of a file, or a job's rules on its target
 keyhaul.checks()  # what is kept of all checks, the newest first; of a file: keyhaul.checks(state="state.json")

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keyhaul import comparing, engine, events
+from keyhaul import comparing, engine, events, ledgercompare
 from keyhaul.comparing import FIRST_DIFFERENCES
-from keyhaul.config import Job, load_job
-from keyhaul.connecting import find_ends
+from keyhaul.config import EMBEDDED, Job, load_job
+from keyhaul.connecting import find_ends, find_target
 from keyhaul.control import Control
 from keyhaul.errors import ConfigError
 from keyhaul.prepare import prepare
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from keyhaul.comparing import Verification
+    from keyhaul.ledgercompare import LedgerComparison
     from keyhaul.model import Observer, Plan, Report
 
     AnyJob = Job | Mapping[str, Any] | str | Path
@@ -127,6 +128,51 @@ def verify(
     whole = _read(job, allow_python=allow_python, environ=environ)
     watched = observe or (lambda _event: None)
     return comparing.verify(whole, run, extra=extra, limit=limit, show_values=show_values, observe=watched)
+
+
+def verify_ledger(
+    run: str = "last",
+    observe: Observer | None = None,
+    *,
+    job: str | None = None,
+    show_values: bool = False,
+    target: str | None = None,
+    home: str | None = None,
+    ledger_schema: str | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> LedgerComparison:
+    """Compare a target with the checksums that a run has stored, as ``etl verify --against-ledger`` does.
+
+    The source is not touched, and nothing is changed. Ctrl-C ends the comparison with `KeyboardInterrupt`, after the
+    statements under way are cancelled.
+
+    Args:
+        run: its name, or ``last`` for the newest that is no replay.
+        observe: called with what a person should know, such as that an index is missing, from the threads where
+            that happens.
+        job: the name of a job, whose runs alone are meant.
+        show_values: whether the chunks that differ have their key ranges.
+        target: URI of the database with the ledger; the embedded warehouse by default.
+        home: folder of the embedded PostgreSQL; the user's cache by default.
+        ledger_schema: ``keyhaul`` by default.
+        environ: give ``os.environ`` to take what is not given from ``ETL_TARGET_URL``, ``ETL_HOME`` and
+            ``ETL_LEDGER_SCHEMA``, as the command line does.
+
+    Returns:
+        The chunks that differ; ``equal`` says whether any does.
+
+    Raises:
+        ConfigError: the database cannot be reached, there is no such run, it has no checksums (``checksum: true``),
+            or they cannot be compared any more.
+        StopRunError: the database was lost, or a chunk could not be compared.
+    """
+    known = environ or {}
+    place = ledgercompare.Place(
+        dsn=find_target(target or known.get("ETL_TARGET_URL") or EMBEDDED, home or known.get("ETL_HOME")),
+        ledger_schema=ledger_schema or known.get("ETL_LEDGER_SCHEMA") or "keyhaul",
+        job=job,
+    )
+    return ledgercompare.compare_ledger(place, run, observe or (lambda _event: None), show_values=show_values)
 
 
 def _read(job: AnyJob, *, allow_python: bool, environ: Mapping[str, str] | None) -> Job:

@@ -74,7 +74,7 @@ def _from_text(place: tuple[str, ...], text: str) -> object:
         return list(steps.split_names(text) or ())
     if place in _NUMBERS or (len(place) == 1 and place[0].endswith("_timeout_seconds")):
         return int(text) if re.fullmatch(r"\s*[-+]?[0-9]{1,20}\s*", text) else text
-    if place in {("stop_on_error",), ("target", "no_create"), ("target", "with_foreign_keys")}:
+    if place in {("stop_on_error",), ("checksum",), ("target", "no_create"), ("target", "with_foreign_keys")}:
         return {"true": True, "1": True, "false": False, "0": False}.get(text.strip().lower(), text)
     return text
 

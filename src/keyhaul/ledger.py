@@ -9,7 +9,7 @@ import re
 import secrets
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -17,12 +17,14 @@ import psycopg
 
 import keyhaul
 from keyhaul.errors import ConnectError, RefusedError
+from keyhaul.ledgerrows import Replayable, Totals, Unfinished, Watermark
 from keyhaul.model import Chunk, Counts, FailedChunk, TableCounts
 from keyhaul.sql import statement
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from keyhaul.ledgerrows import NewRun
     from keyhaul.model import Plan, RunCheck
 
 LOCK_SECONDS: Final = 1.0
@@ -43,72 +45,6 @@ def session_name(run_id: str) -> str:
 def new_run_id() -> str:
     """Return a name that sorts by time and is unique among runs of one second."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(2)}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unfinished:
-    """A run that the same command may go on with; `fresh_table` is the quoted one that it loads in mode replace."""
-
-    run_id: str
-    fingerprint: str
-    config: Mapping[str, Any]
-    fresh_table: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewRun:
-    """What the ledger records of a run before its first read; holds no secret."""
-
-    run_id: str
-    job: str
-    fingerprint: str
-    config: Mapping[str, Any]
-    source: str
-    target_table: str
-    key: Sequence[str]
-    chunk_rows: int
-    workers: int
-    finish: Sequence[Mapping[str, str]] = ()
-    kind: Literal["run", "replay"] = "run"
-    replay_of: str | None = None
-    fresh_table: str | None = None
-    since: str | None = None
-    watermark: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Watermark:
-    """Where the last incremental run ended that is done; `loaded` are the rows of all of them with one target."""
-
-    run_id: str
-    watermark: str
-    config: Mapping[str, Any]
-    loaded: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Replayable:
-    """A run whose quarantined records can be sent again, as far as the job given must agree with it."""
-
-    run_id: str
-    job: str
-    kind: Literal["run", "replay"]
-    replay_of: str
-    key: Sequence[str]
-    target_table: str
-    config: Mapping[str, Any]
-    rows_read: int
-    lost: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Totals:
-    """A run's chunks and balance, summed by SQL from its committed chunks."""
-
-    done: int
-    failed: int
-    planned: int
-    counts: Counts
 
 
 class Ledger:
@@ -237,6 +173,7 @@ class Ledger:
             "config": json.dumps(run.config),
             "key": list(run.key),
             "finish": json.dumps(list(run.finish)),
+            "checksum": None if run.checksum is None else json.dumps(run.checksum),
         }
         chunks = json.dumps(
             [
@@ -281,6 +218,11 @@ class Ledger:
     def since(self, run_id: str) -> str | None:
         """Return the lowest value of the incremental column that a run reads; None when it reads all rows."""
         row = self._execute("since", run_id=run_id).fetchone()
+        return row[0] if row else None
+
+    def checksum(self, run_id: str) -> dict[str, Any] | None:
+        """Return what is hashed of the rows of a run; None when its chunks have no checksums."""
+        row = self._execute("checksum", run_id=run_id).fetchone()
         return row[0] if row else None
 
     def finish_steps(self, run_id: str) -> list[dict[str, Any]]:

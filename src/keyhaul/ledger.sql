@@ -33,6 +33,7 @@ create table if not exists {schema}.runs (
     since          text,
     watermark      text,
     run_checks     jsonb,
+    checksum       jsonb,
     started_at     timestamptz not null default clock_timestamp(),
     ended_at       timestamptz,
     stop_reason    text
@@ -66,6 +67,9 @@ create table if not exists {schema}.chunks (
     started_at        timestamptz,
     ended_at          timestamptz,
     error             text,
+    rows_there        bigint,
+    hash_there        numeric,
+    hashed_by         text,
     primary key (run_id, chunk),
     constraint balance check (rows_read = rows_loaded + rows_unchanged + rows_duplicate + rows_filtered + rows_quarantined)
 );
@@ -88,11 +92,11 @@ create table if not exists {schema}.quarantine (
 
 -- name: outdated
 -- Whether the ledger was made before there were replays, fresh tables, incremental runs, rules across the run,
--- several tables from one record, or seconds of waiting.
+-- several tables from one record, seconds of waiting, or checksums.
 select to_regclass({runs}) is not null
    and exists (
        select from (values ('runs', 'replay_of'), ('runs', 'fresh_table'), ('runs', 'watermark'), ('runs', 'run_checks'),
-                           ('chunks', 'tables'), ('chunks', 'wait_seconds')) as needed(tab, col)
+                           ('chunks', 'tables'), ('chunks', 'wait_seconds'), ('chunks', 'hashed_by')) as needed(tab, col)
         where not exists (
            select from pg_catalog.pg_attribute a join pg_catalog.pg_class c on c.oid = a.attrelid
             where c.relnamespace = (select r.relnamespace from pg_catalog.pg_class r where r.oid = to_regclass({runs}))
@@ -104,11 +108,13 @@ alter table {schema}.runs
     add column if not exists kind text not null default 'run' check (kind in ('run', 'replay')),
     add column if not exists replay_of text, add column if not exists since text,
     add column if not exists watermark text, add column if not exists fresh_table text,
-    add column if not exists run_checks jsonb;
+    add column if not exists run_checks jsonb, add column if not exists checksum jsonb;
 alter table {schema}.chunks drop constraint if exists chunks_kind_check,
                             add constraint chunks_kind_check check (kind in ('range', 'nulls', 'keys'));
 alter table {schema}.chunks add column if not exists tables jsonb not null default '[]',
-                            add column if not exists wait_seconds double precision not null default 0;
+                            add column if not exists wait_seconds double precision not null default 0,
+                            add column if not exists rows_there bigint, add column if not exists hash_there numeric,
+                            add column if not exists hashed_by text;
 alter table {schema}.quarantine
     add column if not exists attempts integer not null default 1, add column if not exists tried_by text,
     add column if not exists resolved_at timestamptz, add column if not exists resolved_by text;
@@ -158,10 +164,10 @@ select run_id from {schema}.runs
 -- A new run, before its chunks and before the first read.
 insert into {schema}.runs (run_id, job, fingerprint, config, status, source, target_table, key, chunk_rows,
                            chunks_planned, estimated_rows, workers, pid, host, version, finish, kind, replay_of,
-                           fresh_table, since, watermark)
+                           fresh_table, since, watermark, checksum)
 values ({run_id}, {job}, {fingerprint}, {config}::jsonb, 'running', {source}, {target_table}, {key}::text[], {chunk_rows},
         {chunks_planned}, {estimated_rows}, {workers}, {pid}, {host}, {version}, {finish}::jsonb, {kind}, {replay_of},
-        {fresh_table}, {since}, {watermark});
+        {fresh_table}, {since}, {watermark}, {checksum}::jsonb);
 
 -- name: last_watermark
 -- Where the next incremental run begins: at the newest done run of the same source, column and target. A ledger
@@ -225,6 +231,54 @@ update {schema}.chunks set status = 'done', attempts = {attempts}, rows_read = {
        ended_at = clock_timestamp(), error = null
  where run_id = {run_id} and chunk = {chunk} and status <> 'done'
 returning load_seconds;
+
+-- name: store_checksum
+-- What the target has in the chunk's part, in the transaction that loaded the chunk: nobody else's row of this run
+-- lies there.
+update {schema}.chunks set rows_there = s.rows, hash_there = s.hash, hashed_by = {tag}
+  from ({state}) s where run_id = {run_id} and chunk = {chunk}
+returning chunk;
+
+-- name: chunks_of_records
+-- The chunks with a checksum to which unresolved records belong, locked in their order.
+select chunk, kind, lower_bound, upper_bound from {schema}.chunks
+ where run_id = {run_id} and hashed_by = {tag} and chunk in (
+       select chunk from {schema}.quarantine
+        where run_id = {run_id} and key = any({keys}::text[]) and resolved_at is null)
+ order by chunk for update;
+
+-- name: move_checksum
+-- A checksum after rows of a replay came into its part: the difference is added, so that one that was wrong stays so.
+update {schema}.chunks set rows_there = rows_there + s.rows - {rows}, hash_there = hash_there + s.hash - {hash}::numeric
+  from ({state}) s where run_id = {run_id} and chunk = {chunk};
+
+-- name: run_named
+-- A run by its name, or the newest of a job (of any, for null) that is no replay; of an older ledger, too.
+select r.run_id, r.job, to_jsonb(r)->>'replay_of' from {schema}.runs r
+ where case when {run} = 'last' then r.job = coalesce({job}, r.job) and to_jsonb(r)->>'replay_of' is null
+            else r.run_id = {run} end
+ order by r.started_at desc, r.run_id desc limit 1;
+
+-- name: checksum
+-- What is hashed of the rows of a run; null when its chunks have no checksums. An older ledger has no such column.
+select nullif(to_jsonb(r)->'checksum', 'null') from {schema}.runs r where run_id = {run_id};
+
+-- name: checksums
+-- Each chunk of a run with its bounds, whether it is loaded, and what it had then.
+select chunk, kind, lower_bound, upper_bound, estimated_rows, status = 'done', rows_there, hash_there::text,
+       hashed_by, {tag}
+  from {schema}.chunks where run_id = {run_id} order by chunk;
+
+-- name: loaded_since
+-- The newest run or replay that wrote into the table after the first checksum of a run, other than those of its own
+-- replays that have kept its checksums true.
+select r.run_id from {schema}.chunks c join {schema}.runs r using (run_id)
+ where r.run_id <> {run_id} and (r.replay_of is distinct from {run_id} or r.checksum is null)
+   and c.status = 'done' and c.rows_loaded > 0
+   and c.ended_at > (select min(f.ended_at) from {schema}.chunks f where f.run_id = {run_id} and f.status = 'done')
+   and (r.target_table = {target_table}
+        or exists (select from jsonb_array_elements(c.tables) t where t->>'table' = {target_table}))
+ order by c.ended_at desc limit 1;
 
 -- name: chunk_failed
 -- The record of a chunk that was given up; a committed chunk is never overwritten.

@@ -106,16 +106,16 @@ def _differs(prepared: Prepared, origin: Column, target: Column) -> str:
     if base in _ORDERED and (base == other or other in _WIDER.get(base, ())):
         return ""
     text = {base, other} <= _TEXTS or base == other == "bpchar"
-    here = _collation(prepared.source_conn, prepared.source.relation.from_item, origin.name) if text else None
-    there = _collation(prepared.target_conn, prepared.target.identifier, target.name) if text else None
+    here = collation_of(prepared.source_conn, prepared.source.relation.from_item, origin.name) if text else None
+    there = collation_of(prepared.target_conn, prepared.target.identifier, target.name) if text else None
     if here is not None and here == there:
         return ""
     what = "collation" if text else "type"
     return f"{target.name} has another {what} in the target than {origin.name} in the source, and may sort otherwise"
 
 
-def _collation(conn: psycopg.Connection[Any], item: sql.Composable, name: str) -> tuple[Any, ...] | None:
-    """Return what decides the order of a column's texts; None when it cannot be told."""
+def collation_of(conn: psycopg.Connection[Any], item: sql.Composable, name: str) -> list[Any] | None:
+    """Return what decides the order of a column's texts, JSON-ready; None when it cannot be told."""
     asked = sql.SQL("select pg_collation_for(min(x)) from (select {} as x from {} limit 0) as none")
     row = conn.execute(asked.format(sql.Identifier(name), item)).fetchone()
     rules = conn.execute(_RULES, [row[0]]).fetchone() if row and row[0] else None
@@ -133,4 +133,4 @@ def _collation(conn: psycopg.Connection[Any], item: sql.Composable, name: str) -
     fixed = provider == "b" or place in {"C", "POSIX"}
     if not fixed and not version:
         return None
-    return provider, place, None if fixed else version, collation.get(f"{prefix}icurules")
+    return [provider, place, None if fixed else version, collation.get(f"{prefix}icurules")]

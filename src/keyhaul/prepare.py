@@ -137,7 +137,7 @@ def prepare(job: Job, ends: Ends, *, run_id: str = "plan") -> Prepared:
     """
     choose_reader(job, ends.source)
     with ExitStack() as stack:
-        watchdog = Watchdog(ends, job.network_timeout_seconds)
+        watchdog = Watchdog({"source": ends.source, "target": ends.target}, job.network_timeout_seconds)
         stack.callback(watchdog.stop)
         source_conn = connect(
             ends.source,

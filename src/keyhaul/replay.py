@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from keyhaul import events
+from keyhaul import checksums, events
 from keyhaul.connecting import find_ends
 from keyhaul.copies import check_replay
 from keyhaul.engine import Sitting
 from keyhaul.errors import ConfigError, RefusedError
 from keyhaul.identity import difference
-from keyhaul.ledger import NewRun, new_run_id
+from keyhaul.ledger import new_run_id
+from keyhaul.ledgerrows import NewRun
 from keyhaul.lookback import find_run
 from keyhaul.model import Chunk, Plan
 from keyhaul.pool import Pool
@@ -26,9 +27,11 @@ if TYPE_CHECKING:
 
     from keyhaul.config import Job
     from keyhaul.control import Control
-    from keyhaul.ledger import Ledger, Replayable
+    from keyhaul.ledger import Ledger
+    from keyhaul.ledgerrows import Replayable
     from keyhaul.model import Observer, Report
     from keyhaul.prepare import Prepared
+    from keyhaul.targets.rowhash import Hashing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +195,7 @@ class _Replay:
             for number, part in enumerate(parts, start=1)
         )
         workers = sitting.count_workers(len(chunks))
+        described, hashing = self._keep_checksums(original)
         new = NewRun(
             run_id=self._run_id,
             job=job.job,
@@ -204,6 +208,7 @@ class _Replay:
             workers=workers,
             kind="replay",
             replay_of=original.run_id,
+            checksum=described,
         )
         plan = Plan(
             chunks=chunks,
@@ -214,7 +219,7 @@ class _Replay:
         ledger.begin(new, plan, fresh=False)
         sitting.begin(ledger.totals(self._run_id), len(keys), workers, resumed=False)
         pool = Pool(
-            replace(sitting.task(), replay_of=original.run_id),
+            replace(sitting.task(), replay_of=original.run_id, hashing=hashing),
             ledger,
             self._observe,
             self._control,
@@ -226,3 +231,15 @@ class _Replay:
         ledger.end(self._run_id, "stopped" if reason else "done", reason or None)
         reasons = ledger.quarantined_by_rule(self._run_id, "replay")
         return sitting.report(pool, totals, reasons, workers=workers, resumed=False, stop_reason=reason)
+
+    def _keep_checksums(self, original: Replayable) -> tuple[dict[str, Any] | None, Hashing | None]:
+        """Return how the checksums of the original run are kept true, if it has any and that can be."""
+        described = self._ledger.checksum(original.run_id)
+        if described is None:
+            return None, None
+        try:
+            return described, checksums.keep(self._prepared, described)
+        except RefusedError as error:
+            message = f"the checksums of run {original.run_id} are of no use after this replay: {error}"
+            self._observe(events.Notice(message=message, level="warning"))
+            return None, None

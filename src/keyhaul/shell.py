@@ -14,6 +14,8 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from keyhaul.dsn import Dsn
+
 OK, QUARANTINED, WRONG, STOPPED, BROKEN = 0, 1, 2, 3, 70
 """Exit codes; what they mean stands in `cli`."""
 
@@ -56,11 +58,18 @@ def open_ledger(target: str | None, home: Path | None, schema: str | None) -> It
         home: of the embedded server; ETL_HOME or the user's cache by default.
         schema: of the ledger; ETL_LEDGER_SCHEMA or keyhaul by default.
     """
+    from keyhaul.connecting import connect
+
+    dsn, name = find_ledger(target, home, schema)
+    with connect(dsn, "target", application_name="keyhaul look back", settings={"timezone": "UTC"}) as conn:
+        yield conn, name
+
+
+def find_ledger(target: str | None, home: Path | None, schema: str | None) -> tuple[Dsn, str]:
+    """Return the database with the ledger, and the ledger's schema; arguments as for `open_ledger`."""
     from keyhaul.config import EMBEDDED
-    from keyhaul.connecting import connect, find_target
+    from keyhaul.connecting import find_target
 
     uri = target or os.environ.get("ETL_TARGET_URL") or EMBEDDED
     place = str(home) if home else os.environ.get("ETL_HOME")
-    dsn = find_target(uri, place)
-    with connect(dsn, "target", application_name="keyhaul look back", settings={"timezone": "UTC"}) as conn:
-        yield conn, schema or os.environ.get("ETL_LEDGER_SCHEMA") or "keyhaul"
+    return find_target(uri, place), schema or os.environ.get("ETL_LEDGER_SCHEMA") or "keyhaul"

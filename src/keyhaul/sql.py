@@ -24,11 +24,12 @@ def statement(name: str, schema: str, **values: object) -> sql.Composed:
     Args:
         name: as in the file's ``-- name:`` line.
         schema: the ledger's schema, for ``{schema}``, quoted as an identifier.
-        values: for the statement's other ``{placeholders}``, quoted as literals. Statements may have
-            ``%(name)s`` parameters beside them; a literal brace in the file is written twice.
+        values: for the statement's other ``{placeholders}``: quoted as literals, or SQL that is put together
+            already. Statements may have ``%(name)s`` parameters beside them; a literal brace in the file is
+            written twice.
 
     Raises:
         KeyError: there is no such statement, or a placeholder has no value.
     """
-    literals = {key: sql.Literal(value) for key, value in values.items()}
-    return sql.SQL(_statements()[name]).format(schema=sql.Identifier(schema), **literals)
+    parts = {key: value if isinstance(value, sql.Composable) else sql.Literal(value) for key, value in values.items()}
+    return sql.SQL(_statements()[name]).format(schema=sql.Identifier(schema), **parts)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from keyhaul.sources.sql import SqlSource
     from keyhaul.tables import Table
     from keyhaul.targets.postgres import TargetTable
+    from keyhaul.targets.rowhash import Hashing
     from keyhaul.transform import Transform
 
 
@@ -34,6 +35,7 @@ class Task:
         key: the key's columns.
         tables: of a job with several; `columns` is empty then.
         replay_of: the run whose quarantined records the chunks are; None for a run of its own.
+        hashing: how the rows of a chunk, or of the chunks of `replay_of`, are hashed; None without checksums.
     """
 
     job: Job
@@ -54,6 +56,7 @@ class Task:
     columns: tuple[WriteColumn, ...]
     tables: tuple[Table, ...] = ()
     replay_of: str | None = None
+    hashing: Hashing | None = None
 
     @cached_property
     def looked_at(self) -> frozenset[str]:

@@ -15,7 +15,7 @@ import typer
 
 from keyhaul.console import write_line
 from keyhaul.errors import ConfigError, RefusedError
-from keyhaul.shell import Home, app, open_ledger
+from keyhaul.shell import Home, app, find_ledger, open_ledger
 from keyhaul.text import duration, one_line, plural
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from keyhaul.comparing import Difference, Verification
+    from keyhaul.ledgercompare import LedgerComparison, Place
 
 EQUAL, DIFFERENT = 0, 1
 _OF_THE_JOB = frozenset(
@@ -48,6 +49,8 @@ _OF_THE_JOB = frozenset(
         "home",
     }
 )
+_OF_THE_LEDGER = frozenset({"job", "target", "workers", "home"})
+MOST_WORKERS = 1024
 _WORDS = {"changed": "changed", "missing": "missing in the target", "extra": "extra in the target"}
 
 
@@ -78,6 +81,9 @@ def verify(
         bool | None, typer.Option("--extra/--no-extra", help="Whether rows that only the target has count.")
     ] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="How many differences are named.")] = 20,
+    against_ledger: Annotated[
+        bool, typer.Option("--against-ledger", help="With the checksums of a run with --checksum; needs no source.")
+    ] = False,
     show_values: Annotated[bool, typer.Option("--show-values", help="Print the values that differ.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     home: Home = None,
@@ -85,6 +91,8 @@ def verify(
     """Compare a run's target with its source, row by row; exit code 1 when they differ."""
     values = locals()
     run, job_file = _named(what or [])
+    if against_ledger:
+        raise typer.Exit(_against_ledger(run, job_file, values))
     given = {name: values[name] for name in _OF_THE_JOB if values[name] not in (None, False)}
     if home:
         given["home"] = str(home)
@@ -102,11 +110,49 @@ def verify(
     raise typer.Exit(EQUAL if found.equal else DIFFERENT)
 
 
-def _print(found: Verification, *, as_json: bool) -> None:
+def _against_ledger(run: str | None, job_file: Path | None, values: dict[str, Any]) -> int:
+    """Compare with the stored checksums; returns the exit code. The source, and what is read of it, is no matter."""
+    useless = [name for name in _OF_THE_JOB - _OF_THE_LEDGER if values[name] not in (None, False)]
+    useless += ["extra"] if values["extra"] is not None else []
+    if useless:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(useless))
+        msg = (
+            f"verify --against-ledger: got {flags}, expected none of what says how the source is read: the ledger has "
+            "what was loaded. Leave it out"
+        )
+        raise ConfigError(msg)
+    from keyhaul.ledgercompare import compare_ledger
+
+    with _ended_by_signals():
+        found = compare_ledger(_place(job_file, values), run or "last", _notice, show_values=values["show_values"])
+    _print(found, as_json=values["as_json"])
+    return EQUAL if found.equal else DIFFERENT
+
+
+def _place(job_file: Path | None, values: dict[str, Any]) -> Place:
+    from keyhaul.config import load_job
+    from keyhaul.ledgercompare import Place
+
+    home: Path | None = values["home"]
+    if job_file is not None:
+        given = {name: values[name] for name in ("job", "target", "workers") if values[name] is not None}
+        # Nothing of the job is run, so that no permission for its Python steps is needed.
+        given |= {"home": str(home)} if home else {}
+        return Place.of(load_job(job_file, {**given, "allow_python": True}, os.environ))
+    workers: str | None = values["workers"] or os.environ.get("ETL_WORKERS")
+    if workers and not (workers.isdecimal() and 0 < int(workers) <= MOST_WORKERS):
+        raise ConfigError(f"--workers: got {workers!r}, expected a whole number from 1 to {MOST_WORKERS}")
+    dsn, schema = find_ledger(values["target"], home, None)
+    return Place(dsn=dsn, ledger_schema=schema, job=values["job"], workers=int(workers) if workers else None)
+
+
+def _print(found: Verification | LedgerComparison, *, as_json: bool) -> None:
+    from keyhaul.comparing import Verification
+
     if as_json:
         typer.echo(json.dumps({"equal": found.equal, "different": found.different, **asdict(found)}))
         return
-    for line in _lines(found):
+    for line in _lines(found) if isinstance(found, Verification) else _chunk_lines(found):
         write_line(sys.stdout, line)
 
 
@@ -201,6 +247,24 @@ def _lines(found: Verification) -> Iterator[str]:
     end = plural(found.different, "difference") if found.different else "equal" if found.equal else "not complete"
     rows, chunks = plural(found.rows, "row"), plural(found.chunks, "chunk")
     yield f"verified {rows} in {chunks} of {found.target} in {duration(found.seconds)}: {end}"
+
+
+def _chunk_lines(found: LedgerComparison) -> Iterator[str]:
+    from keyhaul.ledgercompare import NULL_KEYS
+
+    for one in found.by_chunk:
+        name = "NULL keys" if one.chunk == NULL_KEYS else f"chunk {one.chunk}"
+        told = f"{plural(one.rows_stored, 'row')} when it was loaded, {one.rows_found:,} now"
+        if one.rows_stored == one.rows_found:
+            told = f"{plural(one.rows_found, 'row')} as when it was loaded, with other values"
+        bounds = [", ".join(bound) if bound else "…" for bound in (one.lower, one.upper)]
+        yield f"{name}: {told}" + (f" ({one_line(' to '.join(bounds))})" if one.lower or one.upper else "")
+    if found.unloaded:
+        yield f"{plural(found.unloaded, 'chunk')} of run {one_line(found.run_id)} {_is(found.unloaded)} not loaded"
+    differ = f"{plural(found.different, 'chunk')} differ{'s' if found.different == 1 else ''}"
+    end = differ if found.different else "equal" if found.equal else "not complete"
+    rows, chunks = plural(found.rows, "row"), plural(found.chunks, "chunk")
+    yield f"verified {rows} in {chunks} of {found.target} against the ledger in {duration(found.seconds)}: {end}"
 
 
 def _is(number: int) -> str:

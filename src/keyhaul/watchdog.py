@@ -20,9 +20,8 @@ from keyhaul import events, links
 from keyhaul.dsn import redact
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from keyhaul.connecting import Ends
     from keyhaul.dsn import Dsn
     from keyhaul.links import Link, Wait
     from keyhaul.model import Observer
@@ -63,15 +62,15 @@ class _Told:
 
 
 class Watchdog:
-    """Watches all connections of this process to the two ends, until `stop`.
+    """Watches all connections of this process to the databases of a job, until `stop`.
 
     Attributes:
         observe: told what is cut; may be replaced once there is somebody to tell.
     """
 
-    def __init__(self, ends: Ends, timeout_seconds: float) -> None:
-        """Begin to watch, in a thread of its own."""
-        self._dsns: dict[str, Dsn] = {"source": ends.source, "target": ends.target}
+    def __init__(self, dsns: Mapping[str, Dsn], timeout_seconds: float) -> None:
+        """Begin to watch the databases of these names, ``source`` and ``target``, in a thread of its own."""
+        self._dsns = dict(dsns)
         self._timeout_seconds = timeout_seconds
         self.observe: Observer = lambda _event: None
         self._done = threading.Event()

@@ -347,13 +347,14 @@ class Worker:
         task = self._task
         return transaction.LedgerEntry(
             run_id=task.run_id,
-            chunk=chunk.number,
+            chunk=chunk,
             ledger_schema=task.job.ledger_schema,
             worker=self.number,
             sitting=task.sitting,
             attempts=attempt,
             timings=timings,
             bytes_read=size,
+            hashing=task.hashing,
         )
 
     def _open_stager(self) -> Stager:

@@ -48,7 +48,7 @@ def ends(server):
 
 
 SCENARIOS = {
-    "append": ["--mode", "append"],
+    "append": ["--mode", "append", "--checksum"],
     "replace": ["--mode", "replace"],
     "dedup": ["--mode", "append", "--dedup", "grp", "--order-by", "amount"],
 }
@@ -165,6 +165,8 @@ MUTATIONS = {
     "the run is not closed": "update keyhaul.runs set status = 'running'",
     "a count is wrong": "update keyhaul.chunks set rows_read = rows_read + 1, rows_filtered = rows_filtered + 1 where chunk = 1",
     "a table is left": "create table public.x_keyhaul_new (id int)",
+    "a checksum is wrong": "update keyhaul.chunks set hash_there = hash_there + 1 where chunk = 2",
+    "a checksum is missing": "update keyhaul.chunks set rows_there = null, hash_there = null where chunk = 2",
     "a secret is written": "update keyhaul.runs set stop_reason = 'pass-CANARY-word'",
 }
 

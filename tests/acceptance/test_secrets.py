@@ -187,13 +187,15 @@ PATHS = [
     Way("the next command, words apart", ("chunked", *FLAGS, "--source", "{SOURCE}", "--target", "{TARGET}", "--into", "public.checked"), codes=(1, 3), says="etl"),
     *(
         Way(f"etl {words[0]}, {what}", words, env={"ETL_TARGET_URL": uri}, says=says, before=GOOD)
-        for words in (("runs",), ("show", "last"), ("quarantine", "last"), ("report", "last"), ("verify", "last", *FLAGS[:4]), ("replay", "last", *FLAGS[:4]))
+        for words in (("runs",), ("show", "last"), ("quarantine", "last"), ("report", "last"), ("verify", "last", *FLAGS[:4]), ("verify", "last", "--against-ledger"), ("replay", "last", *FLAGS[:4]))
         for what, uri, says in (("wrong password", "{WRONG}", "refuses the user or password"),)
     ),
     Way("etl show of no run", ("show", "nothing"), says="nothing", before=GOOD),
     Way("etl report", ("report", "last", "-o", "page.html", "--show-values"), codes=(0,), before=BAD_ROWS),
     Way("etl quarantine", ("quarantine", "last", "--export", "bad.csv"), codes=(0,), before=BAD_ROWS),
     Way("etl replay", ("replay", "last", *FLAGS[:4], "--check", "small: amount < 20"), codes=(1,), before=BAD_ROWS),
+    Way("etl verify --against-ledger", ("verify", "last", "--against-ledger", "--json", "--show-values"), codes=(0,), says='"equal": true', before=(*GOOD, "--checksum")),
+    Way("etl verify --against-ledger with a source", ("verify", "last", "--against-ledger", "--source={SOURCE}"), says="got --source", before=(*GOOD, "--checksum")),
     Way("etl plan", ("plan", *FLAGS), codes=(0,)),
     Way("etl check with a wrong password", ("check", "job.yaml"), file='source: {uri: "{WRONG}", table: public.items}\nchecks:\n  - not_null: name\n'),
     Way("etl check with a URI in an expression", ("check", "job.yaml", "--state", "state.jsonl", "--junit", "j.xml"), file='source: {uri: "{SOURCE}", table: public.items}\nchecks:\n  - name: n\n    expression: "name = \'{LOOKUP}\'"\n', codes=(1, 2)),

@@ -17,7 +17,8 @@ from psycopg import sql
 from keyhaul import catalog
 from keyhaul.dsn import Dsn
 from keyhaul.errors import ChunkError, RejectedError, TransientError
-from keyhaul.ledger import Ledger, NewRun
+from keyhaul.ledger import Ledger
+from keyhaul.ledgerrows import NewRun
 from keyhaul.mapping import write_column
 from keyhaul.model import RECORD, Chunk, Counts, Plan, Staged, Timings
 from keyhaul.pgtypes import SESSION_SETTINGS
@@ -31,7 +32,7 @@ RUN = "20260101T000000-0000"
 CHUNKS = tuple(Chunk(number=n, lower=None, upper=None) for n in range(1, 4))
 ENTRY = LedgerEntry(
     run_id=RUN,
-    chunk=1,
+    chunk=CHUNKS[0],
     ledger_schema="keyhaul",
     worker=1,
     sitting=1,
@@ -251,7 +252,7 @@ def test_the_wait_for_the_ledger_row_is_told_apart_from_the_load(bench):
 
 def test_a_chunk_that_the_ledger_does_not_know_is_refused(bench):
     with pytest.raises(ChunkError, match=f"run {RUN} has no chunk 9; someone has deleted it"):
-        bench.load(bench.table("id int"), numbers(1), entry=replace(ENTRY, chunk=9))
+        bench.load(bench.table("id int"), numbers(1), entry=replace(ENTRY, chunk=Chunk(number=9)))
     assert bench.stored() == NOTHING
 
 
@@ -259,7 +260,7 @@ def test_one_session_loads_one_chunk_after_another(bench):
     target, session = bench.table("id int, j json"), bench.session()
     for chunk in (1, 2, 3):
         data = frame({"id": pl.Int32()}, id=[chunk], j=['{"a": 1}'])
-        bench.load(target, data, session=session, entry=replace(ENTRY, chunk=chunk), rejected=rejected(9))
+        bench.load(target, data, session=session, entry=replace(ENTRY, chunk=Chunk(number=chunk)), rejected=rejected(9))
     assert bench.stored() == (3, 3, ["done", "done", "done"])
 
 

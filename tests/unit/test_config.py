@@ -112,6 +112,7 @@ def test_every_flag_and_variable_reaches_its_setting() -> None:
         "ETL_WORK_MEMORY_MB": "64",
         "ETL_STATEMENT_TIMEOUT_SECONDS": "9",
         "ETL_MODE": "append",
+        "ETL_CHECKSUM": "1",
     }
     loaded = load_job(None, flags, environ)
     assert (loaded.job, loaded.key, loaded.chunk, loaded.workers) == ("j", ("a", "b,c"), 7, 2)
@@ -120,7 +121,7 @@ def test_every_flag_and_variable_reaches_its_setting() -> None:
     assert loaded.dedup == Dedup(on=("a", "b"), order_by=("c",))
     assert (loaded.order, loaded.stop_on_error, loaded.home, loaded.target.mode) == ("desc", True, "/x", "append")
     assert loaded.allow_quarantined == Allowance(percent=Decimal(5))
-    assert (loaded.work_dir, loaded.work_memory_mb) == ("/w", 64)
+    assert (loaded.work_dir, loaded.work_memory_mb, loaded.checksum) == ("/w", 64, True)
     assert (loaded.ledger_schema, loaded.retries, loaded.statement_timeout_seconds) == ("led", 0, 9)
 
 
@@ -359,7 +360,7 @@ def test_the_fingerprint_ignores_what_may_change_before_a_resumption(tmp_path: P
 
 @pytest.mark.parametrize("change", [{"chunk": 2}, {"key": "a"}, {"table": "u"}, {"into": "u"}, {"set": "a = 1"},
                                     {"where": "x"}, {"rule": "r: x"}, {"dedup": "id"},
-                                    {"source": "postgresql://h/e"}])  # fmt: skip
+                                    {"checksum": True}, {"source": "postgresql://h/e"}])  # fmt: skip
 def test_the_fingerprint_depends_on_everything_that_changes_the_rows(change: dict[str, object]) -> None:
     plain: dict[str, object] = {"key": "id", "table": "t", "into": "t", "source": "postgresql://h/d"}
     assert load_job(None, plain, {}).fingerprint() != load_job(None, plain | change, {}).fingerprint()

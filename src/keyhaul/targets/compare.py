@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from keyhaul.mapping import WriteColumn
-    from keyhaul.model import Chunk, Column
+    from keyhaul.model import Column
     from keyhaul.targets.rows import Destination
     from keyhaul.targets.session import Session
 
@@ -223,34 +223,6 @@ class Slice:
             found = dict(zip(names, theirs, strict=True))
             named.append(RowDifference(kind="extra", key=key, columns=(), expected={}, found=found))
         return named
-
-
-def within(chunk: Chunk, key: Sequence[Column], nullable: Sequence[str]) -> sql.Composable:
-    """Return the condition for the target's rows of a chunk; bounds are cast to the target's types.
-
-    Args:
-        chunk: a range or the NULL keys.
-        key: the target's columns that are the job's key, compared there as in the source.
-        nullable: those of them that can be NULL.
-    """
-    if chunk.kind == "nulls":
-        return _pairs("{0} is null", nullable, " or ") if nullable else sql.SQL("false")
-    names = sql.SQL(", ").join(sql.Identifier(column.name) for column in key)
-    conditions: list[sql.Composable] = [
-        sql.SQL("row({}) {} row({})").format(names, sql.SQL(operator), _bound(bound, key))
-        for operator, bound in ((">=", chunk.lower), ("<", chunk.upper))
-        if bound is not None
-    ]
-    conditions += [sql.SQL("{} is not null").format(sql.Identifier(name)) for name in nullable]
-    return sql.SQL(" and ").join(conditions) if conditions else sql.SQL("true")
-
-
-def _bound(bound: Sequence[str], key: Sequence[Column]) -> sql.Composable:
-    parts = zip(bound, key, strict=True)
-    return sql.SQL(", ").join(
-        sql.SQL("{}::{}").format(sql.Literal(text), sql.SQL(column.cast_type or column.pg_type))
-        for text, column in parts
-    )
 
 
 def _text(column: Column) -> sql.Composable:

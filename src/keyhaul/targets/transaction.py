@@ -16,14 +16,16 @@ from keyhaul.sql import statement
 from keyhaul.targets.isolate import write_chunk
 from keyhaul.targets.records import write_records
 from keyhaul.targets.replayed import lock_records, settle
+from keyhaul.targets.rowhash import Place, Renewal, store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from keyhaul.mapping import WriteColumn
-    from keyhaul.model import Staged, TableCounts
+    from keyhaul.model import Chunk, Staged, TableCounts
     from keyhaul.targets.postgres import TargetTable
     from keyhaul.targets.replayed import Batch
+    from keyhaul.targets.rowhash import Hashing
     from keyhaul.targets.session import Session
     from keyhaul.targets.sheets import Sheet
 
@@ -32,11 +34,14 @@ if TYPE_CHECKING:
 class LedgerEntry:
     """What the chunk's ledger row will say beside the counts that SQL takes.
 
-    `batch` is given for a chunk of a replay: its records are in the quarantine already.
+    Attributes:
+        batch: for a chunk of a replay: its records are in the quarantine already.
+        hashing: how the chunk's part of the target is hashed; None when it gets no checksum. For a chunk of a
+            replay that of the run it replays, whose checksums are kept true.
     """
 
     run_id: str
-    chunk: int
+    chunk: Chunk
     ledger_schema: str
     worker: int
     sitting: int
@@ -44,6 +49,7 @@ class LedgerEntry:
     timings: Timings
     bytes_read: int
     batch: Batch | None = None
+    hashing: Hashing | None = None
 
 
 def claim(session: Session, entry: LedgerEntry) -> ChunkResult | float:
@@ -54,9 +60,9 @@ def claim(session: Session, entry: LedgerEntry) -> ChunkResult | float:
     Raises:
         ChunkError: the ledger has no such chunk.
     """
-    rows = session.execute(statement("claim_chunk", entry.ledger_schema, run_id=entry.run_id, chunk=entry.chunk))
+    rows = session.execute(statement("claim_chunk", entry.ledger_schema, run_id=entry.run_id, chunk=entry.chunk.number))
     if not rows:
-        msg = f"ask ledger: run {entry.run_id} has no chunk {entry.chunk}; someone has deleted it"
+        msg = f"ask ledger: run {entry.run_id} has no chunk {entry.chunk.number}; someone has deleted it"
         raise ChunkError(msg)
     status, read, loaded, unchanged, duplicate, filtered, quarantined, updated, size, attempts, waited = rows[0]
     if status != "done":
@@ -70,7 +76,7 @@ def claim(session: Session, entry: LedgerEntry) -> ChunkResult | float:
         quarantined=quarantined,
         updated=updated,
     )
-    return ChunkResult(chunk=entry.chunk, counts=counts, timings=Timings(), attempts=attempts, bytes_read=size)
+    return ChunkResult(chunk=entry.chunk.number, counts=counts, timings=Timings(), attempts=attempts, bytes_read=size)
 
 
 def load(
@@ -98,6 +104,7 @@ def load(
         return claimed
     pass_point("claim.after")
     batch = entry.batch
+    renewal = _renewal(session, target, entry)
     if batch is not None:
         lock_records(session, batch)
     if sheets:
@@ -112,6 +119,7 @@ def load(
     else:
         quarantined = _write_quarantine(session, rejected, entry)
     pass_point("quarantine.written")
+    _hash(session, target, entry, renewal)
     missing = len(batch.missing) if batch is not None else 0
     counts = replace(
         staged.counts,
@@ -129,6 +137,26 @@ def load(
     session.commit()
     pass_point("commit.after")
     return result
+
+
+def _renewal(session: Session, target: TargetTable, entry: LedgerEntry) -> Renewal | None:
+    """Hash what a replay's records will change, before anything is written."""
+    if entry.hashing is None or entry.batch is None:
+        return None
+    place = Place(table=target.loaded, ledger_schema=entry.ledger_schema, run_id=entry.batch.run_id)
+    return Renewal(session, place, entry.hashing, sorted(entry.batch.asked))
+
+
+def _hash(session: Session, target: TargetTable, entry: LedgerEntry, renewal: Renewal | None) -> None:
+    """Store the checksum of the chunk's part, or add to others what a replay has changed in theirs."""
+    if entry.hashing is None:
+        return
+    if renewal is not None:
+        renewal.store()
+    else:
+        place = Place(table=target.loaded, ledger_schema=entry.ledger_schema, run_id=entry.run_id)
+        store(session, place, entry.hashing, entry.chunk)
+    pass_point("checksum.written")
 
 
 def _send_rejected(session: Session, rejected: pl.DataFrame) -> None:
@@ -152,9 +180,10 @@ def _send_rejected(session: Session, rejected: pl.DataFrame) -> None:
 
 def _write_quarantine(session: Session, rejected: pl.DataFrame, entry: LedgerEntry) -> int:
     """Store the rejected records; return how many the chunk now has there, counted by SQL."""
+    ids: dict[str, object] = {"run_id": entry.run_id, "chunk": entry.chunk.number}
     if rejected.height:
-        session.execute(statement("insert_quarantine", entry.ledger_schema, run_id=entry.run_id, chunk=entry.chunk))
-    query = statement("count_quarantine", entry.ledger_schema, run_id=entry.run_id, chunk=entry.chunk)
+        session.execute(statement("insert_quarantine", entry.ledger_schema, **ids))
+    query = statement("count_quarantine", entry.ledger_schema, **ids)
     return int(session.execute(query)[0][0])
 
 
@@ -174,7 +203,7 @@ def _record(
             "chunk_done",
             entry.ledger_schema,
             run_id=entry.run_id,
-            chunk=entry.chunk,
+            chunk=entry.chunk.number,
             attempts=entry.attempts,
             rows_read=counts.read,
             rows_loaded=counts.loaded,
@@ -197,10 +226,10 @@ def _record(
         )
     )
     if not rows:
-        msg = f"record chunk {entry.chunk}: its ledger row is gone or done already"
+        msg = f"record chunk {entry.chunk.number}: its ledger row is gone or done already"
         raise ChunkError(msg)
     return ChunkResult(
-        chunk=entry.chunk,
+        chunk=entry.chunk.number,
         counts=counts,
         timings=replace(timings, load_seconds=float(rows[0][0])),
         attempts=entry.attempts,

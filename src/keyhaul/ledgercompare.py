@@ -1,0 +1,402 @@
+"""The target beside the checksums that a load has stored in the ledger; no source is needed, and nothing is written.
+
+All is read in one snapshot of the target, ledger and table alike, so that it may be loaded meanwhile.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import psycopg
+import tenacity
+from psycopg import sql
+
+from keyhaul import catalog, events, pgtypes
+from keyhaul.checksums import find
+from keyhaul.connecting import connect, find_target, noticing, with_login
+from keyhaul.crew import DEFAULT_WORKERS, free_connections
+from keyhaul.dsn import redact
+from keyhaul.errors import ChunkError, RefusedError, StopRunError, TransientError
+from keyhaul.ledger import new_run_id
+from keyhaul.lookback import find_run
+from keyhaul.model import Chunk
+from keyhaul.sql import statement
+from keyhaul.targets.rowhash import TAG, hash_part
+from keyhaul.targets.session import CopySession
+from keyhaul.team import Team
+from keyhaul.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from keyhaul.config import Job
+    from keyhaul.dsn import Dsn
+    from keyhaul.model import Observer
+    from keyhaul.targets.rowhash import Hashing
+
+Connection = psycopg.Connection[Any]
+
+_OTHERWISE: Final = "etl verify without --against-ledger compares with the source"
+
+NULL_KEYS: Final = 0
+"""The number of a part that is no chunk: rows with a NULL key, where the run has no chunk for them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a run is recorded and its target is, and within what limits both are asked.
+
+    Attributes:
+        job: only runs of this job are meant; None: of any.
+        workers: parts at a time; None: one for each core, at most four.
+    """
+
+    dsn: Dsn
+    ledger_schema: str
+    job: str | None = None
+    workers: int | None = None
+    statement_timeout_seconds: int = 3600
+    lock_timeout_seconds: int = 60
+    network_timeout_seconds: int = 60
+    retries: int = 5
+
+    @classmethod
+    def of(cls, job: Job) -> Self:
+        """Return the place of a job's runs; its source is not looked at."""
+        return cls(
+            dsn=find_target(job.target.uri, job.home),
+            ledger_schema=job.ledger_schema,
+            job=job.job,
+            workers=job.workers,
+            statement_timeout_seconds=job.statement_timeout_seconds,
+            lock_timeout_seconds=job.lock_timeout_seconds,
+            network_timeout_seconds=job.network_timeout_seconds,
+            retries=job.retries,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkDifference:
+    """A chunk whose part of the target is not what it was when the chunk was loaded.
+
+    Attributes:
+        chunk: of the run's plan; `NULL_KEYS` for rows with a NULL key that no chunk has.
+        rows_stored: that the target had in the chunk's key range then.
+        rows_found: that it has now; as many, when other values stand in them.
+        lower, upper: the key range, upper end exclusive, None is open; None as well unless values were asked for.
+    """
+
+    chunk: int
+    rows_stored: int
+    rows_found: int
+    lower: tuple[str, ...] | None = None
+    upper: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerComparison:
+    """What a comparison with the ledger found.
+
+    Attributes:
+        rows: that the target had in the key ranges of the chunks when these were loaded, with rows of others there.
+        chunks: compared.
+        unloaded: chunks of the run that were never loaded; they are not compared, and count as a difference.
+        by_chunk: the chunks that differ.
+    """
+
+    run_id: str
+    job: str
+    target: str
+    rows: int
+    chunks: int
+    unloaded: int
+    by_chunk: tuple[ChunkDifference, ...]
+    seconds: float
+
+    @property
+    def different(self) -> int:
+        """Return the number of chunks that differ."""
+        return len(self.by_chunk)
+
+    @property
+    def equal(self) -> bool:
+        """Whether every chunk of the run is loaded and none differs."""
+        return not self.different and not self.unloaded
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """A chunk and its checksum."""
+
+    chunk: Chunk
+    rows: int
+    hash: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """A run with checksums, and its target as it is now."""
+
+    run_id: str
+    job: str
+    label: str
+    table: sql.Identifier
+    hashing: Hashing
+    parts: tuple[_Part, ...]
+    unloaded: int
+
+
+def compare_ledger(place: Place, run: str, observe: Observer, *, show_values: bool = False) -> LedgerComparison:
+    """Compare the target with what a run has left there, chunk by chunk.
+
+    Args:
+        place: of the ledger.
+        run: its name, or ``last`` for the newest that is no replay.
+        observe: called with events, from the threads where they happen.
+        show_values: whether the chunks that differ have their key ranges.
+
+    Raises:
+        ConfigError: there is no such run, it has no checksums, or they cannot be compared any more.
+        StopRunError: the database was lost, or a chunk could not be compared.
+    """
+    started = time.perf_counter()
+    settings = {
+        **pgtypes.SESSION_SETTINGS,
+        "statement_timeout": f"{place.statement_timeout_seconds}s",
+        "lock_timeout": f"{place.lock_timeout_seconds}s",
+        "idle_session_timeout": "0",
+        "idle_in_transaction_session_timeout": "0",
+        "default_transaction_read_only": "on",
+    }
+    name = f"keyhaul {new_run_id()}"
+    watchdog = Watchdog({"target": place.dsn}, place.network_timeout_seconds)
+    watchdog.observe = observe
+    try:
+        with connect(place.dsn, "target", application_name=f"{name} snapshot", settings=settings) as conn:
+            dsn = noticing(with_login(place.dsn, conn), conn)
+            run_id = _named(conn, place, run)
+            with conn.transaction():
+                conn.execute("set transaction isolation level repeatable read, read only")
+                found = _find(conn, place, run_id)
+                comparison = _Comparison(conn, place, dsn, f"{name} worker", settings, found)
+                differences = comparison.execute(observe)
+    except psycopg.Error as error:
+        text = error.diag.message_primary or str(error).strip().split("\n", 1)[0]
+        raise StopRunError(f"verify run {run}: {redact(text, place.dsn)}. Try again") from error
+    except ChunkError as error:
+        raise StopRunError(redact(str(error), place.dsn)) from error
+    finally:
+        watchdog.stop()
+    return LedgerComparison(
+        run_id=found.run_id,
+        job=found.job,
+        target=found.label,
+        rows=sum(part.rows for part in found.parts),
+        chunks=sum(part.chunk.number != NULL_KEYS for part in found.parts),
+        unloaded=found.unloaded,
+        by_chunk=tuple(differences if show_values else map(_without_range, differences)),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _without_range(one: ChunkDifference) -> ChunkDifference:
+    return ChunkDifference(chunk=one.chunk, rows_stored=one.rows_stored, rows_found=one.rows_found)
+
+
+# --- which run ---------------------------------------------------------------------------------------
+
+
+def _named(conn: Connection, place: Place, run: str) -> str:
+    """Return the run that is meant."""
+    newest = find_run(conn, place.ledger_schema, run)  # raises when there is none
+    query = statement("run_named", place.ledger_schema, run=run, job=place.job)
+    row = conn.execute(query).fetchone()
+    if row is None:
+        what = f"job {place.job}: no run of this job" if place.job else "last: no run that is not a replay"
+        raise RefusedError(f"verify {what} is in the ledger, the newest is {newest}. `etl runs` lists them")
+    run_id, job, replay_of = row
+    what = f"verify run {run_id}"
+    if replay_of:
+        raise RefusedError(f"{what}: it is a replay of run {replay_of}. Name that run: its checksums are kept true")
+    if place.job not in {None, job}:
+        raise RefusedError(f"{what}: it is of job {job}, expected {place.job}. Give that job, or --job {job}")
+    return str(run_id)
+
+
+def _find(conn: Connection, place: Place, run_id: str) -> _Run:
+    """Return the run with its checksums, if they can be compared with the target as it is now.
+
+    Raises:
+        RefusedError: they cannot; says why, and what to do.
+    """
+    schema = place.ledger_schema
+    described = conn.execute(statement("checksum", schema, run_id=run_id)).fetchall()[0][0]
+    if described is None:
+        msg = f"its chunks have no checksums. Give --checksum to the next run (or checksum: true); {_OTHERWISE}"
+        raise RefusedError(f"verify run {run_id} against the ledger: {msg}")
+    original = conn.execute(statement("replay_run", schema, run=run_id, job="")).fetchall()[0]
+    job, label, config, lost = original[1], original[5], original[6], original[8]
+    since = conn.execute(statement("loaded_since", schema, run_id=run_id, target_table=label)).fetchone()
+    rows = conn.execute(statement("checksums", schema, run_id=run_id, tag=TAG)).fetchall()
+    loaded = [row for row in rows if row[5]]
+    try:
+        _refuse_stale(lost, since[0] if since else "", loaded)
+        table = _table(conn, described["table"], label)
+        hashing = find(conn, table, described)
+    except RefusedError as error:
+        raise RefusedError(f"verify run {run_id} against the ledger: {error}") from None
+    parts = [_part(row) for row in loaded]
+    if (
+        hashing.nullable
+        and config["target"].get("mode") in {None, "replace"}
+        and not any(r[1] == "nulls" for r in rows)
+    ):
+        # The source has no NULL keys, and the table was empty.
+        parts.append(_Part(chunk=Chunk(number=NULL_KEYS, kind="nulls"), rows=0, hash="0"))
+    return _Run(
+        run_id=run_id,
+        job=job,
+        label=label,
+        table=table,
+        hashing=hashing,
+        parts=tuple(parts),
+        unloaded=len(rows) - len(loaded),
+    )
+
+
+def _refuse_stale(lost: str, since: str, loaded: Sequence[tuple[Any, ...]]) -> None:
+    """Refuse checksums that say nothing of the table as it is now."""
+    bare = sum(row[8] is None for row in loaded)
+    tags = {(row[8], row[9]) for row in loaded if row[8] != row[9]}
+    if lost:
+        why = f"{lost}. Name a run whose rows are in the target"
+    elif since:
+        why = f"run {since} has loaded the same table since. Name that run"
+    elif bare:
+        why = f"{bare:,} of its {len(loaded):,} loaded chunks have no checksum. Run the job anew with --checksum"
+    elif tags:
+        stored, now = (_server(tag) for tag in min(tags))
+        now = f"{now} on another platform" if stored == now else now
+        why = (
+            f"the checksums were stored by {stored}, and the target is {now}, which may write and hash equal values "
+            "otherwise. Run the job anew with --checksum"
+        )
+    else:
+        return
+    raise RefusedError(f"{why}; {_OTHERWISE}")
+
+
+def _server(tag: str) -> str:
+    major, encoding, _ = tag.split(" ")
+    return f"PostgreSQL {major} ({encoding})"
+
+
+def _table(conn: Connection, name: str, label: str) -> sql.Identifier:
+    found = catalog.resolve(conn, name)
+    if found is None:
+        msg = f"{label} is not there any more. Name the database that the run has loaded in --target"
+        raise RefusedError(msg)
+    return sql.Identifier(*found[1:])
+
+
+def _part(row: Sequence[Any]) -> _Part:
+    number, kind, lower, upper, estimated, _, rows, total, *_ = row
+    lower, upper = (None if bound is None else tuple(bound) for bound in (lower, upper))
+    chunk = Chunk(number=number, kind=kind, lower=lower, upper=upper, estimated_rows=estimated)
+    return _Part(chunk=chunk, rows=rows, hash=total)
+
+
+# --- all parts ---------------------------------------------------------------------------------------
+
+
+class _Comparison:
+    """One comparison: the threads, and what they have found."""
+
+    def __init__(
+        self, conn: Connection, place: Place, dsn: Dsn, name: str, settings: dict[str, str], run: _Run
+    ) -> None:
+        self._place = place
+        self.run = run
+        self._free = free_connections(conn)
+        self._snapshot = conn.execute("select pg_export_snapshot()").fetchall()[0][0]
+        self._uri = dsn.uri(
+            application_name=name, options=settings, connect_timeout_seconds=place.network_timeout_seconds
+        )
+        self.team: Team[_Part] = Team("keyhaul-verify", lambda _number: _Hand(self), self._cancel)
+        self.sessions: set[CopySession] = set()
+        self.differences: list[ChunkDifference] = []
+
+    def execute(self, observe: Observer) -> list[ChunkDifference]:
+        """Compare all parts; returns those that differ, in the order of the chunks."""
+        parts, hashing = self.run.parts, self.run.hashing
+        if len(parts) > 1 and not hashing.indexed:
+            names = ", ".join(column.name for column in hashing.key)
+            message = (
+                f"no index of {self.run.label} leads with {names}: each of the {len(parts)} chunks scans it whole. "
+                "An index on the key helps"
+            )
+            observe(events.Notice(message=message, level="warning"))
+        wanted = max(1, min(self._place.workers or DEFAULT_WORKERS, len(parts)))
+        self.team.work(parts, max(1, min(wanted, self._free)))
+        return sorted(self.differences, key=lambda one: one.chunk)
+
+    def open(self) -> CopySession:
+        """Return a new session in the snapshot of all."""
+        session = CopySession(self._uri)
+        self.sessions.add(session)
+        session.execute(sql.SQL("set transaction isolation level repeatable read, read only"))
+        session.execute(sql.SQL("set transaction snapshot {}").format(sql.Literal(self._snapshot)))
+        return session
+
+    def retrying(self) -> tenacity.Retrying:
+        """Return the tries of one part."""
+        return tenacity.Retrying(
+            stop=tenacity.stop_any(
+                tenacity.stop_after_attempt(self._place.retries + 1),
+                tenacity.stop_when_event_set(self.team.stopping),
+            ),
+            wait=tenacity.wait_exponential(multiplier=0.2, max=10),
+            retry=tenacity.retry_if_exception_type(TransientError),
+            sleep=tenacity.sleep_using_event(self.team.stopping),
+            reraise=True,
+        )
+
+    def _cancel(self) -> None:
+        for session in list(self.sessions):
+            session.cancel()
+
+
+class _Hand:
+    """What one thread has: a session in the snapshot."""
+
+    def __init__(self, comparison: _Comparison) -> None:
+        self._comparison = comparison
+        self._session: CopySession | None = None
+
+    def do(self, part: _Part) -> None:
+        for attempt in self._comparison.retrying():
+            with attempt:
+                self._compare(part)
+
+    def _compare(self, part: _Part) -> None:
+        comparison, run = self._comparison, self._comparison.run
+        try:
+            self._session = self._session or comparison.open()
+            rows, total = hash_part(self._session, run.table, run.hashing, part.chunk)
+        except BaseException:
+            self.close()
+            raise
+        if (rows, total) != (part.rows, part.hash):
+            chunk = part.chunk
+            difference = ChunkDifference(
+                chunk=chunk.number, rows_stored=part.rows, rows_found=rows, lower=chunk.lower, upper=chunk.upper
+            )
+            comparison.differences.append(difference)
+
+    def close(self) -> None:
+        if self._session is not None:
+            self._comparison.sessions.discard(self._session)
+            self._session.close()
+            self._session = None

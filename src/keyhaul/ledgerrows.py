@@ -1,0 +1,81 @@
+"""What the ledger's rows say of runs: the nouns that `ledger` takes and gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from keyhaul.model import Counts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unfinished:
+    """A run that the same command may go on with; `fresh_table` is the quoted one that it loads in mode replace."""
+
+    run_id: str
+    fingerprint: str
+    config: Mapping[str, Any]
+    fresh_table: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewRun:
+    """What the ledger records of a run before its first read; holds no secret.
+
+    `checksum` describes what is hashed of the rows (`keyhaul.checksums`); None for a run without checksums.
+    """
+
+    run_id: str
+    job: str
+    fingerprint: str
+    config: Mapping[str, Any]
+    source: str
+    target_table: str
+    key: Sequence[str]
+    chunk_rows: int
+    workers: int
+    finish: Sequence[Mapping[str, str]] = ()
+    kind: Literal["run", "replay"] = "run"
+    replay_of: str | None = None
+    fresh_table: str | None = None
+    since: str | None = None
+    watermark: str | None = None
+    checksum: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watermark:
+    """Where the last incremental run ended that is done; `loaded` are the rows of all of them with one target."""
+
+    run_id: str
+    watermark: str
+    config: Mapping[str, Any]
+    loaded: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replayable:
+    """A run whose quarantined records can be sent again, as far as the job given must agree with it."""
+
+    run_id: str
+    job: str
+    kind: Literal["run", "replay"]
+    replay_of: str
+    key: Sequence[str]
+    target_table: str
+    config: Mapping[str, Any]
+    rows_read: int
+    lost: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """A run's chunks and balance, summed by SQL from its committed chunks."""
+
+    done: int
+    failed: int
+    planned: int
+    counts: Counts
