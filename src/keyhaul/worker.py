@@ -354,6 +354,7 @@ class Worker:
             attempts=attempt,
             timings=timings,
             bytes_read=size,
+            last=chunk.last,
         )
 
     def _open_stager(self) -> Stager:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 from psycopg import sql
 
-from keyhaul.errors import ChunkError
+from keyhaul.errors import ChunkError, StaleChunkError
 from keyhaul.faults import pass_point
 from keyhaul.model import RECORD, ChunkResult, Counts, Timings
 from keyhaul.sql import statement
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 class LedgerEntry:
     """What the chunk's ledger row will say beside the counts that SQL takes.
 
-    `batch` is given for a chunk of a replay: its records are in the quarantine already.
+    `batch` is given for a chunk of a replay: its records are in the quarantine already. `last` is the number of a
+    merged chunk's last cut, `chunk` that of its first; they are the same for a chunk as it was planned.
     """
 
     run_id: str
@@ -44,23 +45,36 @@ class LedgerEntry:
     timings: Timings
     bytes_read: int
     batch: Batch | None = None
+    last: int = 0
+
+    @property
+    def cuts(self) -> int:
+        """How many cuts of the plan the chunk has."""
+        return max(self.last - self.chunk, 0) + 1
 
 
 def claim(session: Session, entry: LedgerEntry) -> ChunkResult | float:
     """Lock the chunk's ledger row; return what it says of a committed chunk, else the seconds waited for the lock.
 
-    Waits for another transaction that holds the row, so that an answer is never early.
+    Of a merged chunk all its cuts are locked, in their order. Waits for another transaction that holds a row, so that
+    an answer is never early.
 
     Raises:
+        StaleChunkError: some of its cuts are committed, in a chunk that is another one.
         ChunkError: the ledger has no such chunk.
     """
-    rows = session.execute(statement("claim_chunk", entry.ledger_schema, run_id=entry.run_id, chunk=entry.chunk))
-    if not rows:
+    last = entry.chunk + entry.cuts - 1
+    which = {"run_id": entry.run_id, "chunk": entry.chunk, "last": last}
+    rows = session.execute(statement("claim_chunk", entry.ledger_schema, **which))
+    if len(rows) == entry.cuts and all(row[2] != "done" for row in rows):
+        return float(rows[-1][-1])  # the last lock came last
+    if not rows or tuple(rows[0][:3]) != (entry.chunk, entry.cuts, "done"):
+        if session.execute(statement("covering", entry.ledger_schema, **which))[0][0]:
+            msg = f"ask ledger: of the cuts {entry.chunk} to {last} some are loaded already, in another chunk"
+            raise StaleChunkError(msg)
         msg = f"ask ledger: run {entry.run_id} has no chunk {entry.chunk}; someone has deleted it"
         raise ChunkError(msg)
-    status, read, loaded, unchanged, duplicate, filtered, quarantined, updated, size, attempts, waited = rows[0]
-    if status != "done":
-        return float(waited)
+    read, loaded, unchanged, duplicate, filtered, quarantined, updated, size, attempts, _ = rows[0][3:]
     counts = Counts(
         read=read,
         loaded=loaded,
@@ -167,6 +181,8 @@ def _record(
 ) -> ChunkResult:
     timings = replace(entry.timings, wait_seconds=entry.timings.wait_seconds + lock_seconds)
     elapsed = timings.read_seconds + timings.transform_seconds + timings.stage_seconds
+    if entry.cuts > 1:
+        _merge(session, entry)
     rows = session.execute(
         statement(
             "chunk_done",
@@ -204,3 +220,11 @@ def _record(
         attempts=entry.attempts,
         bytes_read=entry.bytes_read,
     )
+
+
+def _merge(session: Session, entry: LedgerEntry) -> None:
+    """Give the first cut's ledger row the whole range, and take the others away."""
+    query = statement("merge_chunks", entry.ledger_schema, run_id=entry.run_id, chunk=entry.chunk, last=entry.last)
+    if session.execute(query) != [(entry.cuts,)]:
+        msg = f"record chunk {entry.chunk}: the ledger rows of its {entry.cuts} cuts are gone or done already"
+        raise ChunkError(msg)
