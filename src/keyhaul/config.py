@@ -19,8 +19,8 @@ from keyhaul.dsn import Dsn
 from keyhaul.errors import ConfigError
 from keyhaul.fields import Allowed, MemoryOf, Names, PercentOf, Rules, RunRules, Steps, Targets
 from keyhaul.identity import file_digest, module_digest
-from keyhaul.layers import EMBEDDED, Setting
-from keyhaul.parts import Dedup, Incremental, Part, Source, Target, setting
+from keyhaul.layers import AUTO, EMBEDDED, Setting
+from keyhaul.parts import AutoChunk, ChunkOf, Dedup, Incremental, Part, Source, Target, setting
 from keyhaul.quantity import read_memory
 from keyhaul.redaction import hide_all
 from keyhaul.steps import Rule, Step
@@ -39,6 +39,7 @@ _NAME_CHARACTERS = 63
 __all__ = [
     "EMBEDDED",
     "Allowance",
+    "AutoChunk",
     "Dedup",
     "Incremental",
     "Job",
@@ -72,14 +73,12 @@ class Job(Part):
         "--key",
         "ETL_KEY",
     )
-    chunk: int = setting(
+    chunk: ChunkOf = setting(
         50_000,
-        "Rows of a chunk.",
-        "a whole number from 1",
+        "Rows of a chunk; or auto, chunks of the time that they take, with the settings below.",
+        "a whole number from 1, auto, or a mapping such as {target_seconds: 2}",
         "--chunk",
         "ETL_CHUNK",
-        ge=1,
-        le=2_147_483_647,
     )
     transform: Steps = setting(
         (),
@@ -250,7 +249,8 @@ class Job(Part):
         return {
             "source": {"database": uri, **what},
             "key": list(self.key),
-            "chunk": self.chunk,
+            # An auto chunk's settings may change: a resumed run merges what is open to the pace it then has.
+            "chunk": AUTO if isinstance(self.chunk, AutoChunk) else self.chunk,
             "transform": [_step_identity(step) for step in self.transform],
             "dedup": {"on": list(dedup.on), "order_by": list(dedup.order_by), "keep": dedup.keep} if dedup else None,
             "rules": {rule.name: steps.rule_identity(rule) for rule in self.rules},
@@ -275,7 +275,13 @@ def _step_identity(step: Step) -> dict[str, Any]:
 
 def settings(model: type[BaseModel] = Job, above: tuple[str, ...] = ()) -> Iterator[Setting]:
     """Yield every setting in the order of the model, a part before what is in it."""
-    parts: dict[str, type[BaseModel]] = {"source": Source, "target": Target, "dedup": Dedup, "incremental": Incremental}
+    parts: dict[str, type[BaseModel]] = {
+        "source": Source,
+        "chunk": AutoChunk,
+        "target": Target,
+        "dedup": Dedup,
+        "incremental": Incremental,
+    }
     for name, info in model.model_fields.items():
         told = info.json_schema_extra
         if not isinstance(told, dict):
@@ -312,6 +318,8 @@ def json_schema() -> dict[str, Any]:
             if not isinstance(value.get("default"), str | int):
                 value.pop("default", None)
     schema["properties"]["allow_quarantined"]["default"] = "0"
+    chunk = schema["properties"]["chunk"]
+    chunk["anyOf"] = [*chunk.pop("oneOf"), {"const": AUTO}]
     for part in (schema, schema["$defs"]["Target"]):
         for value in part["properties"].values():
             if value.get("default") == "":
@@ -348,6 +356,10 @@ def load_job(path: Path | None, flags: Mapping[str, object], environ: Mapping[st
     layers.check_uris(draft)
     read = {"transform": found, "rules": rules, "run_rules": run_rules, "targets": tables}
     job = _validate(draft, {**draft.data, **read})
+    if job is not None and isinstance(job.chunk, AutoChunk) and job.chunk.min_rows > job.chunk.max_rows:
+        least, most = job.chunk.min_rows, job.chunk.max_rows
+        got, hint = f"{most} with min_rows {least}", "Raise it, or lower min_rows"
+        draft.refuse(("chunk", "max_rows"), got, f"a whole number from {least}", hint)
     draft.raise_if_wrong()
     if job is None:  # pragma: no cover - a failed validation always notes a problem
         raise ConfigError("read job: got values that do not fit")
@@ -373,6 +385,8 @@ def _validate(draft: Draft, data: dict[str, Any]) -> Job | None:
 def _note(draft: Draft, error: ErrorDetails) -> None:
     known: dict[Place, Setting] = {one.place: one for one in settings()}
     place = tuple(error["loc"])
+    if place[:1] == ("chunk",):  # without the tag of the kind that was tried
+        place = (*place[:1], *place[2:])
     if error["type"] == "extra_forbidden":
         draft.refuse_unknown(place, (str(other[-1]) for other in known if other[:-1] == place[:-1]))
         return

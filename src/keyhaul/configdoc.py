@@ -27,6 +27,15 @@ as unset; an `ETL_*` variable that is not listed here is ignored.
 _TAIL = """
 Flags and variables name several columns as `a,b`; a name with a comma stands in double quotes.
 
+## Auto chunks
+
+`chunk: auto` stands for `chunk: {}`, a mapping with the settings `chunk.…` above, all by default. The plan is then cut
+finely, and neighbouring cuts are merged when a worker takes them, to chunks of about `target_seconds` at the pace that
+was measured last. A worker takes about four times `max_bytes` of memory at the most; where `memory_limit` allows less,
+chunks stay smaller. With `rate_limit` a chunk has at most a worker's part of what may be read in that time. `auto` is
+for jobs whose pace or rows are not known beforehand: a slow network, wide rows, an expensive view. It is refused with a
+dedup whose columns do not contain the key.
+
 ## Incremental jobs
 
 `incremental: {column: updated_at, lag: 5m}`: the first run reads all rows; each later one only those whose column is
@@ -186,9 +195,9 @@ aliases, merge keys, tags, a second document, a file above 1 MB.
 
 ## What makes a job the same
 
-A run is resumed only by the same job: source database (host, port, name), table or query, key, chunk, transform
-(with the file of a Python step or a lookup), dedup, rules, incremental, target table and mode, or targets. Everything
-else may change in between.
+A run is resumed only by the same job: source database (host, port, name), table or query, key, chunk (a number, or
+auto with whatever settings), transform (with the file of a Python step or a lookup), dedup, rules, incremental, target
+table and mode, or targets. Everything else may change in between.
 """
 
 

@@ -8,6 +8,7 @@ import polars as pl
 
 from keyhaul import pgtypes
 from keyhaul.errors import ConfigError, RefusedError
+from keyhaul.parts import AutoChunk
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -26,7 +27,8 @@ def check_dedup(job: Job, transform: Transform, sources: Mapping[str, Column]) -
 
     Raises:
         ConfigError: it names a column that is not there.
-        RefusedError: a column travels as text whose equality or order is not the type's.
+        RefusedError: a column travels as text whose equality or order is not the type's, or copies could lie in
+            different chunks and these are auto.
     """
     dedup = job.dedup
     if dedup is None:
@@ -41,6 +43,7 @@ def check_dedup(job: Job, transform: Transform, sources: Mapping[str, Column]) -
         raise ConfigError(msg)
     _check_equality(dedup, transform, sources)
     _check_order(dedup, transform, sources)
+    _check_chunk(job, transform)
 
 
 def across_chunks(job: Job, transform: Transform) -> bool:
@@ -74,6 +77,20 @@ def check_replay(job: Job, transform: Transform, conflict: Collection[str]) -> N
         "or load anew with --fresh"
     )
     raise RefusedError(msg)
+
+
+def _check_chunk(job: Job, transform: Transform) -> None:
+    """Refuse an auto chunk for a job whose copies can lie in different chunks.
+
+    Such a run puts down each chunk of its plan, and loads the same chunks once copies are told: one that is merged to
+    the pace would have to be the same in both phases and in every sitting.
+    """
+    if job.dedup is not None and isinstance(job.chunk, AutoChunk) and across_chunks(job, transform):
+        msg = (
+            f"cut chunks: got auto with dedup on {', '.join(job.dedup.on)}, whose copies can lie in different chunks: "
+            "these are put down as they are planned, before any is loaded. Give --chunk N, for example 50000"
+        )
+        raise RefusedError(msg)
 
 
 def _check_equality(dedup: Dedup, transform: Transform, sources: Mapping[str, Column]) -> None:

@@ -1,4 +1,4 @@
-"""Bounds → chunks: pure functions over boundaries that the database has put in order."""
+"""Bounds → chunks, and neighbouring chunks → one: pure functions over boundaries that the database has put in order."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from keyhaul.model import Chunk
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 Key = tuple[str, ...]
 
@@ -40,3 +40,78 @@ def chunks_between(
     if null_rows is not None:
         chunks.append(Chunk(number=len(chunks) + 1, kind="nulls", estimated_rows=null_rows))
     return tuple(chunks)
+
+
+def merged(cuts: Sequence[Chunk]) -> Chunk:
+    """Return the chunk that has exactly the keys of some neighbouring cuts.
+
+    Args:
+        cuts: each the neighbour of the one before, ascending or descending; at least one. A single one stays as it is.
+
+    Raises:
+        ValueError: two that follow each other here are no neighbours (a mistake of the caller).
+    """
+    ordered = tuple(sorted(cuts, key=lambda cut: cut.number))
+    if not ordered or not all(neighbours(one, other) for one, other in pairwise(ordered)):
+        message = f"merge cuts {[cut.number for cut in cuts]}: expected neighbours"
+        raise ValueError(message)
+    if len(ordered) == 1:
+        return ordered[0]
+    return Chunk(
+        number=ordered[0].number,
+        lower=ordered[0].lower,
+        upper=ordered[-1].upper,
+        estimated_rows=sum(cut.estimated_rows for cut in ordered),
+        cuts=ordered,
+    )
+
+
+def neighbours(one: Chunk, other: Chunk) -> bool:
+    """Whether these are two key ranges as they were planned with nothing between them, in either order."""
+    low, high = sorted((one, other), key=lambda cut: cut.number)
+    planned = one.kind == other.kind == "range" and not one.cuts and not other.cuts
+    return planned and high.number == low.number + 1 and low.upper is not None and low.upper == high.lower
+
+
+def to_merge(
+    left: Iterable[Chunk],
+    *,
+    wanted: float,
+    most: float,
+    rows_of: Callable[[Chunk], float],
+    alone: Callable[[Chunk], bool],
+) -> list[Chunk]:
+    """Return the first cuts of `left` that make the next chunk: neighbours, as near as they come to `wanted` rows.
+
+    Args:
+        left: the cuts that are open, in the order in which they are taken; nothing behind the last neighbour is read.
+        wanted: rows that the chunk should have.
+        most: rows that it must not exceed, unless its first cut does so alone.
+        rows_of: how many rows a cut is expected to have.
+        alone: whether a cut must not be merged.
+    """
+    chosen: list[Chunk] = []
+    rows = 0.0
+    for cut in left:
+        more = rows_of(cut)
+        fits = rows + more / 2 <= wanted and rows + more <= most
+        if chosen and (alone(cut) or not neighbours(chosen[-1], cut) or not fits):
+            break
+        chosen.append(cut)
+        rows += more
+        if alone(cut):
+            break
+    return chosen
+
+
+def halved(chunk: Chunk) -> tuple[Chunk, Chunk]:
+    """Return the two halves of a merged chunk, the lower one first.
+
+    Raises:
+        ValueError: it is a chunk as it was planned (a mistake of the caller).
+    """
+    if not chunk.cuts:
+        message = f"halve chunk {chunk.number}: expected one that was merged"
+        raise ValueError(message)
+    middle = len(chunk.cuts) // 2
+    return merged(chunk.cuts[:middle]), merged(chunk.cuts[middle:])

@@ -23,10 +23,12 @@ from keyhaul.incremental import begin_delta, limit_again
 from keyhaul.ledger import Ledger, new_run_id
 from keyhaul.ledgerrows import NewRun
 from keyhaul.model import Report
+from keyhaul.pace import Pace
+from keyhaul.parts import AutoChunk
 from keyhaul.phases import Phases, sweep
 from keyhaul.pool import Pool
 from keyhaul.prepare import Prepared, prepare
-from keyhaul.sizing import size_up
+from keyhaul.sizing import auto_chunks, size_up
 from keyhaul.sources.readers import preload
 from keyhaul.targets import postgres
 from keyhaul.targets import replace as replacing
@@ -127,6 +129,7 @@ class Sitting:
                 else "its remaining chunks are read from a newer snapshot"
             )
             message += limit_again(self._job, self._prepared.source, ledger, self._run_id, full=full)
+            ledger.upgrade()
             self._sitting = ledger.resume(self._run_id, workers)
             self._notice(message, "warning")
         else:
@@ -138,12 +141,18 @@ class Sitting:
         pool = Pool(self.task(), ledger, self._observe, self._control, self.sizing.limits(self._job))
         chunks = chunks if self._job.order == "asc" else tuple(reversed(chunks))
         if phases is None:
-            pool.move(chunks, workers)
+            failed = {one.chunk for one in ledger.failed_chunks(self._run_id)}
+            pool.move(chunks, workers, pace=self._pace(), alone=failed)
         else:
             phases.move(pool, self._run_id, chunks, workers, resumed=resumed)
         report = self._finish(pool, workers, resumed=resumed)
         sweep(self._job, ledger, self._observe)
         return report
+
+    def _pace(self) -> Pace | None:
+        """Return what an auto chunk is merged to; None for chunks of fixed size."""
+        job = self._job
+        return Pace(job.chunk, rows_per_second=job.rate_limit) if isinstance(job.chunk, AutoChunk) else None
 
     def begin(self, totals: Totals, rows_left: int, workers: int, *, resumed: bool) -> None:
         """Say that the plan is in the ledger: from here on, an error leaves something to go on with."""
@@ -304,6 +313,8 @@ class Sitting:
                 "whole. A primary key or index on the key, or larger chunks, help",
                 "warning",
             )
+        if isinstance(job.chunk, AutoChunk) and chunks > 1:
+            self._notice(auto_chunks(job.chunk, self.sizing.chunk_rows))
         if not prepared.source.indexed() and chunks > 1:
             self._notice(
                 f"no index of {prepared.source.relation.label} leads with {', '.join(job.key)}: "

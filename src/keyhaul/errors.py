@@ -57,6 +57,10 @@ class CancelledError(ChunkError):
     """The chunk was given up because the run was told to stop at once."""
 
 
+class StaleChunkError(ChunkError):
+    """Of a merged chunk somebody else has loaded a part: what is left of it can be moved; nothing was."""
+
+
 class StopRunError(EtlError):
     """The run must stop now (a rule with ``on_fail: stop``, a lost snapshot); it can be resumed."""
 

@@ -44,11 +44,12 @@ class RunStarted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkStarted:
-    """A worker has taken a chunk. `worker` counts from 1."""
+    """A worker has taken a chunk. `worker` counts from 1; `cuts` are those of the plan that it was merged from."""
 
     chunk: int
     worker: int
     estimated_rows: int
+    cuts: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +119,16 @@ class ChunkRetried:
     worker: int
     attempt: int
     wait_seconds: float
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkHalved:
+    """A merged chunk has failed; its halves are tried next, until the cut that is guilty stands alone."""
+
+    chunk: int
+    worker: int
+    cuts: int
     error: str
 
 

@@ -10,7 +10,7 @@ from pydantic_core import core_schema
 from keyhaul import entries, runrules, steps, tablestep
 from keyhaul.allowance import Allowance, read_allowance
 from keyhaul.lag import Lag, read_lag
-from keyhaul.quantity import MemorySize, Percent, read_memory, read_percent
+from keyhaul.quantity import MemorySize, Percent, read_memory, read_percent, read_size
 from keyhaul.runrules import RunRule
 from keyhaul.steps import Rule, Step
 from keyhaul.tablestep import TableEntry
@@ -60,4 +60,5 @@ MemoryOf = Annotated[
     MemorySize,
     *_by(read_memory, type="string", pattern=r"^[0-9]+(\.[0-9]+)? ?([kKmMgGtT][bB]|%)$"),
 ]
+SizeOf = Annotated[MemorySize, *_by(read_size, type="string", pattern=r"^[0-9]+(\.[0-9]+)? ?[kKmMgGtT][bB]$")]
 PercentOf = Annotated[Percent, *_by(read_percent, type="string", pattern=r"^[0-9]+(\.[0-9]+)? ?%$")]

@@ -90,8 +90,12 @@ RUNS: Final[Mapping[str, Field]] = {
     "source": Field(dtype=_TEXT, meaning="what was read, and where"),
     "target_table": Field(dtype=_TEXT, meaning="the table loaded"),
     "key": Field(dtype=_NAMES, meaning="columns that the chunks are cut by"),
-    "chunk_rows": _rows("of a chunk, as the job says"),
-    "chunks_planned": Field(dtype=_NUMBER, meaning="chunks of the plan", unit="chunks"),
+    "chunk_rows": _rows("of a chunk of the plan, as the job says or memory allows; with `chunk: auto` of a cut"),
+    "chunks_planned": Field(
+        dtype=_NUMBER,
+        meaning="chunks of the plan; with `chunk: auto` those that were loaded, and the cuts that were not",
+        unit="chunks",
+    ),
     "chunks_done": Field(dtype=_NUMBER, meaning="committed", unit="chunks"),
     "chunks_failed": Field(dtype=_NUMBER, meaning="given up so far", unit="chunks"),
     "chunks_retried": Field(dtype=_NUMBER, meaning="that needed more than one try", unit="chunks"),
@@ -136,12 +140,13 @@ RUNS: Final[Mapping[str, Field]] = {
 
 CHUNKS: Final[Mapping[str, Field]] = {
     "run_id": Field(dtype=_TEXT, meaning="the run's name"),
-    "chunk": Field(dtype=_NUMBER, meaning="its number in the plan, from 1 in key order"),
+    "chunk": Field(dtype=_NUMBER, meaning="its number in the plan, from 1 in key order; that of its first cut"),
     "kind": Field(dtype=_TEXT, meaning="`range`, `nulls` (NULL keys) or `keys` (a batch of a replay)"),
     "lower_bound": Field(
         dtype=_NAMES, meaning="the key's lowest values as PostgreSQL text, inclusive; NULL is open", nullable=True
     ),
     "upper_bound": Field(dtype=_NAMES, meaning="the same, exclusive; NULL is open", nullable=True),
+    "cuts": Field(dtype=_NUMBER, meaning="cuts of the plan that it was merged from; 1 without `chunk: auto`"),
     "estimated_rows": _rows("expected by the plan"),
     "status": Field(dtype=_TEXT, meaning="`planned`, `done` or `failed`"),
     "attempts": Field(dtype=_NUMBER, meaning="tries so far; more than 1 after a transient error", unit="tries"),

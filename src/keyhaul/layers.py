@@ -20,6 +20,10 @@ EMBEDDED = "embedded"
 """The URI that means: the PostgreSQL that comes with keyhaul."""
 
 EMBEDDED_TABLE = "public.flights"
+
+AUTO = "auto"
+"""The chunk that means: as large as its time allows, by the defaults; and the tag of that kind in pydantic's errors."""
+
 _NAME_CHARACTERS = 63
 _NUMBERS = frozenset({("chunk",), ("workers",), ("rate_limit",), ("retries",), ("work_memory_mb",)})
 _LISTED = frozenset({"set", "where", "rule", "allow_python"})
@@ -109,6 +113,8 @@ def fill_in(draft: Draft) -> None:
         target["table"] = "-" if draft.data.get("targets") is not None else table or "-"
     if draft.data.get("incremental") is not None and draft.data.get("targets") is None:
         _fill_in_mode(draft, target)
+    if draft.data.get("chunk") == AUTO:
+        draft.data["chunk"] = {}
     if draft.data.get("job") is None:
         draft.data["job"] = _default_name(table, query)
 

@@ -34,6 +34,7 @@ RECONNECT_SECONDS: Final = 60.0
 """How long a lost connection to the ledger is tried again: a server that restarts is back by then."""
 
 
+_PLANNED: Final = ("number", "kind", "lower", "upper", "estimated_rows")
 _SESSION_NAME: Final = re.compile(r" ledger (?P<pid>\d+)@(?P<host>.*)")
 
 
@@ -126,8 +127,15 @@ class Ledger:
             there = self._execute("schema_is_there", wanted=self.schema).fetchone()
             if not there or not there[0]:
                 self._execute("create_schema")
-            row = self._execute("outdated", runs=_runs(self.schema)).fetchone()
-            self._execute("upgrade" if row and row[0] else "create")
+            if not self.upgrade():
+                self._execute("create")
+
+    def upgrade(self) -> bool:
+        """Add what an older ledger lacks; returns False, and has needed no right, when it lacks nothing."""
+        row = self._execute("outdated", runs=_runs(self.schema)).fetchone()
+        if row and row[0]:
+            self._execute("upgrade")
+        return bool(row and row[0])
 
     def lock(self) -> None:
         """Take the job's lock until the connection closes.
@@ -175,18 +183,7 @@ class Ledger:
             "finish": json.dumps(list(run.finish)),
             "checksum": None if run.checksum is None else json.dumps(run.checksum),
         }
-        chunks = json.dumps(
-            [
-                {
-                    "number": c.number,
-                    "kind": c.kind,
-                    "lower": c.lower,
-                    "upper": c.upper,
-                    "estimated_rows": c.estimated_rows,
-                }
-                for c in plan.chunks
-            ]
-        )
+        chunks = json.dumps([{name: getattr(chunk, name) for name in _PLANNED} for chunk in plan.chunks])
         with self._connect().transaction():
             if fresh or run.kind == "replay":
                 self._execute("abandon", job=self.job, kind=run.kind)
@@ -232,7 +229,7 @@ class Ledger:
 
     def open_chunks(self, run_id: str) -> tuple[Chunk, ...]:
         """Return the chunks that are not committed, with the bounds of the persisted plan."""
-        rows = self._execute("open_chunks", run_id=run_id).fetchall()
+        rows = self._execute_again("open_chunks", run_id=run_id).fetchall()
         return tuple(_chunk(row) for row in rows)
 
     def all_chunks(self, run_id: str) -> tuple[tuple[Chunk, bool], ...]:
@@ -240,12 +237,16 @@ class Ledger:
         rows = self._execute("verify_chunks", run_id=run_id).fetchall()
         return tuple((_chunk(row[:5]), row[5]) for row in rows)
 
-    def chunk_failed(self, run_id: str, failed: FailedChunk, *, worker: int, sitting: int) -> None:
-        """Record that a chunk was given up, with the reason; a committed chunk stays as it is."""
+    def chunk_failed(self, run_id: str, failed: FailedChunk, *, last: int, worker: int, sitting: int) -> None:
+        """Record that a chunk was given up, with the reason; a committed chunk stays as it is.
+
+        Of a merged chunk each cut is recorded, up to the `last`, and can be tried again by itself.
+        """
         self._execute_again(
             "chunk_failed",
             run_id=run_id,
             chunk=failed.chunk,
+            last=last,
             attempts=failed.attempts,
             error=failed.error,
             worker=worker,

@@ -45,6 +45,7 @@ create table if not exists {schema}.chunks (
     lower_bound       text[],
     upper_bound       text[],
     estimated_rows    bigint not null,
+    cuts              integer not null default 1,
     status            text not null default 'planned' check (status in ('planned', 'failed', 'done')),
     attempts          integer not null default 0,
     rows_read         bigint not null default 0,
@@ -92,11 +93,12 @@ create table if not exists {schema}.quarantine (
 
 -- name: outdated
 -- Whether the ledger was made before there were replays, fresh tables, incremental runs, rules across the run,
--- several tables from one record, seconds of waiting, or checksums.
+-- several tables from one record, seconds of waiting, checksums, or merged chunks.
 select to_regclass({runs}) is not null
    and exists (
        select from (values ('runs', 'replay_of'), ('runs', 'fresh_table'), ('runs', 'watermark'), ('runs', 'run_checks'),
-                           ('chunks', 'tables'), ('chunks', 'wait_seconds'), ('chunks', 'hashed_by')) as needed(tab, col)
+                           ('chunks', 'tables'), ('chunks', 'wait_seconds'), ('chunks', 'hashed_by'),
+                           ('chunks', 'cuts')) as needed(tab, col)
         where not exists (
            select from pg_catalog.pg_attribute a join pg_catalog.pg_class c on c.oid = a.attrelid
             where c.relnamespace = (select r.relnamespace from pg_catalog.pg_class r where r.oid = to_regclass({runs}))
@@ -114,7 +116,8 @@ alter table {schema}.chunks drop constraint if exists chunks_kind_check,
 alter table {schema}.chunks add column if not exists tables jsonb not null default '[]',
                             add column if not exists wait_seconds double precision not null default 0,
                             add column if not exists rows_there bigint, add column if not exists hash_there numeric,
-                            add column if not exists hashed_by text;
+                            add column if not exists hashed_by text,
+                            add column if not exists cuts integer not null default 1;
 alter table {schema}.quarantine
     add column if not exists attempts integer not null default 1, add column if not exists tried_by text,
     add column if not exists resolved_at timestamptz, add column if not exists resolved_by text;
@@ -210,14 +213,34 @@ select chunk, kind, lower_bound, upper_bound, estimated_rows from {schema}.chunk
  where run_id = {run_id} and status <> 'done' order by chunk;
 
 -- name: claim_chunk
--- Lock the chunk's row: a second task with the same chunk waits here, and then finds it done. The last column is how
--- long it waited, by the server's clock: outside the CTE, since a list beside FOR UPDATE is computed before the lock.
+-- Lock the chunk's row, of a merged chunk those of all its cuts, in their order: a second task with one of them waits
+-- here, and then finds it done or gone. The last column is how long it waited, by the server's clock: outside the CTE,
+-- since a list beside FOR UPDATE is computed before the lock.
 with claimed as materialized (
-    select status, rows_read, rows_loaded, rows_unchanged, rows_duplicate, rows_filtered, rows_quarantined, rows_updated,
-           bytes_read, attempts
-      from {schema}.chunks where run_id = {run_id} and chunk = {chunk} for update
+    select chunk, cuts, status, rows_read, rows_loaded, rows_unchanged, rows_duplicate, rows_filtered, rows_quarantined,
+           rows_updated, bytes_read, attempts
+      from {schema}.chunks where run_id = {run_id} and chunk between {chunk} and {last} order by chunk for update
 )
 select claimed.*, extract(epoch from clock_timestamp() - statement_timestamp())::double precision from claimed;
+
+-- name: covering
+-- Whether a committed chunk has any of these cuts.
+select exists (select from {schema}.chunks where run_id = {run_id} and status = 'done'
+                  and chunk <= {last} and chunk + cuts > {chunk});
+
+-- name: merge_chunks
+-- In the transaction that loads a merged chunk: its first cut's row takes the whole range, the others cease to be.
+with gone as (
+    delete from {schema}.chunks
+     where run_id = {run_id} and chunk > {chunk} and chunk <= {last} and status <> 'done'
+    returning chunk, upper_bound, estimated_rows
+)
+update {schema}.chunks c
+   set upper_bound = (select g.upper_bound from gone g where g.chunk = {last}),
+       estimated_rows = c.estimated_rows + (select coalesce(sum(g.estimated_rows), 0) from gone g),
+       cuts = 1 + (select count(*) from gone)
+ where c.run_id = {run_id} and c.chunk = {chunk} and c.status <> 'done'
+returning c.cuts;
 
 -- name: chunk_done
 -- The record of a loaded chunk, in the transaction that loaded it; what came before the load began before it.
@@ -281,10 +304,15 @@ select r.run_id from {schema}.chunks c join {schema}.runs r using (run_id)
  order by c.ended_at desc limit 1;
 
 -- name: chunk_failed
--- The record of a chunk that was given up; a committed chunk is never overwritten.
+-- The record of a chunk that was given up, of a merged one in the rows of all its cuts, which stay open; a committed
+-- chunk is never overwritten.
+with locked as materialized (
+    select chunk from {schema}.chunks
+     where run_id = {run_id} and chunk between {chunk} and {last} and status <> 'done' order by chunk for update
+)
 update {schema}.chunks set status = 'failed', attempts = attempts + {attempts}, worker = {worker}, sitting = {sitting},
        ended_at = clock_timestamp(), error = {error}
- where run_id = {run_id} and chunk = {chunk} and status <> 'done';
+ where run_id = {run_id} and chunk in (select chunk from locked) and status <> 'done';
 
 -- name: insert_quarantine
 -- From the session's temporary table of text columns.
@@ -479,7 +507,8 @@ select run_id from {schema}.runs order by started_at desc, run_id desc;
 -- name: runs
 -- The newest runs, or one run by its name, with what their chunks sum to. A run is alive while a session holds
 -- its job's advisory lock; of several rows that say running, only the newest can be the one that holds it.
--- Seconds are those of the sittings, without the time between them.
+-- Seconds are those of the sittings, without the time between them. Cuts that were merged into another's chunk are no
+-- chunks of the plan any more; an older ledger has no such column, hence to_jsonb.
 with picked as (
     select r.*
     from {schema}.runs r
@@ -488,7 +517,8 @@ with picked as (
     limit %(limit)s::bigint
 )
 select
-    p.run_id, p.job, p.source, p.target_table, p.status, p.key, p.chunk_rows, p.chunks_planned, p.estimated_rows,
+    p.run_id, p.job, p.source, p.target_table, p.status, p.key, p.chunk_rows, p.chunks_planned - c.merged as chunks_planned,
+    coalesce(p.config->>'chunk' = 'auto', false) as auto, p.estimated_rows,
     p.sittings, p.workers, p.pid, p.host, p.version, p.started_at, p.ended_at, p.stop_reason,
     p.status = 'running'
         and not exists (
@@ -503,7 +533,8 @@ select
               and l.classid::bigint = (k >> 32) & 4294967295
               and l.objid::bigint = k & 4294967295
         ) as alive,
-    c.*,
+    c.chunks_done, c.chunks_failed, c.rows_read, c.rows_loaded, c.rows_unchanged, c.rows_duplicate, c.rows_filtered,
+    c.rows_quarantined,
     p.kind, p.replay_of,
     p.config->'incremental'->>'column' as incremental,
     to_jsonb(p)->>'since' as since, to_jsonb(p)->>'watermark' as watermark,
@@ -524,6 +555,7 @@ select
 from picked p
 cross join lateral (
     select
+        coalesce(sum(case when p.config->>'chunk' = 'auto' then (to_jsonb(c)->>'cuts')::int - 1 end), 0) as merged,
         count(*) filter (where c.status = 'done') as chunks_done,
         count(*) filter (where c.status = 'failed') as chunks_failed,
         coalesce(sum(c.rows_read) filter (where c.status = 'done'), 0)::bigint as rows_read,
@@ -583,8 +615,8 @@ from {schema}.runs r where r.run_id = %(run_id)s;
 
 -- name: chunk_frame
 -- All chunks of a run in key order, with the columns of `keyhaul.chunks`.
-select run_id, chunk, kind, lower_bound, upper_bound, estimated_rows, status, attempts, rows_read, rows_loaded,
-       rows_updated, rows_unchanged, rows_duplicate, rows_filtered, rows_quarantined, warned, bytes_read, read_seconds,
+select run_id, chunk, kind, lower_bound, upper_bound, coalesce((to_jsonb(c)->>'cuts')::bigint, 1) as cuts,
+       estimated_rows, status, attempts, rows_read, rows_loaded, rows_updated, rows_unchanged, rows_duplicate, rows_filtered, rows_quarantined, warned, bytes_read, read_seconds,
        transform_seconds, stage_seconds, load_seconds,
        coalesce((to_jsonb(c)->>'wait_seconds')::double precision, 0) as wait_seconds,
        worker, sitting, started_at, ended_at, error

@@ -6,6 +6,7 @@ under way: a limit slows a run down and never ends it.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from typing import TYPE_CHECKING, Final, Literal
@@ -109,6 +110,7 @@ class Limits:
         self._budget = budget_bytes
         self._row_bytes = row_bytes
         self._cpu_percent = cpu_percent
+        self._workers = workers
         self._rate = Rate(rows_per_second)
         self._clock = clock
         self._pause = pause
@@ -122,12 +124,25 @@ class Limits:
     def begin(self, workers: int) -> None:
         """Start a phase with so many workers."""
         fewest = self.governor.fewest if self._begun else workers
-        self.governor, self._begun = Governor(self._cpu_percent, workers), True
+        self.governor, self._begun, self._workers = Governor(self._cpu_percent, workers), True, workers
         self.governor.fewest = min(fewest, workers)
 
     def estimate(self, rows: int) -> float:
         """Return the bytes of the process that a chunk of so many rows will take."""
         return rows * self._row_bytes * PEAK_FACTOR
+
+    def most_rows(self, size_bytes: int) -> float:
+        """Return how many rows a chunk may have for `size_bytes` of Arrow, and for one worker's part of the budget.
+
+        By the widest rows met so far; at least 1, infinite as long as no width is known.
+        """
+        with self._lock:
+            if self._row_bytes <= 0:
+                return math.inf
+            allowed = float(size_bytes)
+            if self._budget is not None:
+                allowed = min(allowed, self._budget / self._workers / PEAK_FACTOR)
+            return max(allowed / self._row_bytes, 1.0)
 
     def enter(
         self,

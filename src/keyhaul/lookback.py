@@ -45,6 +45,8 @@ class RunRow:
     Attributes:
         alive: a process holds the job's lock; a run that says ``running`` without it was interrupted.
         seconds: of all sittings, without the time between them.
+        chunks_planned: those of the plan; of an auto chunk the cuts that are open count with the chunks that are not.
+        auto: whether chunks were merged from cuts of `chunk_rows` rows.
         rows_read: as the other sums of rows, of committed chunks only.
         incremental: the column that the run reads by; `since` its lowest value that is read (None: all rows are),
             `watermark` where the next run begins, once this one is done.
@@ -61,6 +63,7 @@ class RunRow:
     key: list[str]
     chunk_rows: int
     chunks_planned: int
+    auto: bool
     estimated_rows: int
     sittings: int
     workers: int
@@ -326,11 +329,12 @@ def _facts(run: RunRow) -> Iterable[RenderableType]:
 
     ended = f", ended {run.ended_at.astimezone(UTC):%Y-%m-%d %H:%M:%S}" if run.ended_at else ""
     failed = f", {run.chunks_failed:,} failed" if run.chunks_failed else ""
+    chunks = "chunks merged from cuts" if run.auto else "chunks"
     facts = {
         "job": run.job,
         "source": run.source,
         "target": run.target_table,
-        "key": f"{', '.join(run.key)} in chunks of {run.chunk_rows:,} rows",
+        "key": f"{', '.join(run.key)} in {chunks} of {run.chunk_rows:,} rows",
         "chunks": f"{run.chunks_done:,} of {run.chunks_planned:,} done{failed}",
         "started": f"{run.started_at.astimezone(UTC):%Y-%m-%d %H:%M:%S}{ended} (UTC)",
         "time": f"{duration(run.seconds)} in {plural(run.sittings, 'sitting')}, {plural(run.workers, 'worker')}, "

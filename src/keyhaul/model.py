@@ -31,6 +31,8 @@ class Chunk:
         upper: the same, exclusive; None is open-ended.
         estimated_rows: rows expected, from the boundaries (exact) or statistics (sampled).
         keys: of a batch, as the quarantine has them: text, a JSON array of texts for a key of several columns.
+        cuts: the neighbouring cuts of the plan that it was merged from, in key order, of which `number` is the first
+            one's; empty for a chunk as it was planned.
     """
 
     number: int
@@ -39,6 +41,12 @@ class Chunk:
     upper: tuple[str, ...] | None = None
     estimated_rows: int = 0
     keys: tuple[str, ...] = ()
+    cuts: tuple[Chunk, ...] = ()
+
+    @property
+    def last(self) -> int:
+        """The number of the last cut in it; its own for a chunk as it was planned."""
+        return self.cuts[-1].number if self.cuts else self.number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

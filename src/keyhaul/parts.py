@@ -1,14 +1,17 @@
-"""The parts of a job: source, target and dedup, as pydantic models that carry what the documentation says of them."""
+"""The parts of a job as pydantic models that carry what the documentation says: source, auto chunk, target, dedup."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
-from keyhaul.fields import LagOf, Names
+from keyhaul.fields import LagOf, Names, SizeOf
 from keyhaul.lag import Lag
-from keyhaul.layers import EMBEDDED, EMBEDDED_TABLE
+from keyhaul.layers import AUTO, EMBEDDED, EMBEDDED_TABLE
+from keyhaul.quantity import read_size
+
+MOST_ROWS: Final = 2_147_483_647
 
 
 def setting(default: Any, meaning: str, expected: str, flag: str = "", variable: str = "", **limits: Any) -> Any:  # noqa: ANN401  # a field of any type
@@ -65,6 +68,41 @@ class Source(Part):
         "--reader",
         "ETL_READER",
     )
+
+
+class AutoChunk(Part):
+    """Chunks of the time that they take: the plan is cut finely, and neighbours are merged when a worker takes them."""
+
+    target_seconds: float = setting(
+        2.0,
+        "Time that one worker should need for a chunk, in seconds.",
+        "a number of seconds above 0, to 3600",
+        gt=0,
+        le=3600,
+    )
+    min_rows: int = setting(
+        10_000,
+        "Fewest rows of a chunk, and of a cut of the plan; the first chunks have so many.",
+        "a whole number from 1",
+        ge=1,
+        le=MOST_ROWS,
+    )
+    max_rows: int = setting(1_000_000, "Most rows of a chunk.", "a whole number from min_rows", ge=1, le=MOST_ROWS)
+    max_bytes: SizeOf = setting(
+        read_size("32MB"),
+        "Most bytes of a chunk as it is read (Arrow), by the widest rows met so far; it comes before min_rows.",
+        "a size from 1MB such as 64MB",
+    )
+
+
+def _kind_of_chunk(value: object) -> str:
+    return AUTO if isinstance(value, dict | AutoChunk) else "rows"
+
+
+ChunkOf = Annotated[
+    Annotated[int, Field(ge=1, le=MOST_ROWS), Tag("rows")] | Annotated[AutoChunk, Tag(AUTO)],
+    Discriminator(_kind_of_chunk),
+]
 
 
 class Target(Part):

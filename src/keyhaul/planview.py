@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from keyhaul.console import grid, write
+from keyhaul.parts import AutoChunk
 from keyhaul.pgtypes import DIRECT_WIRE
+from keyhaul.sizing import auto_chunks
 from keyhaul.targets import replace as replacing
 from keyhaul.text import size
 
@@ -97,11 +99,15 @@ def _head(prepared: Prepared, plan: Plan, sizing: Sizing) -> Iterable[Renderable
     source, target = prepared.places
     yield Text(f"  from   {source}, read with {prepared.reader}")
     yield Text(f"  to     {target}, loaded with {job.target.loader}")
-    yield Text(f"  key    {', '.join(job.key)}; chunks of {sizing.chunk_rows:,} rows")
+    if isinstance(job.chunk, AutoChunk):
+        yield Text(f"  key    {', '.join(job.key)}; {auto_chunks(job.chunk, sizing.chunk_rows)}")
+    else:
+        yield Text(f"  key    {', '.join(job.key)}; chunks of {sizing.chunk_rows:,} rows")
     if sizing.notice:
         yield Text(f"  note   {sizing.notice}")
     count = len(plan.chunks)
-    yield Text(f"  plan   {count:,} chunks, {plan.estimated_rows:,} rows, {about}{how}")
+    what = "cuts" if isinstance(job.chunk, AutoChunk) else "chunks"
+    yield Text(f"  plan   {count:,} {what}, {plan.estimated_rows:,} rows, {about}{how}")
     if not prepared.source.indexed() and count > 1:
         yield Text("  note   no index leads with the key: each chunk scans the whole source")
     if prepared.target.holds_rows:

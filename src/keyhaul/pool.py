@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from typing import TYPE_CHECKING, Final
 
 import psycopg
@@ -12,6 +11,7 @@ import tenacity
 
 from keyhaul import events
 from keyhaul.connecting import connect
+from keyhaul.dispatch import Dispatch
 from keyhaul.dsn import redact
 from keyhaul.errors import (
     CancelledError,
@@ -19,6 +19,7 @@ from keyhaul.errors import (
     ConfigError,
     ConnectError,
     RefusedError,
+    StaleChunkError,
     StopRunError,
     TransientError,
 )
@@ -28,12 +29,13 @@ from keyhaul.task import source_application
 from keyhaul.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from keyhaul.control import Control
     from keyhaul.ledger import Ledger
     from keyhaul.limits import Limits
     from keyhaul.model import Chunk, ChunkResult, Observer
+    from keyhaul.pace import Pace
     from keyhaul.task import Task
 
 FAILURES_IN_A_ROW: Final = 10
@@ -64,7 +66,7 @@ class Pool:
         self._observe = observe
         self._control = control
         self._lock = threading.Lock()
-        self._left: deque[Chunk] = deque()
+        self._left = Dispatch(())
         self._workers: list[Worker] = []
         self._in_a_row = 0
         self._fatal: BaseException | None = None
@@ -77,6 +79,9 @@ class Pool:
         chunks: Sequence[Chunk],
         workers: int,
         hire: Callable[[Task, int, Observer], Worker] = Worker,
+        *,
+        pace: Pace | None = None,
+        alone: Collection[int] = (),
     ) -> None:
         """Move the chunks in their order, at most `workers` at a time, until none is left or the run is told to stop.
 
@@ -84,13 +89,17 @@ class Pool:
             chunks: in the order in which they are taken.
             workers: at a time.
             hire: makes a worker with a number from 1.
+            pace: of an auto chunk: neighbouring chunks are merged to it. None: each is moved as it is.
+            alone: numbers of chunks that are never merged.
 
         Raises:
             BaseException: what a worker met that is not one of our own errors; the others are stopped first.
         """
-        self._left.extend(chunks)
+        limits = self.limits
+        most_rows = (lambda: limits.most_rows(pace.most_bytes)) if pace is not None else None
+        self._left = Dispatch(chunks, pace, alone=alone, most_rows=most_rows)
         self._in_a_row = 0
-        self.limits.begin(workers)
+        limits.begin(workers)
         self._workers = [hire(self._task, number, self._observe) for number in range(1, workers + 1)]
         threads = [
             threading.Thread(target=self._work, args=(worker,), name=f"keyhaul-worker-{worker.number}", daemon=True)
@@ -164,11 +173,16 @@ class Pool:
         try:
             while not self._control.stopping.is_set():
                 with self._lock:
-                    if not self._left:
-                        break
-                    chunk = self._left.popleft()
+                    chunk = self._left.take(len(self._workers))
+                if chunk is None:
+                    break
                 self._observe(
-                    events.ChunkStarted(chunk=chunk.number, worker=worker.number, estimated_rows=chunk.estimated_rows)
+                    events.ChunkStarted(
+                        chunk=chunk.number,
+                        worker=worker.number,
+                        estimated_rows=chunk.estimated_rows,
+                        cuts=max(len(chunk.cuts), 1),
+                    )
                 )
                 self._take(worker, chunk)
         except BaseException as error:  # noqa: BLE001 - handed to the main thread, which raises it
@@ -191,13 +205,17 @@ class Pool:
         except ChunkError as error:
             if self._control.cancelled.is_set() or isinstance(error, CancelledError):
                 return
+            if self._give_back(worker, chunk, error):
+                return
             already = self._after_all(worker, chunk) if isinstance(error, TransientError) else None
             if already is None:
-                self._failed(worker, FailedChunk(chunk=chunk.number, attempts=attempts, error=self._clean(error)))
+                failed = FailedChunk(chunk=chunk.number, attempts=attempts, error=self._clean(error))
+                self._failed(worker, failed, chunk.last)
                 return
             result = already
         with self._lock:
             self._in_a_row = 0
+            self._left.measure(result)
         self._announce(worker, result, attempts)
 
     def _announce(self, worker: Worker, result: ChunkResult, attempts: int) -> None:
@@ -220,6 +238,28 @@ class Pool:
                 bytes_read=result.bytes_read,
             )
         )
+
+    def _give_back(self, worker: Worker, chunk: Chunk, error: ChunkError) -> bool:
+        """Give back what can be tried in another way; returns whether anything was.
+
+        A merged chunk that fails is halved, so that a bad cut costs itself alone. One that was lost, and not refused,
+        would not fare better in halves. One of which somebody else (a killed process whose COMMIT came late) has loaded
+        a part is what the ledger has as open.
+        """
+        if isinstance(error, StaleChunkError):
+            still_open = {one.number for one in self._ledger.open_chunks(self._task.run_id)}
+            with self._lock:
+                self._left.sort_out(chunk, still_open)
+            self._observe(events.Notice(message=f"{self._clean(error)}; the others are moved", level="warning"))
+            return True
+        if not chunk.cuts or isinstance(error, TransientError):
+            return False
+        with self._lock:
+            self._left.halve(chunk)
+        self._observe(
+            events.ChunkHalved(chunk=chunk.number, worker=worker.number, cuts=len(chunk.cuts), error=self._clean(error))
+        )
+        return True
 
     def _after_all(self, worker: Worker, chunk: Chunk) -> ChunkResult | None:
         """Ask the ledger after the last try, too: perhaps only the answer to its COMMIT was lost."""
@@ -300,8 +340,10 @@ class Pool:
             reraise=True,
         )
 
-    def _failed(self, worker: Worker, failed: FailedChunk) -> None:
-        self._ledger.chunk_failed(self._task.run_id, failed, worker=worker.number, sitting=self._task.sitting)
+    def _failed(self, worker: Worker, failed: FailedChunk, last: int) -> None:
+        """Record a chunk that is given up, of a merged one all cuts up to the `last`."""
+        sitting = self._task.sitting
+        self._ledger.chunk_failed(self._task.run_id, failed, last=last, worker=worker.number, sitting=sitting)
         self._observe(
             events.ChunkFailed(chunk=failed.chunk, worker=worker.number, attempts=failed.attempts, error=failed.error)
         )

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal, Protocol, Self, TextIO
 
 from keyhaul.console import can_move_cursor, write_line
-from keyhaul.events import ChunkFailed, ChunkRetried, Notice, RunFinished, RunStarted, Stopping, as_json
+from keyhaul.events import ChunkFailed, ChunkHalved, ChunkRetried, Notice, RunFinished, RunStarted, Stopping, as_json
 from keyhaul.memory import memory_bytes
 from keyhaul.tally import Tally
 from keyhaul.text import clock_time, duration, one_line, plural, size
@@ -59,6 +59,8 @@ def sentence(event: object) -> tuple[str, str] | None:
     if isinstance(event, ChunkRetried):
         wait = duration(event.wait_seconds)
         return "retry", f"chunk {event.chunk}: try {event.attempt} failed, again in {wait}: {one_line(event.error)}"
+    if isinstance(event, ChunkHalved):
+        return "retry", f"chunk {event.chunk} failed and is halved ({event.cuts} cuts): {one_line(event.error)}"
     if isinstance(event, ChunkFailed):
         tries = plural(event.attempts, "try", "tries")
         return "error", f"chunk {event.chunk} failed after {tries}: {one_line(event.error)}"

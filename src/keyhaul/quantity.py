@@ -69,6 +69,19 @@ def read_memory(value: object) -> MemorySize:
     return MemorySize(text=text, bytes=size)
 
 
+def read_size(value: object) -> MemorySize:
+    """Return the size that ``64MB`` stands for; a percentage is none, for it would be of nothing.
+
+    Raises:
+        ValueError: `value` is no size, or less than 1 MB.
+    """
+    size = read_memory(value)
+    if size.bytes is None:
+        message = "a percentage"
+        raise ValueError(message)
+    return size
+
+
 def read_percent(value: object) -> Percent:
     """Return the percentage that ``85%`` stands for.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,8 +19,13 @@ if TYPE_CHECKING:
 
     from keyhaul.config import Job
     from keyhaul.model import Column
+    from keyhaul.parts import AutoChunk
     from keyhaul.prepare import Prepared
     from keyhaul.sources.sql import SqlSource
+
+MOST_CUTS: Final = 2_000
+"""Cuts of a table whose size is known: 10,000 rows each up to 20 million rows, 25,000 of 50 million. Each costs a step
+of the walk over the index, a row in the ledger, and nothing when it is merged. Measured in docs/design.md."""
 
 SAMPLED_ROWS: Final = 100
 """The statistics' width will not do: ANALYZE counts a TOASTed value with the 18 bytes of its pointer."""
@@ -37,7 +43,7 @@ class Sizing:
 
     Attributes:
         row_bytes: of Arrow, from a sample of the source; 0 when it has no rows.
-        chunk_rows: the job's, or fewer.
+        chunk_rows: between two boundaries of the plan: the job's, or fewer; of an auto chunk, those of a cut.
         budget_bytes: of the process, for all chunks in flight together.
         notice: what a person should know of it; empty when the limit changes nothing.
     """
@@ -65,21 +71,45 @@ def size_up(prepared: Prepared) -> Sizing:
     budget = max(limit - own, SMALLEST_BUDGET_BYTES)
     width = sampled_row_bytes(prepared.source, prepared.read_columns, prepared.sources)
     workers = job.workers or DEFAULT_WORKERS
-    fitting = int(budget / workers / PEAK_FACTOR / width) if width else job.chunk
-    rows = max(1, min(job.chunk, fitting))
+    wanted = job.chunk if isinstance(job.chunk, int) else cut_rows(job.chunk, prepared.source, width)
+    fitting = int(budget / workers / PEAK_FACTOR / width) if width else wanted
+    rows = max(1, min(wanted, fitting))
     notices = []
     if limit - own < SMALLEST_BUDGET_BYTES:
         notices.append(
             f"memory_limit is {size(limit)}, and without any row this process takes about {size(own)}: the limit will "
             "be exceeded. Raise it"
         )
-    if rows < job.chunk:
+    if rows < wanted:
         each = f"{width / 1e6:.1f} MB" if width >= 1e5 else f"{width / 1e3:.1f} kB"  # noqa: PLR2004 - 0.1 MB
         notices.append(
-            f"chunks have {plural(rows, 'row')}, not {job.chunk:,}: rows of about {each} in chunks of "
+            f"chunks have {plural(rows, 'row')}, not {wanted:,}: rows of about {each} in chunks of "
             f"{plural(workers, 'worker')} would not stay within memory_limit ({size(limit)})"
         )
     return Sizing(row_bytes=width, chunk_rows=rows, budget_bytes=budget, notice="; ".join(notices))
+
+
+def auto_chunks(auto: AutoChunk, rows: int) -> str:
+    """Return what becomes of cuts of so many rows, for a person."""
+    return (
+        f"cuts of {plural(rows, 'row')}, merged when they are moved to chunks of about {auto.target_seconds:g} s, "
+        f"{auto.min_rows:,} to {auto.max_rows:,} rows and at most {auto.max_bytes}"
+    )
+
+
+def cut_rows(auto: AutoChunk, source: SqlSource, row_bytes: float) -> int:
+    """Return how many rows lie between two boundaries of a plan whose cuts are merged later.
+
+    Args:
+        auto: the job's limits for a chunk.
+        source: its statistics say how many rows there are; unknown (a view, a query, a table never analyzed, the rows
+            of an incremental run), it is cut as finely as a small table.
+        row_bytes: of Arrow; 0 when nothing is known.
+    """
+    known = source.relation.reltuples if source.only is None else 0.0
+    rows = max(auto.min_rows, math.ceil(known / MOST_CUTS))
+    fitting = int((auto.max_bytes.bytes or 0) / row_bytes) if row_bytes else rows
+    return max(1, min(rows, auto.max_rows, fitting))
 
 
 def sampled_row_bytes(source: SqlSource, columns: Sequence[str], described: Mapping[str, Column]) -> float:

@@ -17,6 +17,7 @@ from keyhaul.events import (
     ChunkDone,
     ChunkFailed,
     ChunkGathered,
+    ChunkHalved,
     ChunkHeld,
     ChunkReleased,
     ChunkRetried,
@@ -106,6 +107,8 @@ class Tally:
         self._reason = ""
         self._sitting = Counts()
         self._expected: dict[int, int] = {}
+        self._cuts: dict[int, int] = {}
+        self._cuts_behind = 0
         self._done: set[int] = set()
         self._failed: dict[int, int] = {}
         self._gathered: dict[int, int] = {}
@@ -145,6 +148,7 @@ class Tally:
     def _take_chunk_event(self, event: object, now: float) -> None:
         if isinstance(event, ChunkStarted):
             self._expected[event.chunk] = max(event.estimated_rows, 0)
+            self._cuts[event.chunk] = event.cuts
             self._fly(event.worker, event.chunk, "read", 0, now)
         elif isinstance(event, StepStarted):
             self._fly(event.worker, event.chunk, event.step, event.rows, now)
@@ -154,21 +158,29 @@ class Tally:
         elif isinstance(event, ChunkRetried):
             self._retries += 1
             self._fly(event.worker, event.chunk, "waits", 0, now)
+        elif isinstance(event, ChunkHalved):
+            # As if it had never been taken: its halves are.
+            self._expected.pop(event.chunk, None)
+            self._land(event.worker, event.chunk, now)
         elif isinstance(event, ChunkFailed):
             if event.chunk not in self._done and event.chunk not in self._failed:
                 self._failed[event.chunk] = self._settle(event.chunk)
             self._land(event.worker, event.chunk, now)
         elif isinstance(event, ChunkDone):
-            # A chunk counts once, also when the ledger is asked after a lost answer and says so again.
-            if event.chunk not in self._done:
-                self._done.add(event.chunk)
-                if self._failed.pop(event.chunk, None) is None:
-                    self._settle(event.chunk)
-                self._sitting += event.counts
-                times = event.timings
-                spent = times.read_seconds + times.transform_seconds + times.stage_seconds + times.load_seconds
-                self._longest_chunk = max(self._longest_chunk, spent)
+            self._count(event)
             self._land(event.worker, event.chunk, now)
+
+    def _count(self, event: ChunkDone) -> None:
+        """Count a chunk once, also when the ledger is asked after a lost answer and says so again."""
+        if event.chunk in self._done:
+            return
+        self._done.add(event.chunk)
+        if self._failed.pop(event.chunk, None) is None:
+            self._settle(event.chunk)
+        self._sitting += event.counts
+        times = event.timings
+        spent = times.read_seconds + times.transform_seconds + times.stage_seconds + times.load_seconds
+        self._longest_chunk = max(self._longest_chunk, spent)
 
     def _take_limit_event(self, event: object, now: float) -> None:
         if isinstance(event, WorkersAllowed):
@@ -187,10 +199,13 @@ class Tally:
     def _settle(self, chunk: int) -> int:
         """Take a chunk out of what is still to come, and return the rows that it was expected to have."""
         expected = self._expected.pop(chunk, None)
+        cuts = self._cuts.pop(chunk, 1)
         if expected is None:
             plan = self._started
-            expected = plan.estimated_rows // plan.chunks_planned if plan is not None and plan.chunks_planned else 0
+            each = plan.estimated_rows // plan.chunks_planned if plan is not None and plan.chunks_planned else 0
+            expected = each * cuts
         self._estimated_behind += expected
+        self._cuts_behind += cuts
         self._gathered.pop(chunk, None)
         return expected
 
@@ -221,7 +236,7 @@ class Tally:
         if self._started is None:
             return settled, self._under_way()
         rest: float = self._started.estimated_rows - earlier - self._estimated_behind
-        chunks_behind = self._started.chunks_done + len(self._done) + len(self._failed)
+        chunks_behind = self._started.chunks_done + self._cuts_behind
         chunks_left = self._started.chunks_planned - chunks_behind
         if chunks_left <= 0:
             return settled, 0.0

@@ -15,7 +15,7 @@ import psycopg
 import pytest
 import support
 from aftermath import fetch, sessions, value
-from oracle import problems, truth_of
+from oracle import RECORDS, RECORDS_OF_AUTO_CHUNKS, problems, truth_of
 
 from keyhaul import faults
 
@@ -51,22 +51,32 @@ SCENARIOS = {
     "append": ["--mode", "append", "--checksum"],
     "replace": ["--mode", "replace"],
     "dedup": ["--mode", "append", "--dedup", "grp", "--order-by", "amount"],
+    "auto": ["--mode", "append"],
 }
+AUTO = "chunk: {min_rows: 50, target_seconds: 60}\n"
+"""12 cuts, which become chunks of 1, 4 and 5 and what is left; after a kill others, for the first one is small again."""
+
 OF_REPLACE = ("swap.locked", "swap.before", "swap.after", "run.closed")
 OF_DEDUP = ("gather.written", "gather.after", "copies.told", "read.after", "commit.before", "commit.after")
+OF_AUTO = ("commit.before", "commit.after")
 CASES = [
     *(("append", point) for point in faults.POINTS if point not in {*OF_REPLACE[:3], *OF_DEDUP[:3]}),
     *(("replace", point) for point in OF_REPLACE),
     *(("dedup", point) for point in OF_DEDUP),
+    *(("auto", point) for point in OF_AUTO),
 ]
 FINISHED = {("append", "run.closed"), ("dedup", "run.closed"), ("replace", "run.closed"), ("replace", "swap.after")}
 """A run that is killed there is done: the same command is then a new run."""
 
 
 def command(source, target, scenario, work):
+    chunk = ["--chunk", "200"]
+    if scenario == "auto":
+        chunk = [str(work.parent / "auto.yaml")]
+        (work.parent / "auto.yaml").write_text(AUTO, encoding="utf-8")
     return [
-        *("chunked", "--source", source, "--target", target, "--table", "public.items", "--key", "id"),
-        *("--chunk", "200", "--workers", "1", "--work-dir", str(work), *SCENARIOS[scenario]),
+        *("chunked", *chunk, "--source", source, "--target", target, "--table", "public.items", "--key", "id"),
+        *("--workers", "1", "--work-dir", str(work), *SCENARIOS[scenario]),
         *("--set", "name = upper(name)", "--where", "id % 7 <> 0", "--rule", "amount_positive: amount >= 0"),
         *("--allow-quarantined", "100%", "--progress", "off"),
     ]
@@ -81,12 +91,13 @@ def truths(server, ends, etl_home, tmp_path_factory):
         fetch(whole, TARGET)
         done = support.run_etl(etl_home, *command(ends, whole, scenario, tmp_path_factory.mktemp("work")))
         assert done.returncode == 0, done.stderr
-        known[scenario] = truth_of(whole, "public.items")
+        known[scenario] = truth_of(whole, "public.items", RECORDS_OF_AUTO_CHUNKS if scenario == "auto" else RECORDS)
         support.drop_database(server, whole)
     kept = "id % 7 <> 0 and amount >= 0 and grp <> 99"
     assert known["append"].rows[0] == value(ends, f"select count(*) from public.items where {kept}")
     assert known["append"].balance[0] == 600
     assert known["replace"] == known["append"]
+    assert (known["auto"].rows, known["auto"].balance) == (known["append"].rows, known["append"].balance)
     assert known["dedup"].rows[0] == value(ends, f"select count(distinct grp) from public.items where {kept}")
     return known
 
@@ -167,6 +178,9 @@ MUTATIONS = {
     "a table is left": "create table public.x_keyhaul_new (id int)",
     "a checksum is wrong": "update keyhaul.chunks set hash_there = hash_there + 1 where chunk = 2",
     "a checksum is missing": "update keyhaul.chunks set rows_there = null, hash_there = null where chunk = 2",
+    "a range ends too early": "update keyhaul.chunks set upper_bound = '{390}' where chunk = 2",
+    "a range begins too late": "update keyhaul.chunks set lower_bound = '{205}' where chunk = 2",
+    "a cut is in no chunk": "update keyhaul.chunks set cuts = 2 where chunk = 1",
     "a secret is written": "update keyhaul.runs set stop_reason = 'pass-CANARY-word'",
 }
 

@@ -45,6 +45,8 @@ DRIVERS = {
     "connectorx and copy": ["--key", "id,version", "--reader", "connectorx", "--loader", "copy"],
     "adbc and adbc": ["--key", "id,version", "--reader", "adbc", "--loader", "adbc"],
 }
+AUTO = f"chunk: {{target_seconds: 0.1, min_rows: {max(1, ROWS // 400)}}}\n"
+"""Each sitting merges these cuts anew, by its own pace."""
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +58,14 @@ def source(server):
     support.drop_database(server, uri)
 
 
-def command(source, target, *more):
-    chunk = str(max(1, ROWS // CHUNKS))
+def command(source, target, *more, auto=None):
+    """Return a command with chunks of fixed size, or with auto chunks by a job file in the folder `auto`."""
+    chunk = ["--chunk", str(max(1, ROWS // CHUNKS))]
+    if auto is not None:
+        (auto / "auto.yaml").write_text(AUTO, encoding="utf-8")
+        chunk = [str(auto / "auto.yaml")]
     where = ("--source", source, "--target", target, "--table", "public.items")
-    return ["chunked", *where, "--chunk", chunk, "--workers", "2", "--progress", "json", *more]
+    return ["chunked", *chunk, *where, "--workers", "2", "--progress", "json", *more]
 
 
 def run_uninterrupted(start_etl, args, code):
@@ -148,20 +154,45 @@ def test_rows_duplicates_and_quarantine_are_exactly_once_over_kills(start_etl, s
     assert files_in(tmp_path) == []
 
 
+def test_killed_runs_of_auto_chunks_merge_anew_and_give_the_same_table_as_one_run(
+    start_etl, source, server, database, tmp_path
+):
+    whole, killed = database(server, "whole"), database(server, "killed")
+    done = command(source, whole, *RULES, auto=tmp_path)
+    seconds, startup = run_uninterrupted(start_etl, done, 1)
+    run_killed(start_etl, command(source, killed, *RULES, auto=tmp_path), 1, seconds, startup)
+    assert checksum(killed, "public.items") == checksum(whole, "public.items")
+    records = "(select stage, rules, message, key, data from keyhaul.quarantine)"  # other chunks, the same records
+    assert checksum(killed, records) == checksum(whole, records)
+    assert check_ledger(killed, "public.items") == check_ledger(whole, "public.items")
+    merged = "select sum(cuts), count(*) from keyhaul.chunks"
+    for uri in (whole, killed):
+        cuts, chunks = fetch(uri, merged)[0]
+        assert cuts > chunks
+    wait_until_nothing_is_left(source, killed)
+
+
 @pytest.mark.parametrize(
-    ("drivers", "lose"),
-    [("connectorx and copy", "answer"), ("connectorx and copy", "commit"), ("adbc and adbc", "answer")],
+    ("drivers", "lose", "auto"),
+    [
+        ("connectorx and copy", "answer", False),
+        ("connectorx and copy", "commit", False),
+        ("adbc and adbc", "answer", False),
+        ("connectorx and copy", "answer", True),
+    ],
 )
-def test_a_run_killed_at_its_commit_repeats_and_loses_nothing(start_etl, source, server, database, drivers, lose):
-    target = database(server, "killed")
+def test_a_run_killed_at_its_commit_repeats_and_loses_nothing(
+    start_etl, source, server, database, tmp_path, drivers, lose, auto
+):
+    target, auto = database(server, "killed"), tmp_path if auto else None
     for times in (1, 2):
         with losing(server.port, times=times, lose=lose) as proxy:
             through = target.replace(f":{server.port}/", f":{proxy.port}/")
-            run = start_etl(*command(source, through, *DRIVERS[drivers]))
+            run = start_etl(*command(source, through, *DRIVERS[drivers], auto=auto))
             support.wait_until(lambda proxy=proxy, times=times: proxy.cut == times, "a COMMIT")
             run.send(signal.SIGKILL)  # before the worker has asked the ledger, or while it asks
             assert run.end() == -signal.SIGKILL
-    run = start_etl(*command(source, target, *DRIVERS[drivers]))
+    run = start_etl(*command(source, target, *DRIVERS[drivers], auto=auto))
     assert run.end() == 0, run.stderr
     assert checksum(target, "public.items") == checksum(source, "public.items")
     assert check_ledger(target, "public.items")["read"] == ROWS

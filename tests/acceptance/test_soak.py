@@ -15,7 +15,7 @@ import psycopg
 import pytest
 import support
 from aftermath import fetch, sessions, value
-from oracle import problems, truth_of
+from oracle import RECORDS, RECORDS_OF_AUTO_CHUNKS, problems, truth_of
 
 KILLS = int(os.environ.get("KEYHAUL_SOAK_KILLS", "25"))
 SEED = int(os.environ.get("KEYHAUL_SOAK_SEED", str(random.randrange(10**9))))  # noqa: S311 - printed, to be repeated
@@ -43,13 +43,31 @@ JOBS = {
     "connectorx and copy": ["--reader", "connectorx", "--loader", "copy"],
     "adbc and adbc": ["--reader", "adbc", "--loader", "adbc"],
     "copies across chunks": ["--dedup", "twin"],
+    "auto chunks": [],
 }
+AUTO = "chunk: {min_rows: 20, target_seconds: 0.05}\n"
 
 
 def command(source, target, work, job):
-    where = ("--source", source, "--target", target, "--table", "public.items", "--key", "id", "--chunk", "100")
+    chunk = ["--chunk", "100"]
+    if job == "auto chunks":
+        chunk = [str(work.parent / "auto.yaml")]
+        (work.parent / "auto.yaml").write_text(AUTO, encoding="utf-8")
+    where = ("--source", source, "--target", target, "--table", "public.items", "--key", "id")
     return [
-        *("chunked", *where, "--workers", "2", "--mode", "append", "--work-dir", str(work), "--progress", "json"),
+        *(
+            "chunked",
+            *chunk,
+            *where,
+            "--workers",
+            "2",
+            "--mode",
+            "append",
+            "--work-dir",
+            str(work),
+            "--progress",
+            "json",
+        ),
         *("--set", "name = upper(name)", "--where", "id % 7 <> 0", "--rule", "amount_positive: amount >= 0"),
         *("--allow-quarantined", "100%", *JOBS[job]),
     ]
@@ -119,7 +137,9 @@ def test_runs_that_are_killed_at_random_until_they_are_finished_lose_and_repeat_
         run = start_etl(*command(source, whole, work, job))
         assert run.end() == 0, run.stderr
         begun, ended = run.wait_for("RunStarted")["received_at"], run.wait_for("RunFinished")["received_at"]
-        truths[job], lengths[job] = truth_of(whole, "public.items"), (begun - run.started_at, ended - begun)
+        records = RECORDS_OF_AUTO_CHUNKS if job == "auto chunks" else RECORDS
+        truths[job] = truth_of(whole, "public.items", records)
+        lengths[job] = (begun - run.started_at, ended - begun)
         support.drop_database(server, whole)
     kills, hit, judged, wrong = 0, Counter(), Counter(), []
     while kills < KILLS:

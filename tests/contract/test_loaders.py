@@ -15,8 +15,9 @@ import pytest
 from psycopg import sql
 
 from keyhaul import catalog
+from keyhaul.cuts import chunks_between, merged
 from keyhaul.dsn import Dsn
-from keyhaul.errors import ChunkError, RejectedError, TransientError
+from keyhaul.errors import ChunkError, RejectedError, StaleChunkError, TransientError
 from keyhaul.ledger import Ledger
 from keyhaul.ledgerrows import NewRun
 from keyhaul.mapping import write_column
@@ -29,7 +30,7 @@ from keyhaul.targets.session import SESSIONS
 from keyhaul.targets.transaction import LedgerEntry
 
 RUN = "20260101T000000-0000"
-CHUNKS = tuple(Chunk(number=n, lower=None, upper=None) for n in range(1, 4))
+CHUNKS = chunks_between([("10",), ("20",)], total_rows=30, chunk_rows=10, null_rows=None)
 ENTRY = LedgerEntry(
     run_id=RUN,
     chunk=CHUNKS[0],
@@ -262,6 +263,91 @@ def test_one_session_loads_one_chunk_after_another(bench):
         data = frame({"id": pl.Int32()}, id=[chunk], j=['{"a": 1}'])
         bench.load(target, data, session=session, entry=replace(ENTRY, chunk=Chunk(number=chunk)), rejected=rejected(9))
     assert bench.stored() == (3, 3, ["done", "done", "done"])
+
+
+# --- merged chunks -----------------------------------------------------------------------------------
+
+MERGED = replace(ENTRY, chunk=merged(CHUNKS))
+LEDGER = (
+    "select chunk, cuts, lower_bound, upper_bound, estimated_rows, status, rows_read from keyhaul.chunks order by 1"
+)
+
+
+def test_a_merged_chunk_leaves_one_ledger_row_with_the_range_that_was_loaded(bench):
+    target = bench.table("id int")
+    result = bench.load(target, numbers(11, 21), rejected=rejected(2), entry=replace(ENTRY, chunk=merged(CHUNKS[1:])))
+    assert (result.chunk, result.counts.read) == (2, 3)
+    assert bench.all(LEDGER) == [(1, 1, None, ["10"], 10, "planned", 0), (2, 2, ["10"], None, 20, "done", 3)]
+    assert bench.all("select chunk, record from keyhaul.quarantine") == [(2, 2)]
+    bench.load(target, numbers(1), entry=ENTRY)
+    assert bench.all(LEDGER)[0] == (1, 1, None, ["10"], 10, "done", 1)
+
+
+def test_a_merged_chunk_that_is_not_committed_leaves_its_cuts_as_they_were(bench):
+    before, session = bench.all(LEDGER), bench.session()
+    session.commit = session.close
+    bench.load(bench.table("id int"), numbers(1), session=session, entry=MERGED)
+    assert bench.stored() == NOTHING
+    assert bench.all(LEDGER) == before
+
+
+def test_a_second_load_of_the_same_merged_chunk_does_nothing(bench):
+    target = bench.table("id int")
+    first = bench.load(target, numbers(1, 11), rejected=rejected(2), entry=MERGED)
+    again = bench.load(target, numbers(1, 11, 21), entry=replace(MERGED, attempts=2))
+    assert bench.stored() == (2, 1, ["done"])
+    assert (again.counts, again.attempts) == (first.counts, 1)
+
+
+@pytest.mark.parametrize(
+    ("loaded", "wanted"),
+    [((1, 1), (1, 2)), ((2, 2), (1, 3)), ((3, 3), (2, 3)), ((1, 2), (1, 1)), ((1, 2), (2, 3)), ((1, 3), (2, 2))],
+)
+def test_a_chunk_of_which_a_part_was_loaded_with_others_is_stale_and_nothing_is_stored(bench, loaded, wanted):
+    target = bench.table("id int")
+    bench.load(target, numbers(1), entry=replace(ENTRY, chunk=merged(CHUNKS[loaded[0] - 1 : loaded[1]])))
+    before = (bench.stored(), bench.all(LEDGER))
+    with pytest.raises(StaleChunkError, match=f"of the cuts {wanted[0]} to {wanted[1]} some are loaded already"):
+        bench.load(target, numbers(2), entry=replace(ENTRY, chunk=merged(CHUNKS[wanted[0] - 1 : wanted[1]])))
+    assert (bench.stored(), bench.all(LEDGER)) == before
+
+
+@pytest.mark.parametrize("wanted", [(1, 2), (2, 2)])
+def test_who_wants_a_part_of_a_merged_chunk_waits_for_it_and_then_does_nothing(bench, wanted):
+    target = bench.table("id int")
+    first, second = bench.session(), bench.session()
+    transaction.claim(first, MERGED)
+    with ThreadPoolExecutor() as pool:
+        entry = replace(ENTRY, chunk=merged(CHUNKS[wanted[0] - 1 : wanted[1]]))
+        other = pool.submit(bench.load, target, numbers(7), session=second, entry=entry)
+        time.sleep(0.2)
+        assert not other.done()
+        bench.load(target, numbers(1), session=first, entry=MERGED)
+        with pytest.raises(StaleChunkError):
+            other.result(timeout=10)
+    assert bench.all("select id from t") == [(1,)]
+    assert bench.all(LEDGER) == [(1, 3, None, None, 30, "done", 1)]
+
+
+def test_who_wants_a_merged_chunk_waits_for_each_of_its_cuts_and_goes_on_when_they_are_let_go(bench):
+    target = bench.table("id int")
+    first, second = bench.session(), bench.session()
+    transaction.claim(first, replace(ENTRY, chunk=merged(CHUNKS[1:])))
+    with ThreadPoolExecutor() as pool:
+        other = pool.submit(bench.load, target, numbers(7), session=second, entry=MERGED)
+        time.sleep(0.2)
+        assert not other.done()
+        first.close()
+        assert other.result(timeout=10).timings.wait_seconds > 0.1
+    assert bench.all(LEDGER) == [(1, 3, None, None, 30, "done", 1)]
+
+
+def test_a_cut_that_someone_has_deleted_from_the_ledger_is_told(bench):
+    bench.conn.execute("delete from keyhaul.chunks where chunk = 2")
+    with pytest.raises(ChunkError, match="has no chunk 1; someone has deleted it") as caught:
+        bench.load(bench.table("id int"), numbers(1), entry=MERGED)
+    assert not isinstance(caught.value, StaleChunkError)
+    assert bench.stored() == (0, 0, ["planned", "planned"])
 
 
 # --- counted by SQL ----------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from keyhaul.allowance import Allowance
-from keyhaul.config import Dedup, Job, json_schema, load_job, settings
+from keyhaul.config import AutoChunk, Dedup, Job, json_schema, load_job, settings
 from keyhaul.configdoc import configuration
 from keyhaul.errors import ConfigError
 from keyhaul.identity import difference
@@ -196,7 +196,7 @@ allow_quarantined: 101%
         'job.yaml line 19: rules.s.on_fail: got "explode", expected one of quarantine, warn, stop',
         'job.yaml line 1: job: got "fl\'ights", expected 1 to 63 of letters, digits, _ . - (not . or - first)',
         "job.yaml line 3: key: got a list, expected a column or a list of different columns",
-        "job.yaml line 4: chunk: got 0, expected a whole number from 1",
+        "job.yaml line 4: chunk: got 0, expected a whole number from 1, auto, or a mapping such as {target_seconds: 2}",
         (
             "job.yaml line 14: dedup.on: got nothing, expected a column or a list of columns. "
             "Give --dedup or dedup.on: in the job file"
@@ -241,7 +241,7 @@ def test_a_flags_mistake_names_the_flag_and_a_variables_the_variable() -> None:
         '--job: got "a\'b", expected 1 to 63 of letters, digits, _ . - (not . or - first)',
         'ETL_READER: got "csv", expected connectorx or adbc',
         "--key: got an empty list, expected a column or a list of different columns",
-        "--chunk: got 0, expected a whole number from 1",
+        "--chunk: got 0, expected a whole number from 1, auto, or a mapping such as {target_seconds: 2}",
         "dedup.on: got nothing, expected a column or a list of columns. Give --dedup or dedup.on: in the job file",
         'ETL_WORKERS: got "many", expected a whole number from 1 to 1024',
     ]
@@ -567,3 +567,44 @@ def test_limits_that_mean_nothing_are_refused_with_what_is_expected(tmp_path: Pa
         '--cpu-limit: got "120%", expected a percentage such as 85%',
         "ETL_RATE_LIMIT: got 0, expected a whole number from 1",
     ]
+
+
+@pytest.mark.parametrize("given", ["auto", {}, {"target_seconds": 2, "max_bytes": "32MB"}])
+def test_an_auto_chunk_is_a_word_or_a_mapping_and_the_same_job_whatever_its_settings(given: object) -> None:
+    loaded = load_job(None, {"key": "id", "chunk": given}, {})
+    assert loaded.chunk == AutoChunk(target_seconds=2.0, min_rows=10_000, max_rows=1_000_000)
+    other = load_job(None, {"key": "id", "chunk": {"min_rows": 7}}, {})
+    assert loaded.identity()["chunk"] == "auto"
+    assert loaded.fingerprint() == other.fingerprint() != load_job(None, {"key": "id"}, {}).fingerprint()
+
+
+def test_a_flag_or_variable_takes_the_place_of_the_files_auto_chunk_and_the_reverse(tmp_path: Path) -> None:
+    text = "key: id\nchunk: {min_rows: 7}\n"
+    assert job(tmp_path, text).chunk == AutoChunk(min_rows=7)
+    assert job(tmp_path, text, {"chunk": "5"}).chunk == 5
+    assert job(tmp_path, text, ETL_CHUNK="auto").chunk == AutoChunk()
+
+
+def test_mistakes_in_an_auto_chunk_are_told_with_their_lines(tmp_path: Path) -> None:
+    text = "key: id\nchunk:\n  target_seconds: 0\n  min_rows: 1.5\n  max_bytes: 50%\n  seconds: 2\n"
+    assert mistakes(tmp_path, text) == [
+        "job.yaml line 3: chunk.target_seconds: got 0, expected a number of seconds above 0, to 3600",
+        "job.yaml line 4: chunk.min_rows: got 1.5, expected a whole number from 1",
+        'job.yaml line 5: chunk.max_bytes: got "50%", expected a size from 1MB such as 64MB',
+        "job.yaml line 6: chunk.seconds: got an unknown key, expected target_seconds",
+    ]
+    assert mistakes(tmp_path, "key: id\nchunk: {max_rows: 5000}\n") == [
+        (
+            "job.yaml line 2: chunk.max_rows: got 5000 with min_rows 10000, expected a whole number from 10000. "
+            "Raise it, or lower min_rows"
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "accepted"),
+    [("auto", True), ("fast", False), (0, False), ({}, True), ({"min_rows": 5}, True), ({"min_rows": "5"}, False)],
+)
+def test_the_schema_knows_auto_chunks(value: object, *, accepted: bool) -> None:
+    schema = json.loads(json.dumps(json_schema()))
+    assert fits({"key": "id", "chunk": value}, schema, schema) is accepted

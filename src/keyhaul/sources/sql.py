@@ -53,6 +53,31 @@ select exists (
 """
 """A unique index of a table does not look at the tables that inherit from it, but a SELECT does."""
 
+_WALK: Final = """
+with recursive walk as (
+    (select {columns}, 0::bigint as _rows from {item} s where {present} order by {order} limit 1)
+    union all
+    select {next}, case when at._tied
+                        then (select count(*) from {item} s where {present} and {key} = row({walk})) else {step} end
+      from walk
+     cross join lateral (
+         select {columns}, {key} = row({walk}) as _tied from {item} s
+          where {present} and {key} >= row({walk}) order by {order} offset {step} limit 1
+     ) at
+     cross join lateral (
+         select {keys} from (
+             select {at}
+             union all
+             (select {columns} from {item} s where {present} and {key} > row({walk}) order by {order} limit 1)
+         ) either order by {downwards} limit 1
+     ) next
+     where row({next}) > row({walk})
+)
+select {texts}, _rows from walk order by {walk}
+"""
+"""Each step goes to the entry that stands `step` further. Where that has the same key (more rows of one value than a
+chunk holds, which stay together) it goes to the next value, the greater of the two, and counts the rows."""
+
 SAMPLED_ROWS_PER_CHUNK: Final = 200
 """Rows that a sampled plan looks at for each chunk; the sizes then vary by about a tenth."""
 
@@ -142,17 +167,6 @@ class SqlSource:
         joined = sql.SQL(", ").join(parts)
         return sql.SQL("({})").format(joined) if len(parts) == 1 else sql.SQL("row({})").format(joined)
 
-    def _texts(self) -> sql.Composed:
-        """Return the key as text, under names that no column has: ORDER BY would take an output column for the key."""
-        prefix = "_text"
-        while any(column.name.startswith(prefix) for column in self.relation.columns):
-            prefix += "_"
-        form = sql.SQL("{}::text as {}")
-        return sql.SQL(", ").join(
-            form.format(sql.Identifier(name), sql.Identifier(f"{prefix}{number}"))
-            for number, name in enumerate(self.key)
-        )
-
     def _present(self) -> sql.Composable:
         """Return a condition that no key column is NULL; row comparison alone can be true with a NULL inside."""
         checks = [sql.SQL("{} is not null").format(sql.Identifier(name)) for name in self._nullable()]
@@ -163,45 +177,35 @@ class SqlSource:
         return self._present() if self.only is None else sql.SQL("{} and {}").format(self._present(), self.only)
 
     def _walk(self, chunk_rows: int) -> tuple[list[Key], int]:
-        """Walk the index, `chunk_rows` entries at a step: 0.2 s for 5 million rows against 1.2 s for one row_number."""
-        texts = self._texts()
-        order = sql.SQL(", ").join(map(sql.Identifier, self.key))
-        head = sql.SQL(
-            "select {texts}, {key} = {last} from {item} where {key} {op} {last} and {present} order by {order}"
-        )
-        fields = {
-            "texts": texts, "key": self._key(), "item": self.relation.from_item,
-            "present": self._present(), "order": order,
-        }  # fmt: skip
-        first = sql.SQL("select {texts} from {item} where {present} order by {order} limit 1").format(**fields)
-        row = self.conn.execute(first).fetchone()
-        if row is None:
-            return [], 0
-        boundaries: list[Key] = []
-        last: Key = tuple(row)
-        total = 0
-        while True:
-            here = {**fields, "last": self._literal(last)}
-            step = sql.SQL("{} offset {} limit 1").format(
-                head.format(**here, op=sql.SQL(">=")), sql.Literal(chunk_rows)
-            )
-            row = self.conn.execute(step).fetchone()
-            if row is not None and row[-1]:
-                # More rows of one key value than a chunk holds: they stay together, cut at the next value.
-                step = sql.SQL("{} limit 1").format(head.format(**here, op=sql.SQL(">")))
-                row = self.conn.execute(step).fetchone()
-                total += self._count(here, "=") - chunk_rows if row is not None else 0
-            if row is None:
-                return boundaries, total + self._count(here, ">=")
-            last = tuple(row[:-1])
-            boundaries.append(last)
-            total += chunk_rows
+        """Walk the index, `chunk_rows` entries at a step: 0.2 s for 5 million rows against 1.2 s for one row_number.
 
-    def _count(self, fields: Mapping[str, sql.Composable], operator: str) -> int:
-        """Count the rows whose key is equal to, or at least, the last boundary."""
-        count = sql.SQL("select count(*) from {item} where {key} {op} {last} and {present}")
-        row = self.conn.execute(count.format(**fields, op=sql.SQL(operator))).fetchone()
-        return row[0] if row else 0
+        The server takes all steps in one statement: a round trip for each would cost more than the step.
+        """
+        named = [(sql.Identifier("s", name), sql.Identifier(f"_key{n}")) for n, name in enumerate(self.key)]
+        fields = {
+            "item": self.relation.from_item,
+            "present": self._present(),
+            "columns": sql.SQL(", ").join(sql.SQL("{} as {}").format(*pair) for pair in named),
+            "texts": sql.SQL(", ").join(sql.SQL("{}::text").format(key) for _, key in named),
+            "key": sql.SQL("row({})").format(sql.SQL(", ").join(name for name, _ in named)),
+            "keys": sql.SQL(", ").join(key for _, key in named),
+            "at": sql.SQL(", ").join(sql.SQL("at.{}").format(key) for _, key in named),
+            "next": sql.SQL(", ").join(sql.SQL("next.{}").format(key) for _, key in named),
+            "walk": sql.SQL(", ").join(sql.SQL("walk.{}").format(key) for _, key in named),
+            # By number: a name could be that of an output column.
+            "order": sql.SQL(", ").join(sql.SQL(str(n)) for n in range(1, len(named) + 1)),
+            "downwards": sql.SQL(", ").join(sql.SQL(f"{n} desc") for n in range(1, len(named) + 1)),
+            "step": sql.Literal(chunk_rows),
+        }
+        rows = self.conn.execute(sql.SQL(_WALK).format(**fields)).fetchall()
+        if not rows:
+            return [], 0
+        *_, (*last, _) = rows
+        count = sql.SQL("select count(*) from {} where {} >= {} and {}").format(
+            self.relation.from_item, self._key(), self._literal(tuple(last)), self._present()
+        )
+        rest = self.conn.execute(count).fetchone()
+        return [tuple(row[:-1]) for row in rows[1:]], sum(row[-1] for row in rows) + (rest[0] if rest else 0)
 
     def _pass(self, chunk_rows: int) -> tuple[list[Key], int]:
         """Number all rows in the key's order, for a source without a fitting index: one sort."""

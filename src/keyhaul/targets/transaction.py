@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 from psycopg import sql
 
-from keyhaul.errors import ChunkError
+from keyhaul.errors import ChunkError, StaleChunkError
 from keyhaul.faults import pass_point
 from keyhaul.model import RECORD, ChunkResult, Counts, Timings
 from keyhaul.sql import statement
@@ -35,6 +35,7 @@ class LedgerEntry:
     """What the chunk's ledger row will say beside the counts that SQL takes.
 
     Attributes:
+        chunk: of a merged chunk the whole range, with its cuts.
         batch: for a chunk of a replay: its records are in the quarantine already.
         hashing: how the chunk's part of the target is hashed; None when it gets no checksum. For a chunk of a
             replay that of the run it replays, whose checksums are kept true.
@@ -51,22 +52,34 @@ class LedgerEntry:
     batch: Batch | None = None
     hashing: Hashing | None = None
 
+    @property
+    def cuts(self) -> int:
+        """How many cuts of the plan the chunk has."""
+        return self.chunk.last - self.chunk.number + 1
+
 
 def claim(session: Session, entry: LedgerEntry) -> ChunkResult | float:
     """Lock the chunk's ledger row; return what it says of a committed chunk, else the seconds waited for the lock.
 
-    Waits for another transaction that holds the row, so that an answer is never early.
+    Of a merged chunk all its cuts are locked, in their order. Waits for another transaction that holds a row, so that
+    an answer is never early.
 
     Raises:
+        StaleChunkError: some of its cuts are committed, in a chunk that is another one.
         ChunkError: the ledger has no such chunk.
     """
-    rows = session.execute(statement("claim_chunk", entry.ledger_schema, run_id=entry.run_id, chunk=entry.chunk.number))
-    if not rows:
-        msg = f"ask ledger: run {entry.run_id} has no chunk {entry.chunk.number}; someone has deleted it"
+    first, last = entry.chunk.number, entry.chunk.last
+    which = {"run_id": entry.run_id, "chunk": first, "last": last}
+    rows = session.execute(statement("claim_chunk", entry.ledger_schema, **which))
+    if len(rows) == entry.cuts and all(row[2] != "done" for row in rows):
+        return float(rows[-1][-1])  # the last lock came last
+    if not rows or tuple(rows[0][:3]) != (first, entry.cuts, "done"):
+        if session.execute(statement("covering", entry.ledger_schema, **which))[0][0]:
+            msg = f"ask ledger: of the cuts {first} to {last} some are loaded already, in another chunk"
+            raise StaleChunkError(msg)
+        msg = f"ask ledger: run {entry.run_id} has no chunk {first}; someone has deleted it"
         raise ChunkError(msg)
-    status, read, loaded, unchanged, duplicate, filtered, quarantined, updated, size, attempts, waited = rows[0]
-    if status != "done":
-        return float(waited)
+    read, loaded, unchanged, duplicate, filtered, quarantined, updated, size, attempts, _ = rows[0][3:]
     counts = Counts(
         read=read,
         loaded=loaded,
@@ -198,6 +211,8 @@ def _record(
 ) -> ChunkResult:
     timings = replace(entry.timings, wait_seconds=entry.timings.wait_seconds + lock_seconds)
     elapsed = timings.read_seconds + timings.transform_seconds + timings.stage_seconds
+    if entry.cuts > 1:
+        _merge(session, entry)
     rows = session.execute(
         statement(
             "chunk_done",
@@ -235,3 +250,12 @@ def _record(
         attempts=entry.attempts,
         bytes_read=entry.bytes_read,
     )
+
+
+def _merge(session: Session, entry: LedgerEntry) -> None:
+    """Give the first cut's ledger row the whole range, and take the others away."""
+    first, last = entry.chunk.number, entry.chunk.last
+    query = statement("merge_chunks", entry.ledger_schema, run_id=entry.run_id, chunk=first, last=last)
+    if session.execute(query) != [(entry.cuts,)]:
+        msg = f"record chunk {first}: the ledger rows of its {entry.cuts} cuts are gone or done already"
+        raise ChunkError(msg)
