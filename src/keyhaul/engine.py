@@ -23,12 +23,13 @@ from keyhaul.incremental import begin_delta, limit_again
 from keyhaul.ledger import Ledger, new_run_id
 from keyhaul.ledgerrows import NewRun
 from keyhaul.model import Report
+from keyhaul.outset import surprises
 from keyhaul.pace import Pace
 from keyhaul.parts import AutoChunk
 from keyhaul.phases import Phases, sweep
 from keyhaul.pool import Pool
 from keyhaul.prepare import Prepared, prepare
-from keyhaul.sizing import auto_chunks, size_up
+from keyhaul.sizing import size_up
 from keyhaul.sources.readers import preload
 from keyhaul.targets import postgres
 from keyhaul.targets import replace as replacing
@@ -288,7 +289,8 @@ class Sitting:
             for table in replacing.leftovers(conn, self.ledger.fresh_tables()):
                 conn.execute(sql.SQL("drop table {}").format(table))
         pass_point("plan.written")
-        self._tell_begun(len(plan.chunks), emptied=empty_first)
+        for message, level in surprises(prepared, self.sizing, self._hashing, len(plan.chunks), emptied=empty_first):
+            self._notice(message, level)
         return workers
 
     def _settle_checksums(self) -> dict[str, Any] | None:
@@ -296,31 +298,6 @@ class Sitting:
             return None
         self._hashing, described = checksums.settle(self._prepared)
         return described
-
-    def _tell_begun(self, chunks: int, *, emptied: bool) -> None:
-        """Tell what a person may not expect of a new run."""
-        prepared, job, target = self._prepared, self._job, self._prepared.target
-        if self.sizing.notice:
-            self._notice(self.sizing.notice, "warning")
-        if emptied:
-            self._notice(f"emptied {target.label} in the embedded warehouse before loading it again")
-        if target.ddl.before:
-            self._notice(f"created {target.label}")
-        if self._hashing is not None and not self._hashing.indexed and chunks > 1:
-            names = ", ".join(column.name for column in self._hashing.key)
-            self._notice(
-                f"no index of {target.label} leads with {names}: the checksum of each of the {chunks} chunks scans it "
-                "whole. A primary key or index on the key, or larger chunks, help",
-                "warning",
-            )
-        if isinstance(job.chunk, AutoChunk) and chunks > 1:
-            self._notice(auto_chunks(job.chunk, self.sizing.chunk_rows))
-        if not prepared.source.indexed() and chunks > 1:
-            self._notice(
-                f"no index of {prepared.source.relation.label} leads with {', '.join(job.key)}: "
-                f"each of the {chunks} chunks scans it whole. An index on the key, or larger chunks, help",
-                "warning",
-            )
 
     def count_workers(self, chunks: int) -> int:
         """Return how many workers there will be, never more than chunks or free connections allow."""

@@ -78,7 +78,7 @@ ROWS = [
     {"watchdog"},
     {"prepare", "crew", "accepted", "dispatch"},
     {"pool", "sizing", "swapping", "matching"},
-    {"phases", "ending", "checksums"},
+    {"phases", "ending", "checksums", "outset"},
     {"engine"},
     {"tally", "reporting", "quality_output", "htmltables"},
     {"progress", "logfile", "lookback", "planview", "configdoc", "typedoc"},
