@@ -93,6 +93,14 @@ def keyhaul_variants(ends: Ends) -> Iterator[Contender]:
     """Yield the whole job with each reader and loader, and into a missing table."""
     for reader, loader in (("connectorx", "copy"), ("adbc", "copy"), ("connectorx", "adbc")):
         yield _keyhaul(ends, f"keyhaul {reader} + {loader}", reader=reader, loader=loader, quarantines=True)
+    yield _keyhaul(
+        ends,
+        "keyhaul adbc + copy, chunk auto",
+        reader="adbc",
+        chunk="auto",
+        quarantines=True,
+        note="chunks of about two seconds, of at most 32 MB",
+    )
     for reader in ("connectorx", "adbc"):
         yield _keyhaul(
             ends,
@@ -160,7 +168,7 @@ def _keyhaul(
     expected: orders.Expected = "finished",
     quarantines: bool = False,
     workers: int | None = None,
-    chunk: int | None = None,
+    chunk: int | str | None = None,
     note: str = "",
 ) -> Contender:
     steps = ['  - set: {status: "upper(status)", net: "amount * 0.8"}', *(['  - where: "amount >= 0"'] * filtered)]
