@@ -1,10 +1,27 @@
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 
 import pytest
+import soak
 import support
+
+
+def pytest_runtest_logreport(report):
+    """Count the tests of servers, each of which is one fault."""
+    if report.when == "call" and "test_servers.py" in report.nodeid and not report.skipped:
+        name = report.nodeid.partition("::")[2].partition("[")[0]
+        soak.note("server broken", "all of the matrix", name, wrong=report.failed)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Print what a soak has tried; without KEYHAUL_SOAK_TABLE the same tests are ordinary ones."""
+    if os.environ.get("KEYHAUL_SOAK_TABLE") and soak.tried:
+        terminalreporter.section("soak")
+        for line in soak.table():
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")
@@ -36,8 +53,8 @@ def database():
     """A factory: ``database(server)`` or ``database(server, "name")`` is the URI of a fresh, empty database."""
     made = []
 
-    def make(on, prefix="test"):
-        uri = support.make_database(on, prefix)
+    def make(on, prefix="test", template=None):
+        uri = support.make_database(on, prefix, template)
         made.append((on, uri))
         return uri
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import re
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import support
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
 WAIT_SECONDS = 60.0
 
@@ -24,12 +27,15 @@ class Process:
     Attributes:
         events: the objects of ``--progress json`` so far, each with ``received_at`` (monotonic seconds).
         started_at: monotonic seconds.
+        peak_bytes: the most resident memory that it has had, looked at every 20 ms.
     """
 
     def __init__(self, home: Path, *args: str, cwd: Path, env: Mapping[str, str | None] | None = None) -> None:
         """Start it in the folder `cwd`."""
         self.events: list[dict[str, Any]] = []
         self.started_at = time.monotonic()
+        self.peak_bytes = 0
+        self._ended_at: float | None = None
         self._lines: dict[str, list[str]] = {"stdout": [], "stderr": []}
         self._news = threading.Condition()
         self._process = subprocess.Popen(
@@ -42,6 +48,7 @@ class Process:
             text=True,
         )
         self._readers = [threading.Thread(target=self._read, args=(name,), daemon=True) for name in self._lines]
+        self._readers.append(threading.Thread(target=self._measure, daemon=True))
         for reader in self._readers:
             reader.start()
 
@@ -52,6 +59,34 @@ class Process:
                 if name == "stdout" and line.startswith("{"):
                     self.events.append(json.loads(line) | {"received_at": time.monotonic()})
                 self._news.notify_all()
+
+    def _measure(self) -> None:
+        status = Path(f"/proc/{self._process.pid}/status")
+        while self._process.poll() is None:
+            with contextlib.suppress(OSError):
+                if found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text()):
+                    self.peak_bytes = int(found[1]) * 1024
+            time.sleep(0.02)
+        self._ended_at = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """How long it has run, to its end if it has ended."""
+        return (self._ended_at or time.monotonic()) - self.started_at
+
+    @property
+    def cpu_seconds(self) -> float:
+        """The CPU time of all its threads so far; of one that has ended, none."""
+        try:
+            fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return 0.0
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    @property
+    def printed(self) -> str:
+        """All that it has printed."""
+        return self.stdout + self.stderr
 
     @property
     def pid(self) -> int:

@@ -79,11 +79,13 @@ def processes_in(folder: Path) -> list[int]:
     return found
 
 
-def make_database(server: embedded.EmbeddedServer, prefix: str) -> str:
-    """Make an empty database with a name of its own and return its URI."""
+def make_database(server: embedded.EmbeddedServer, prefix: str, template: str | None = None) -> str:
+    """Make a database with a name of its own, empty or a copy of the one with a URI, and return its URI."""
     name = f"{prefix}_{os.getpid()}_{next(_numbers)}"
+    origin = "template1" if template is None else str(psycopg.conninfo.conninfo_to_dict(template)["dbname"])
     with psycopg.connect(server.uri("postgres"), autocommit=True) as connection:
-        connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
+        query = sql.SQL("create database {} template {}")
+        connection.execute(query.format(sql.Identifier(name), sql.Identifier(origin)))
     return server.uri(name)
 
 

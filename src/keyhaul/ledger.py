@@ -186,7 +186,7 @@ class Ledger:
         chunks = json.dumps([{name: getattr(chunk, name) for name in _PLANNED} for chunk in plan.chunks])
         with self._connect().transaction():
             if fresh or run.kind == "replay":
-                self._execute("abandon", job=self.job, kind=run.kind)
+                self.abandon(run.kind)
             self._execute(
                 "insert_run",
                 **values,
@@ -195,6 +195,10 @@ class Ledger:
                 **_process(),
             )
             self._execute("insert_chunks", run_id=run.run_id, chunks=chunks)
+
+    def abandon(self, kind: Literal["run", "replay"]) -> None:
+        """Give up what is unfinished of this job."""
+        self._execute("abandon", job=self.job, kind=kind)
 
     def resume(self, run_id: str, workers: int) -> int:
         """Record another sitting of a run; returns its number, from 2."""

@@ -13,6 +13,7 @@ from keyhaul.connecting import find_ends
 from keyhaul.copies import check_replay
 from keyhaul.engine import Sitting
 from keyhaul.errors import ConfigError, RefusedError
+from keyhaul.faults import pass_point
 from keyhaul.identity import difference
 from keyhaul.ledger import new_run_id
 from keyhaul.ledgerrows import NewRun
@@ -107,6 +108,8 @@ class _Replay:
             message = f"quarantined with a NULL key, cannot be read again, left: {plural(without_key, 'record')}"
             self._observe(events.Notice(message=message, level="warning"))
         keys = ledger.replay_keys(original.run_id, rule)
+        if not keys:
+            ledger.abandon("replay")  # one that was killed after its last batch has nothing to be gone on with
         report = self._move(original, keys) if keys else None
         left, without_key = ledger.unresolved(original.run_id, rule)
         return Replayed(
@@ -217,6 +220,7 @@ class _Replay:
             exact=True,
         )
         ledger.begin(new, plan, fresh=False)
+        pass_point("plan.written")
         sitting.begin(ledger.totals(self._run_id), len(keys), workers, resumed=False)
         pool = Pool(
             replace(sitting.task(), replay_of=original.run_id, hashing=hashing),
@@ -229,6 +233,7 @@ class _Replay:
         totals = ledger.totals(self._run_id)
         reason = sitting.why_incomplete(totals)
         ledger.end(self._run_id, "stopped" if reason else "done", reason or None)
+        pass_point("run.closed")
         reasons = ledger.quarantined_by_rule(self._run_id, "replay")
         return sitting.report(pool, totals, reasons, workers=workers, resumed=False, stop_reason=reason)
 

@@ -1,26 +1,30 @@
-"""Every named point of a run: the process is killed there, and the same command makes it whole.
+"""Every named point of a run: the process fails there in each way, and the same command makes it whole.
 
-A point that is passed often is tried at the passages 1, 2, 4, 8, …; with ``KEYHAUL_FAULT_ALL=1`` at every one.
-``KEYHAUL_FAULT_ACTIONS=kill,raise,stall`` tries the other ways to fail, too.
+By default a point that is passed often is tried at the passages 1, 2, 4, 8, …, with SIGKILL; of the other ways to
+fail, and of a replay, some are. ``KEYHAUL_FAULT_ALL=1`` tries every point in every scenario, at every passage, in
+every way; ``KEYHAUL_FAULT_ACTIONS=kill,raise,stall`` chooses among them.
 """
 
 from __future__ import annotations
 
+import base64
 import os
 import signal
 import time
-from itertools import count
+from itertools import chain, count
+from urllib.parse import quote
 
 import psycopg
 import pytest
+import soak
 import support
 from aftermath import fetch, sessions, value
 from oracle import RECORDS, RECORDS_OF_AUTO_CHUNKS, problems, truth_of
 
 from keyhaul import faults
 
-ACTIONS = os.environ.get("KEYHAUL_FAULT_ACTIONS", "kill").split(",")
 ALL = os.environ.get("KEYHAUL_FAULT_ALL") == "1"
+ACTIONS = os.environ.get("KEYHAUL_FAULT_ACTIONS", "kill,raise,stall" if ALL else "kill").split(",")
 LIMIT_SECONDS = 60
 
 SOURCE = """
@@ -33,6 +37,8 @@ TARGET = """
 create table public.groups (grp int primary key);
 insert into public.groups select g from generate_series(0, 39) g;
 create table public.items (id bigint, grp int not null references public.groups, name text, amount numeric(12,2), doc jsonb);
+create index on public.items (id);
+create index on public.items (grp);
 """
 """Group 99 is missing: one record of the second chunk is rejected by the foreign key. The table has no primary
 key, so a row loaded twice would stay."""
@@ -51,80 +57,139 @@ SCENARIOS = {
     "append": ["--mode", "append", "--checksum"],
     "replace": ["--mode", "replace"],
     "dedup": ["--mode", "append", "--dedup", "grp", "--order-by", "amount"],
+    "replay": [],
     "auto": ["--mode", "append"],
 }
 AUTO = "chunk: {min_rows: 50, target_seconds: 60}\n"
 """12 cuts, which become chunks of 1, 4 and 5 and what is left; after a kill others, for the first one is small again."""
-
-OF_REPLACE = ("swap.locked", "swap.before", "swap.after", "run.closed")
-OF_DEDUP = ("gather.written", "gather.after", "copies.told", "read.after", "commit.before", "commit.after")
-OF_AUTO = ("commit.before", "commit.after")
-CASES = [
-    *(("append", point) for point in faults.POINTS if point not in {*OF_REPLACE[:3], *OF_DEDUP[:3]}),
-    *(("replace", point) for point in OF_REPLACE),
-    *(("dedup", point) for point in OF_DEDUP),
-    *(("auto", point) for point in OF_AUTO),
+OF_REPLACE = ("fresh.created", "fresh.indexed", "fresh.complete", "swap.locked", "swap.before", "swap.after")
+OF_DEDUP = ("gather.written", "gather.after", "copies.told")
+OF_REPLAY = ("records.locked", "records.settled")
+OF_ALL = [point for point in faults.POINTS if point not in {*OF_REPLACE, *OF_DEDUP, *OF_REPLAY}]
+POINTS = {
+    "append": OF_ALL,
+    "replace": [*OF_REPLACE, "run.closed"],
+    "dedup": [*OF_DEDUP, "read.after", "commit.before", "commit.after"],
+    "replay": [*(point for point in OF_ALL if point not in {"isolate.halved", "table.finished"}), *OF_REPLAY],
+    "auto": ["commit.before", "commit.after"],
+}
+"""By scenario, the points that are no others' already."""
+EVERY = {
+    "replace": [point for point in POINTS["append"] if point != "checksum.written"],
+    "dedup": [point for point in POINTS["append"] if point != "checksum.written"],
+}
+"""With KEYHAUL_FAULT_ALL, the other points that a scenario passes as well."""
+SOME = [
+    *(("replay", point, "kill", 2) for point in ("records.locked", "records.settled")),
+    ("replay", "commit.after", "kill", 3),  # of three: nothing is left to be sent again
+    ("replay", "run.closed", "kill", 1),
+    ("append", "copy.half", "raise", 2),
+    ("append", "commit.after", "raise", 2),
+    ("append", "checksum.written", "stall", 2),
+    ("replay", "records.settled", "raise", 2),
 ]
-FINISHED = {("append", "run.closed"), ("dedup", "run.closed"), ("replace", "run.closed"), ("replace", "swap.after")}
-"""A run that is killed there is done: the same command is then a new run."""
+"""What is tried by default beside the enumeration: one passage each."""
+CASES = [
+    (scenario, point, action, None)
+    for action in ACTIONS
+    for scenario in SCENARIOS
+    for point in dict.fromkeys(chain(POINTS[scenario], EVERY.get(scenario, ()) if ALL else ()))
+    if ALL or scenario != "replay"
+] + ([] if ALL else SOME)
+FINISHED = {(scenario, "run.closed") for scenario in ("append", "dedup", "replace")} | {("replace", "swap.after")}
+"""A run that fails there is done: the same command is then a new run."""
 
 
-def command(source, target, scenario, work):
-    chunk = ["--chunk", "200"]
+def command(source, target, scenario, work, log=None):
+    """Return the command that is disturbed, and repeated."""
+    mended = scenario == "replay"
+    chunk = ["--chunk", "4" if mended else "200"]
     if scenario == "auto":
         chunk = [str(work.parent / "auto.yaml")]
         (work.parent / "auto.yaml").write_text(AUTO, encoding="utf-8")
     return [
-        *("chunked", *chunk, "--source", source, "--target", target, "--table", "public.items", "--key", "id"),
-        *("--workers", "1", "--work-dir", str(work), *SCENARIOS[scenario]),
-        *("--set", "name = upper(name)", "--where", "id % 7 <> 0", "--rule", "amount_positive: amount >= 0"),
-        *("--allow-quarantined", "100%", "--progress", "off"),
+        *(("replay", "last") if mended else ("chunked", "--work-dir", str(work), *SCENARIOS[scenario])),
+        *("--source", source, "--target", target, "--table", "public.items", "--key", "id"),
+        *(*chunk, "--workers", "1", "--allow-quarantined", "100%"),
+        *("--set", "name = upper(name)", "--where", "id % 7 <> 0"),
+        *(("--check", "amount_positive: amount >= -1") if mended else ("--rule", "amount_positive: amount >= 0")),
+        *("--progress", "off", *(("--log-file", str(log)) if log else ())),
     ]
 
 
 @pytest.fixture(scope="module")
-def truths(server, ends, etl_home, tmp_path_factory):
-    """By scenario, what a run that nothing disturbed leaves; that of `append` is what plain SQL says."""
-    known = {}
-    for scenario in SCENARIOS:
-        whole = support.make_database(server, "whole")
-        fetch(whole, TARGET)
-        done = support.run_etl(etl_home, *command(ends, whole, scenario, tmp_path_factory.mktemp("work")))
-        assert done.returncode == 0, done.stderr
-        known[scenario] = truth_of(whole, "public.items", RECORDS_OF_AUTO_CHUNKS if scenario == "auto" else RECORDS)
-        support.drop_database(server, whole)
-    kept = "id % 7 <> 0 and amount >= 0 and grp <> 99"
-    assert known["append"].rows[0] == value(ends, f"select count(*) from public.items where {kept}")
-    assert known["append"].balance[0] == 600
-    assert known["replace"] == known["append"]
-    assert (known["auto"].rows, known["auto"].balance) == (known["append"].rows, known["append"].balance)
-    assert known["dedup"].rows[0] == value(ends, f"select count(distinct grp) from public.items where {kept}")
-    return known
-
-
-def fresh_target(uri):
-    """Make the target's tables in a new database; returns its URI."""
+def quarantined(server, ends, etl_home, tmp_path_factory):
+    """The URI of a target whose run has quarantined twelve records, of which each will be loaded by a replay."""
+    uri = support.make_database(server, "quarantined")
     fetch(uri, TARGET)
-    return uri
+    done = support.run_etl(etl_home, *command(ends, uri, "append", tmp_path_factory.mktemp("work")))
+    assert done.returncode == 0, done.stderr
+    fetch(uri, "insert into public.groups values (99)")
+    assert value(uri, "select count(*) from keyhaul.quarantine") == 12
+    yield uri
+    support.drop_database(server, uri)
+
+
+@pytest.fixture(scope="module")
+def new_target(server, request):
+    """``new_target("replay")`` is the URI of a target as the scenario's command finds it; `drop` it afterwards."""
+
+    def make(scenario):
+        if scenario == "replay":
+            return support.make_database(server, "hit", request.getfixturevalue("quarantined"))
+        uri = support.make_database(server, "hit")
+        fetch(uri, TARGET)
+        return uri
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def truths(server, ends, etl_home, tmp_path_factory, new_target):
+    """By scenario, what a run that nothing disturbed leaves; its rows are those that plain SQL says."""
+    known = {}
+    kept = "id % 7 <> 0 and amount >= 0 and grp <> 99"
+    rows = {
+        "append": f"select count(*) from public.items where {kept}",
+        "auto": f"select count(*) from public.items where {kept}",
+        "replace": f"select count(*) from public.items where {kept}",
+        "dedup": f"select count(distinct grp) from public.items where {kept}",
+        "replay": "select count(*) from public.items where id % 7 <> 0",
+    }
+
+    def of(scenario):
+        if scenario not in known:
+            whole = new_target(scenario)
+            done = support.run_etl(etl_home, *command(ends, whole, scenario, tmp_path_factory.mktemp("work")))
+            assert done.returncode == 0, done.stderr
+            compared = RECORDS_OF_AUTO_CHUNKS if scenario == "auto" else RECORDS
+            known[scenario] = truth_of(whole, "public.items", compared)
+            assert known[scenario].rows[0] == value(ends, rows[scenario])
+            assert known[scenario].balance[0] == 600
+            assert known[scenario].replayed[:2] == ((12, 12) if scenario == "replay" else (0, 0))
+            support.drop_database(server, whole)
+        return known[scenario]
+
+    return of
 
 
 def fail(start_etl, args, fault):
-    """Run a command with a fault until it ends by it, or well; return whether it failed."""
+    """Run a command with a fault until it ends by it, or well; return the process, and whether it failed."""
     run = start_etl(*args, env={"KEYHAUL_FAULT": fault})
     if fault.endswith("stall"):
-        # It neither ends nor moves: no event, no statement for a while. Then somebody kills it.
-        quiet = time.monotonic()
-        while run.running and time.monotonic() - quiet < 4:
+        # It neither ends nor does anything. Then somebody kills it.
+        used, quiet = run.cpu_seconds, time.monotonic()
+        while run.running and time.monotonic() - quiet < 1.5:
             time.sleep(0.1)
+            if run.cpu_seconds > used + 0.02:
+                used, quiet = run.cpu_seconds, time.monotonic()
         if run.running:
             run.send(signal.SIGKILL)
             run.end()
-            return True
+            return run, True
     code = run.end(LIMIT_SECONDS)
-    if code == 0:
-        return False
-    assert code == (70 if fault.endswith("raise") else -signal.SIGKILL), f"{fault}: {code} {run.stderr}"
-    return True
+    assert code in {0, 70 if fault.endswith("raise") else -signal.SIGKILL}, f"{fault}: {code} {run.stderr}"
+    return run, code != 0
 
 
 def powers():
@@ -132,34 +197,31 @@ def powers():
     return (2**exponent for exponent in count())
 
 
-@pytest.mark.parametrize("action", ACTIONS)
-@pytest.mark.parametrize(("scenario", "point"), CASES)
+@pytest.mark.parametrize(("scenario", "point", "action", "once"), CASES)
 def test_a_fault_at_every_passage_of_a_point_leaves_a_run_that_the_same_command_completes(
-    scenario, point, action, start_etl, etl, server, database, ends, truths, tmp_path
+    scenario, point, action, once, start_etl, server, ends, truths, new_target, tmp_path
 ):
-    work = tmp_path / "work"
-    for passage in count(1) if ALL else powers():
-        target = fresh_target(database(server, "hit"))
-        args = command(ends, target, scenario, work)
-        failed = fail(start_etl, args, f"{point}:{passage}:{action}")
-        printed = ""
-        if failed:
-            if (scenario, point) in FINISHED:
-                assert fetch(target, "select status from keyhaul.runs") == [("done",)]
-                assert truth_of(target, "public.items") == truths[scenario]
-                return
-            done = etl(*args)
-            printed = done.stdout + done.stderr
-            assert done.returncode == 0, f"{point}:{passage}: {printed}"
+    work, log = tmp_path / "work", tmp_path / "log.jsonl"
+    for passage in [once] if once else count(1) if ALL else powers():
+        fault = f"{point}:{passage}:{action}"
+        target = new_target(scenario)
+        args = command(ends, target, scenario, work, log)
+        processes = [None]
+        processes[0], failed = fail(start_etl, args, fault)
+        whole = failed and (scenario, point) in FINISHED
+        if failed and not whole:
+            processes.append(start_etl(*args))
+            assert processes[1].end(LIMIT_SECONDS) == 0, f"{fault}: {processes[1].printed}"
         support.wait_until(lambda target=target: not sessions(ends) and not sessions(target), "sessions to end")
-        wrong = problems(
-            truths[scenario], target, "public.items", key="id", servers=[ends, target], folders=[work], printed=printed
-        )
-        assert wrong == [], f"{point}:{passage}"
-        if not failed:
-            assert passage > 1, f"{point} is never passed"
-            print(f"{scenario} {point}: fewer than {passage} passages")
+        left = {"folders": [] if whole else [work], "logs": [log], "processes": processes}
+        wrong = problems(truths(scenario), target, "public.items", key="id", servers=[ends, target], **left)
+        support.drop_database(server, target)
+        soak.note(f"every named point, {action}", scenario, point, tries=int(failed), wrong=bool(wrong))
+        assert wrong == [], fault
+        if whole or not failed:
+            assert whole or passage > 1, f"{point} is never passed"
             return
+    assert failed, f"{point} is passed less than {once} times"
 
 
 MUTATIONS = {
@@ -185,14 +247,62 @@ MUTATIONS = {
 }
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=MUTATIONS)
-def test_the_oracle_sees_each_kind_of_damage(mutation, etl, server, database, ends, truths, tmp_path):
-    target = fresh_target(database(server, "hit"))
-    done = etl(*command(ends, target, "append", tmp_path / "work"))
+@pytest.fixture(scope="module")
+def clean(server, ends, etl_home, new_target, tmp_path_factory):
+    """The URI of a target that is as it should be."""
+    target = new_target("append")
+    done = support.run_etl(etl_home, *command(ends, target, "append", tmp_path_factory.mktemp("work")))
     assert done.returncode == 0, done.stderr
     support.wait_until(lambda: not sessions(target), "sessions to end")
-    seen = {"key": "id", "servers": [target], "secrets": ["pass-CANARY-word"], "folders": [tmp_path]}
-    assert problems(truths["append"], target, "public.items", **seen) == []
+    yield target
+    support.drop_database(server, target)
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=MUTATIONS)
+def test_the_oracle_sees_each_kind_of_damage(mutation, server, clean, truths, tmp_path):
+    seen = {"key": "id", "secrets": ["pass-CANARY-word"], "folders": [tmp_path]}
+    assert problems(truths("append"), clean, "public.items", servers=[clean], **seen) == []
+    target = support.make_database(server, "mutated", clean)
     with psycopg.connect(target, autocommit=True) as connection:
         connection.execute(mutation)
-    assert problems(truths["append"], target, "public.items", **seen) != []
+    assert problems(truths("append"), target, "public.items", servers=[target], **seen) != []
+    support.drop_database(server, target)
+
+
+def test_the_oracle_sees_what_a_run_leaves_on_its_machine_tells_and_takes(
+    start_etl, server, ends, truths, new_target, tmp_path
+):
+    target, log = new_target("append"), tmp_path / "log.jsonl"
+    (tmp_path / "sitecustomize.py").write_text("ballast = bytearray(b'x') * 500_000_000")
+    path = f"{tmp_path}:{support.clean_environment(tmp_path)['PYTHONPATH']}"
+    run = start_etl(*command(ends, target, "append", tmp_path / "work", log), env={"PYTHONPATH": path})
+    assert run.end() == 0, run.stderr
+    support.wait_until(lambda: not sessions(target), "sessions to end")
+
+    def judged(**more):
+        given = {"processes": [run], "most_bytes": 10**10} | more
+        return problems(truths("append"), target, "public.items", key="id", servers=[ends, target], **given)
+
+    password = psycopg.conninfo.conninfo_to_dict(target)["password"]
+    assert judged() == []
+    (heavy,) = judged(most_bytes=400_000_000)
+    assert heavy.startswith("process 1 had ")
+    (slow,) = judged(longest_seconds=0.1)
+    assert slow.startswith("process 1 took ")
+    (left,) = judged(folders=[tmp_path / "work", tmp_path])[:1]
+    assert left.startswith("a file is left: ")
+    assert judged(logs=[log]) == []
+    log.write_text(log.read_text() + base64.b64encode(password.encode()).decode())
+    assert judged(logs=[log]) == ["a secret is in the log"]
+    assert judged(printed=f"postgresql://u:{quote('a/b c', safe='')}@h/d", secrets=["a/b c"]) == [
+        "a secret is in the output"
+    ]
+    with psycopg.connect(target, application_name="keyhaul late") as holder:
+        holder.execute("create temp table late (id int)")
+        holder.commit()
+        holder.execute("select 1")
+        assert [what.partition(":")[0] for what in judged()] == [
+            "a session is left",
+            "1 temporary tables",
+            "1 idle transactions",
+        ]

@@ -12,10 +12,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import soak
 import support
 from aftermath import fetch, sessions, value
 from badnet import MOMENTS, bad_net
-from oracle import problems, truth_of
+from oracle import LONGEST_SECONDS, problems, truth_of
 from process import Process
 
 TIMEOUT_SECONDS = 2
@@ -103,27 +104,30 @@ def cell(home, folder, server, source, target, truth, moment, fault, drivers):
         try:
             code = first.end(BOUND_SECONDS * SLACK + 30)
             ended = time.monotonic()
-            printed = first.stdout + first.stderr
+            processes = [first]
             if not proxy.broken:
-                return [f"the moment never came: {printed}"], code, 0.0
+                return [f"the moment never came: {first.printed}"], code, 0.0
             took = ended - proxy.broken_at
-            wrong = [] if code in {0, 2, 3} else [f"exit code {code}: {printed}"]
-            if "Traceback" in printed:
-                wrong.append(f"a traceback: {printed}")
+            wrong = [] if code in {0, 2, 3} else [f"exit code {code}: {first.printed}"]
+            if "Traceback" in first.printed:
+                wrong.append(f"a traceback: {first.printed}")
             if took > BOUND_SECONDS * SLACK:
                 wrong.append(f"{took:.1f} s from the fault to the end")
             if code:
                 second = Process(home, *command(*ends, drivers), cwd=folder, env=env)
+                processes.append(second)
                 try:
                     again = second.end(60)
                     if again:
-                        wrong.append(f"the same command ended with {again}: {second.stdout + second.stderr}")
+                        wrong.append(f"the same command ended with {again}: {second.printed}")
                 finally:
                     second.close()
         finally:
             first.close()
     support.wait_until(lambda: not left_of(source, target), f"sessions to end: {left_of(source, target)}")
-    wrong += problems(truth, target, "public.items", key="id", servers=[target], folders=[folder], printed=printed)
+    limit = BOUND_SECONDS * SLACK + LONGEST_SECONDS
+    judged = {"servers": [target], "folders": [folder], "processes": processes, "longest_seconds": limit}
+    wrong += problems(truth, target, "public.items", key="id", **judged)
     return wrong, code, took
 
 
@@ -154,6 +158,7 @@ def test_a_link_that_breaks_costs_at_most_its_timeout_and_no_row(
         for fault, done in zip(faults, cells, strict=True):
             wrong, code, took = done.result()
             print(f"| {fault} | {moment} | {'-'.join(drivers)} | {code} | {took:.1f} s | {len(wrong)} wrong |")
+            soak.note("network broken", " and ".join(drivers), f"{fault} {moment}", wrong=bool(wrong))
             found += [f"{fault}: {what}" for what in wrong]
     assert found == []
 

@@ -30,6 +30,16 @@ create view public.slow as select * from public.items where public.nap();
 TARGET = "create table public.items (id bigint, twin int, name text, amount numeric(12,2), doc jsonb)"
 
 
+ROUNDS = int(os.environ.get("KEYHAUL_MATRIX_ROUNDS", "1"))
+
+
+def pytest_generate_tests(metafunc):
+    """Do every test more than once, if that is asked for."""
+    if ROUNDS > 1:
+        metafunc.fixturenames.append("matrix_round")
+        metafunc.parametrize("matrix_round", range(ROUNDS))
+
+
 def command(source, target, *more, table="public.slow"):
     return [
         *("chunked", "--source", source, "--target", target, "--table", table, "--into", "public.items", "--key", "id"),

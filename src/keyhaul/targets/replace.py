@@ -171,6 +171,7 @@ def create(conn: psycopg.Connection[Any], target: TargetTable, run_id: str) -> T
                 _exchange(conn, target, pair)
         except _ROLLED_BACK:
             pass
+    pass_point("fresh.created")
     return target
 
 
@@ -194,7 +195,9 @@ def complete(conn: psycopg.Connection[Any], target: TargetTable) -> int:
                     conn.execute("select set_config('default_tablespace', %s, true)", [step.tablespace])
                     conn.execute(step.sql)
                     made += step.kind != "statistics"
+            pass_point("fresh.indexed")
         conn.execute(sql.SQL("analyze {}").format(target.loaded))
+    pass_point("fresh.complete")
     return made
 
 

@@ -120,6 +120,7 @@ def load(
     renewal = _renewal(session, target, entry)
     if batch is not None:
         lock_records(session, batch)
+        pass_point("records.locked")
     if sheets:
         placed = write_records(session, sheets)
     else:
@@ -128,6 +129,7 @@ def load(
     _send_rejected(session, rejected)
     if batch is not None:
         settle(session, batch, staged.accepted, rejected)
+        pass_point("records.settled")
         quarantined = rejected.height
     else:
         quarantined = _write_quarantine(session, rejected, entry)
