@@ -108,6 +108,10 @@ class FileSystem:
             return _told(error)
         return ""
 
+    def unmatched(self, column: str, pattern: str) -> str:
+        """Return the condition that is true where a pattern (RE2) is nowhere in a column's text; NULL for NULL."""
+        return f"not regexp_matches({ROW}.{quoted(column)}, {literal(pattern)}, 's')"
+
     def misread(self, expression: str) -> str:
         """Return why a text is not one boolean expression over one row, or an empty string."""
         problem = not_one_expression(self._con, expression)

@@ -53,7 +53,7 @@ ROWS = [
     {"parts", "checkkinds"},
     {"config", "checkfile"},
     {"catalog", "cuts", "casts", "shapes", "quality_sql"},
-    {"transform", "computed"},
+    {"transform", "computed", "quality_patterns"},
     {"mapping", "copies"},
     {"rules"},
     {"stage", "unnest"},
