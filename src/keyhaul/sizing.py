@@ -56,6 +56,28 @@ class Sizing:
             rows_per_second=job.rate_limit,
         )
 
+    def told(self, job: Job, limits: Limits, workers: int) -> dict[str, dict[str, Any]]:
+        """Return what the limits of a sitting were and did, for the ledger: limit → setting, waits and effect."""
+        settings = {
+            "memory_limit": str(job.memory_limit),
+            "cpu_limit": str(job.cpu_limit) if job.cpu_limit else "",
+            "rate_limit": f"{job.rate_limit:,} rows/s" if job.rate_limit else "",
+        }
+        effects = {}
+        if self.chunk_rows < job.chunk:
+            effects["memory_limit"] = f"chunks of {plural(self.chunk_rows, 'row')}, not {job.chunk:,}"
+        if job.cpu_limit and limits.governor.fewest < workers:
+            effects["cpu_limit"] = f"{plural(limits.governor.fewest, 'active worker')} at the least"
+        return {
+            name: {
+                "setting": setting,
+                "waited_seconds": round(limits.held.get(name, 0.0), 3),
+                "effect": effects.get(name, ""),
+            }
+            for name, setting in settings.items()
+            if setting
+        }
+
 
 def size_up(prepared: Prepared) -> Sizing:
     """Look at some of the source's rows, and fit the chunks of all workers into the memory limit."""
