@@ -59,8 +59,8 @@ class Sizing:
     def told(self, job: Job, limits: Limits, workers: int) -> dict[str, dict[str, Any]]:
         """Return what the limits of a sitting were and did, for the ledger: limit → setting, waits and effect."""
         settings = {
-            "memory_limit": str(job.memory_limit),
-            "cpu_limit": str(job.cpu_limit) if job.cpu_limit else "",
+            "memory_limit": f"{job.memory_limit}" + " of memory" * (job.memory_limit.percent is not None),
+            "cpu_limit": f"{job.cpu_limit} of all CPUs" if job.cpu_limit else "",
             "rate_limit": f"{job.rate_limit:,} rows/s" if job.rate_limit else "",
         }
         effects = {}

@@ -110,7 +110,7 @@ def test_the_page_has_the_balance_the_retry_the_reasons_the_job_and_the_versions
         "low 400 records, 66.7 %",
         "not_seven 200 records, 33.3 %",
         "chunk 1, record 6; chunk 1, record 106; chunk 1, record 206 not (bucket <> 7)",
-        "Limits that acted memory_limit 80% did not act",
+        "Limits that acted memory_limit 80% of memory did not act",
         "chunk: 2000",
         f"keyhaul {keyhaul.__version__}, process",
         "target now PostgreSQL 18",
