@@ -342,12 +342,13 @@ class Sitting:
             return ""
         failed = self.ledger.failed_chunks(self._run_id)
         lost = "the target has lost chunks that it had committed (a crash with synchronous_commit = off?)"
-        return self._control.reason or (f"{len(failed)} of {totals.planned} chunks failed" if failed else lost)
+        return self._control.reason or (f"{len(failed):,} of {totals.planned:,} chunks failed" if failed else lost)
 
     def _finish(self, pool: Pool, workers: int, *, resumed: bool) -> Report:
         ledger = self.ledger
         totals = ledger.totals(self._run_id)
         reason = self.why_incomplete(totals)
+        ledger.limited(self._run_id, self.sizing.told(self._job, pool.limits, workers))
         end = Ended(status="stopped", reason=reason)
         if not reason:
             ending = Ending(self._prepared, ledger, self._run_id, self._control, self._notice)

@@ -129,6 +129,20 @@ RUNS: Final[Mapping[str, Field]] = {
         ),
         meaning="the rules across the run (`run_rules`), when it was done; `on_fail` is `error` or `warn`",
     ),
+    "limits": Field(
+        dtype=pl.List(
+            pl.Struct(
+                {
+                    "limit": pl.String(),
+                    "setting": pl.String(),
+                    "waited_seconds": pl.Float64(),
+                    "effect": pl.String(),
+                }
+            )
+        ),
+        meaning="what the job's limits were and did, written when a sitting ends: how long workers waited for each, in "
+        "all sittings, and what else it changed",
+    ),
     "stop_reason": Field(dtype=_TEXT, meaning="why it stopped", nullable=True),
     "host": Field(dtype=_TEXT, meaning="the machine of the last sitting's process"),
     "pid": Field(dtype=_NUMBER, meaning="that process"),
@@ -293,7 +307,9 @@ def read_runs(conn: psycopg.Connection[Any], schema: str, run_id: str | None = N
         state = "interrupted" if row["status"] == "running" and not row["alive"] else row["status"]
         seconds = row["seconds"]
         rate = row["rows_read"] / seconds if seconds > 0 else 0.0
-        rows.append({**row, **more[row["run_id"]], "state": state, "rows_per_second": rate})
+        sums = more[row["run_id"]]
+        sums["limits"] = [{"limit": name, **of} for name, of in sums["limits"].items()]
+        rows.append({**row, **sums, "state": state, "rows_per_second": rate})
     return frame_of(rows, RUNS)
 
 

@@ -20,7 +20,15 @@ import keyhaul
 from keyhaul import svg
 from keyhaul.errors import RefusedError
 from keyhaul.history import read_chunks, read_runs
-from keyhaul.htmltables import ROWS_BY_TABLE, broken_rules, rows_by_table, rules_across, what_was_read
+from keyhaul.htmltables import (
+    ROWS_BY_TABLE,
+    broken_rules,
+    limits_told,
+    rows_by_table,
+    rules_across,
+    what_was_read,
+    worth_a_look,
+)
 from keyhaul.lookback import fetch, read_tables
 from keyhaul.markup import Markup, element, escape
 from keyhaul.rejects import quarantine_reasons
@@ -28,7 +36,7 @@ from keyhaul.text import duration, one_line, plural, size
 from keyhaul.timeline import STEPS, Clock, clock_of, lanes, rates
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     import psycopg
 
@@ -54,6 +62,8 @@ _STEP_MEANS: Final = {
     "transform": "decoding, expressions",
     "stage": "rules, duplicates",
     "load": "the target's transaction",
+    "waits": "limits, retries, locks",
+    "idle": "planning, lost tries, end",
 }
 
 
@@ -125,14 +135,14 @@ def page(found: Findings) -> str:
         element("style", Markup(css)),
     )
     sections = (
-        element("div", _balance(run), _steps(run, found.chunks, clock), class_="pair"),
+        element("div", _balance(run), _steps(run, clock), class_="pair"),
         _section("Rows by table", rows_by_table(found.tables), note=ROWS_BY_TABLE) if found.tables else None,
         _timeline(found.chunks, clock),
         _throughput(run, found.chunks, clock),
         _quarantine(found),
         _run_checks(run),
         _troubled(found),
-        _limits(),
+        _section("Limits that acted", limits_told(run)),
         _job(run),
         _versions(found),
     )
@@ -179,7 +189,11 @@ def _tiles(run: Row, clock: Clock) -> Markup:
         ("quarantined", f"{run['rows_quarantined']:,}", f"records, {rejected}"),
         ("time", duration(run["seconds"]), plural(run["workers"], "worker") + _in_sittings(clock)),
         ("speed", f"{run['rows_per_second']:,.0f}", "rows/s"),
-        ("chunks", f"{run['chunks_done']:,} of {run['chunks_planned']:,}", ", ".join(troubles) or "none tried again"),
+        (
+            "chunks",
+            f"{run['chunks_done']:,}",
+            f"of {run['chunks_planned']:,}, " + (", ".join(troubles) or "none retried"),
+        ),
     )
     return element(
         "dl",
@@ -226,7 +240,7 @@ def _balance(run: Row) -> Markup:
 
 def _legend() -> Markup:
     keys = [element("li", element("i", class_=f"key key-{step}"), f"{step}") for step in STEPS]
-    return element("ul", *keys, element("li", element("i", class_="key key-busy"), "waits"), class_="legend")
+    return element("ul", *keys, element("li", element("i", class_="key key-busy"), "between steps"), class_="legend")
 
 
 def _timeline(chunks: Sequence[Row], clock: Clock) -> Markup:
@@ -244,12 +258,13 @@ def _timeline(chunks: Sequence[Row], clock: Clock) -> Markup:
     told = "; ".join(f"{flags[name]} {_MARKS[name]}" for name, there in met.items() if there)
     merged = "Many chunks: neighbours are drawn as one. " if any(bar.first != bar.last for bar in bars) else ""
     cut = "When chunks were read is not in the ledger for a dedup across them: bars show loads. "
-    note = merged + (cut if any(bar.cut for bar in bars) else "") + (f"{told}." if told else "")
+    note = merged + (cut if any(bar.cut for bar in bars) else "") + (f"{told}. " if told else "") + _EMPTY
     return _section("Chunks over time", _legend(), *drawn, axis, note=note)
 
 
+_EMPTY: Final = "Where nothing is drawn, a worker waits for a limit or another try, or has nothing to do."
 _MARKS: Final = {
-    "retried": "tried again after a transient error: the bar is the last try, the ones before are the gap",
+    "retried": "tried again after a transient error: the bar is the last try",
     "failed": "given up",
 }
 
@@ -264,26 +279,19 @@ def _throughput(run: Row, chunks: Sequence[Row], clock: Clock) -> Markup | None:
     return _section("Rows per second", element("div", drawn, svg.time_axis(clock), class_="plot"), note=note)
 
 
-def _steps(run: Row, chunks: Sequence[Row], clock: Clock) -> Markup:
-    spent = {step: run[f"{step}_seconds"] for step in STEPS}
-    moved = [c for c in chunks if c["status"] == "done" and c["started_at"] is not None]
-    busy = sum((chunk["ended_at"] - chunk["started_at"]).total_seconds() for chunk in moved)
-    there = clock.seconds * run["workers"]
-    waits = {"waits": max(busy - sum(spent.values()), 0.0), "idle": max(there - max(busy, sum(spent.values())), 0.0)}
-    means = _STEP_MEANS | {
-        "waits": "between the steps",
-        "idle": "planning, retries, end",
-    }
-    whole = sum(spent.values()) + sum(waits.values())
+def _steps(run: Row, clock: Clock) -> Markup:
+    spent = {step: run[f"{step}_seconds"] for step in STEPS} | {"waits": run["wait_seconds"]}
+    spent["idle"] = max(clock.seconds * run["workers"] - sum(spent.values()), 0.0)
+    whole = sum(spent.values())
     rows = [
         element(
             "tr",
-            element("th", step, element("small", means[step]), scope="row"),
-            element("td", svg.meter(seconds, whole, "busy" if step in waits else step, step), class_="wide"),
+            element("th", step, element("small", _STEP_MEANS[step]), scope="row"),
+            element("td", svg.meter(seconds, whole, step if step in STEPS else "busy", step), class_="wide"),
             element("td", duration(seconds), class_="number"),
             element("td", svg.share(seconds, whole), class_="number"),
         )
-        for step, seconds in (spent | waits).items()
+        for step, seconds in spent.items()
     ]
     note = f"Wall time of {plural(run['workers'], 'worker')}, summed."
     return _section("Time by step", element("table", element("tbody", *rows), class_="meters"), note=note)
@@ -332,9 +340,6 @@ def _example(rows: Sequence[Row]) -> Markup:
     return element("li", element("span", place, class_="place"), key, resolved, element("p", row["message"]), data)
 
 
-_SHORT: Final = {"transform": "transf."}
-
-
 def _troubled(found: Findings) -> Markup | None:
     done = [chunk for chunk in found.chunks if chunk["status"] == "done"]
     slowest = sorted(done, key=lambda c: (-sum(c[f"{step}_seconds"] for step in STEPS), c["chunk"]))[:SLOWEST]
@@ -342,42 +347,15 @@ def _troubled(found: Findings) -> Markup | None:
     shown = sorted({c["chunk"]: c for c in (*odd, *slowest)}.values(), key=lambda c: c["chunk"])
     if not shown:
         return None
-    names = ["chunk", *(["keys"] if found.show_values else []), "status", "tries", "rows", *STEPS]
-    head = element("tr", *(element("th", _SHORT.get(name, name), scope="col") for name in names))
-    rows = [element("tr", *_cells(chunk, names)) for chunk in shown]
-    errors = [
-        element("p", f"chunk {c['chunk']} {c['status']}: {c['error']}", class_="alarm") for c in shown if c["error"]
-    ]
-    table = element("table", element("thead", head), element("tbody", *rows), class_="list")
     note = f"Failed, tried again, and the {SLOWEST} slowest; seconds by step."
-    return _section("Chunks worth a look", element("div", table, class_="scroll"), *errors, note=note)
-
-
-def _cells(chunk: Row, names: Iterable[str]) -> list[Markup]:
-    bounds = (", ".join(chunk[f"{end}_bound"] or ["…"]) for end in ("lower", "upper"))
-    texts = {
-        "chunk": f"{chunk['chunk']}",
-        "keys": " to ".join(bounds) if chunk["kind"] == "range" else chunk["kind"],
-        "status": chunk["status"],
-        "tries": f"{chunk['attempts']}",
-        "rows": f"{chunk['rows_read']:,}",
-        **{step: f"{chunk[f'{step}_seconds']:.2f}" for step in STEPS},
-    }
-    marked = {"tries": chunk["attempts"] > 1, "status": chunk["status"] == "failed"}
-    kinds = {"keys": "mono", "status": ""}
-    return [
-        element("td", texts[name], class_=f"{kinds.get(name, 'number')} {'marked' if marked.get(name) else ''}".strip())
-        for name in names
-    ]
-
-
-def _limits() -> Markup:
-    """Return the place of the limits that acted; a run has none yet that the ledger records."""
-    return _section("Limits that acted", element("p", "None: this version records no limits on speed or memory."))
+    return _section("Chunks worth a look", *worth_a_look(shown, show_values=found.show_values), note=note)
 
 
 def _job(run: Row) -> Markup:
-    config = _said(json.loads(run["config"]))
+    config = json.loads(run["config"])
+    if config.get("targets"):
+        del config["target"]["table"]  # a placeholder
+    config = _said(config)
     lines = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=100).splitlines()
     note = (
         "What makes it this job, as the ledger keeps it: without logins, and without what may change on a resumption."
@@ -389,9 +367,12 @@ def _job(run: Row) -> Markup:
 
 def _said(value: Any) -> Any:  # noqa: ANN401 - of a JSON document
     """Return a job's identity without what it leaves unsaid."""
-    if isinstance(value, dict):
-        return {name: _said(inner) for name, inner in value.items() if inner is not None and inner not in ([], {})}
-    return value
+    if isinstance(value, list):
+        return [_said(inner) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    said = {name: _said(inner) for name, inner in value.items()}
+    return {name: inner for name, inner in said.items() if inner not in (None, "", [], {})}
 
 
 def _versions(found: Findings) -> Markup:
@@ -399,8 +380,8 @@ def _versions(found: Findings) -> Markup:
     facts = {
         "the run": f"keyhaul {run['version']}, process {run['pid']} on {run['host']}",
         "target now": f"PostgreSQL {found.server}",
-        "this page": ", ".join(f"{name} {version(name)}" for name in _LIBRARIES),
-        "made by": f"keyhaul {keyhaul.__version__}",
+        "this page": f"keyhaul {keyhaul.__version__}",
+        "libraries": ", ".join(f"{name} {version(name)}" for name in _LIBRARIES) + ", where this page was made",
     }
     rows = [element("tr", element("th", name, scope="row"), element("td", said)) for name, said in facts.items()]
     return _section("Versions", element("table", element("tbody", *rows), class_="facts"))

@@ -1,10 +1,12 @@
-"""Parts of the report's page that only some runs have: rows by table, what an incremental run read, rules across it."""
+"""Tables of the report's page: rows by table, rules across the run, limits, chunks worth a look; and what was read."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from keyhaul.markup import Markup, element
+from keyhaul.text import duration
+from keyhaul.timeline import STEPS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -79,3 +81,60 @@ def rules_across(checks: Sequence[Row]) -> Markup:
 
 def _verdict(check: Row) -> str:
     return "good" if check["passed"] else "alarm" if check["on_fail"] == "error" else "marked"
+
+
+def limits_told(run: Row) -> Markup:
+    """Return a table of the run's limits and what they did."""
+    if not run["limits"]:
+        return element("p", "Not known: it is written when a sitting ends, by this version or a newer one.")
+    rows = [
+        element(
+            "tr",
+            element("th", element("span", limit["limit"], class_="mono"), scope="row"),
+            element("td", limit["setting"]),
+            element("td", _acted(limit) or "did not act", class_=None if _acted(limit) else "nothing"),
+        )
+        for limit in run["limits"]
+    ]
+    return element("table", element("tbody", *rows), class_="rules")
+
+
+def _acted(limit: Row) -> str:
+    waited = f"workers waited {duration(limit['waited_seconds'])} for it" if limit["waited_seconds"] else ""
+    return "; ".join(filter(None, (limit["effect"], waited)))
+
+
+_SHORT: Final = {"transform": "transf."}
+
+
+def worth_a_look(chunks: Sequence[Row], *, show_values: bool) -> list[Markup]:
+    """Return a table of chunks, with their seconds by step and, if asked for, their keys; and why some failed."""
+    names = ["chunk", "tries", "rows", *STEPS, "wait"]
+    head = element("tr", *(element("th", _SHORT.get(name, name), scope="col") for name in names))
+    rows = []
+    for chunk in chunks:
+        rows.append(element("tr", *_cells(chunk, names)))
+        if show_values:
+            keys = element("td", _keys(chunk), colspan=len(names) - 1, class_="mono")
+            rows.append(element("tr", element("td", ""), keys, class_="keys"))
+    table = element("table", element("thead", head), element("tbody", *rows), class_="list")
+    errors = [
+        element("p", f"chunk {c['chunk']} {c['status']}: {c['error']}", class_="alarm") for c in chunks if c["error"]
+    ]
+    return [element("div", table, class_="scroll"), *errors]
+
+
+def _keys(chunk: Row) -> str:
+    bounds = (", ".join(chunk[f"{end}_bound"] or ["…"]) for end in ("lower", "upper"))
+    return "keys " + " to ".join(bounds) if chunk["kind"] == "range" else chunk["kind"]
+
+
+def _cells(chunk: Row, names: Sequence[str]) -> list[Markup]:
+    texts = {
+        "chunk": f"{chunk['chunk']}" + (" ✕" if chunk["status"] == "failed" else ""),
+        "tries": f"{chunk['attempts']}",
+        "rows": f"{chunk['rows_read']:,}",
+        **{step: f"{chunk[f'{step}_seconds']:.2f}" for step in (*STEPS, "wait")},
+    }
+    marked = {"tries": chunk["attempts"] > 1, "chunk": chunk["status"] == "failed"}
+    return [element("td", texts[name], class_="number marked" if marked.get(name) else "number") for name in names]

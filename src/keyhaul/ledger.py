@@ -33,7 +33,6 @@ LOCK_SECONDS: Final = 1.0
 RECONNECT_SECONDS: Final = 60.0
 """How long a lost connection to the ledger is tried again: a server that restarts is back by then."""
 
-
 _PLANNED: Final = ("number", "kind", "lower", "upper", "estimated_rows")
 _SESSION_NAME: Final = re.compile(r" ledger (?P<pid>\d+)@(?P<host>.*)")
 
@@ -302,8 +301,7 @@ class Ledger:
 
     def range_rows_read(self, run_id: str) -> int:
         """Return the rows that the chunks with a key range read."""
-        row = self._execute_again("range_rows_read", run_id=run_id).fetchone()
-        return int(row[0]) if row else 0
+        return int(self._execute_again("range_rows_read", run_id=run_id).fetchall()[0][0])
 
     def warned(self, run_id: str) -> dict[str, int]:
         """Return rule → rows that failed a rule with ``on_fail: warn``."""
@@ -334,6 +332,10 @@ class Ledger:
     def run_checked(self, run_id: str, checks: Sequence[RunCheck]) -> None:
         """Write what became of the rules across the run."""
         self._execute_again("run_checked", run_id=run_id, checks=json.dumps([asdict(check) for check in checks]))
+
+    def limited(self, run_id: str, limits: Mapping[str, Mapping[str, Any]]) -> None:
+        """Write what the limits of this sitting did, by name: ``setting``, ``waited_seconds`` and ``effect``."""
+        self._execute_again("limited", run_id=run_id, limits=json.dumps(limits))
 
     def end(self, run_id: str, status: str, stop_reason: str | None) -> None:
         """Write the run's last word: ``done`` or ``stopped``."""

@@ -34,6 +34,7 @@ create table if not exists {schema}.runs (
     watermark      text,
     run_checks     jsonb,
     checksum       jsonb,
+    limits         jsonb not null default '{{}}',
     started_at     timestamptz not null default clock_timestamp(),
     ended_at       timestamptz,
     stop_reason    text
@@ -93,12 +94,12 @@ create table if not exists {schema}.quarantine (
 
 -- name: outdated
 -- Whether the ledger was made before there were replays, fresh tables, incremental runs, rules across the run,
--- several tables from one record, seconds of waiting, checksums, or merged chunks.
+-- several tables from one record, seconds of waiting, checksums, merged chunks, or what the limits did.
 select to_regclass({runs}) is not null
    and exists (
        select from (values ('runs', 'replay_of'), ('runs', 'fresh_table'), ('runs', 'watermark'), ('runs', 'run_checks'),
                            ('chunks', 'tables'), ('chunks', 'wait_seconds'), ('chunks', 'hashed_by'),
-                           ('chunks', 'cuts')) as needed(tab, col)
+                           ('chunks', 'cuts'), ('runs', 'limits')) as needed(tab, col)
         where not exists (
            select from pg_catalog.pg_attribute a join pg_catalog.pg_class c on c.oid = a.attrelid
             where c.relnamespace = (select r.relnamespace from pg_catalog.pg_class r where r.oid = to_regclass({runs}))
@@ -110,7 +111,8 @@ alter table {schema}.runs
     add column if not exists kind text not null default 'run' check (kind in ('run', 'replay')),
     add column if not exists replay_of text, add column if not exists since text,
     add column if not exists watermark text, add column if not exists fresh_table text,
-    add column if not exists run_checks jsonb, add column if not exists checksum jsonb;
+    add column if not exists run_checks jsonb, add column if not exists checksum jsonb,
+    add column if not exists limits jsonb not null default '{{}}';
 alter table {schema}.chunks drop constraint if exists chunks_kind_check,
                             add constraint chunks_kind_check check (kind in ('range', 'nulls', 'keys'));
 alter table {schema}.chunks add column if not exists tables jsonb not null default '[]',
@@ -444,6 +446,15 @@ select chunk, attempts, coalesce(error, '') from {schema}.chunks where run_id = 
 -- What became of the rules across the run.
 update {schema}.runs set run_checks = {checks}::jsonb where run_id = {run_id};
 
+-- name: limited
+-- What the limits of a sitting did, its waits added to those of the sittings before.
+update {schema}.runs r set limits = r.limits || (
+    select coalesce(jsonb_object_agg(n.key, n.value || jsonb_build_object('waited_seconds',
+               (n.value->>'waited_seconds')::double precision
+               + coalesce((r.limits->n.key->>'waited_seconds')::double precision, 0))), '{{}}')
+      from jsonb_each({limits}::jsonb) n)
+ where run_id = {run_id};
+
 -- name: end_run
 -- The run's last word: done when no chunk is left, else stopped and resumable.
 update {schema}.runs set status = {status}, ended_at = clock_timestamp(), stop_reason = {stop_reason} where run_id = {run_id};
@@ -591,8 +602,8 @@ order by chunk;
 
 -- name: run_sums
 -- What `runs` does not have, for frames and reports: of all runs, or of one by its name. An older ledger has no
--- seconds of waiting, hence to_jsonb.
-select r.run_id, r.fingerprint, r.config::text as config,
+-- seconds of waiting and no limits, hence to_jsonb.
+select r.run_id, r.fingerprint, r.config::text as config, coalesce(to_jsonb(r)->'limits', '{{}}') as limits,
        count(*) filter (where c.attempts > 1) as chunks_retried,
        coalesce(sum(c.rows_updated) filter (where c.status = 'done'), 0)::bigint as rows_updated,
        coalesce(sum(c.bytes_read) filter (where c.status = 'done'), 0)::bigint as bytes_read,

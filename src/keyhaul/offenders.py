@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -67,7 +68,7 @@ def _sample(system: System, check: Expectation, asked: Asked) -> tuple[dict[str,
     if not shown and number:
         shown = {"row": f"({number})::varchar"}
     if asked.show_values:
-        names = check.demand.columns or tuple(system.columns)
+        names = check.demand.columns or _named(check.demand.text, tuple(system.columns))
         shown |= {name: f"{ROW}.{quoted(name)}::varchar" for name in names}
     if not shown or not asked.sample_rows:
         return ()
@@ -77,6 +78,13 @@ def _sample(system: System, check: Expectation, asked: Asked) -> tuple[dict[str,
     return tuple(
         {name: None if value is None else str(value) for name, value in zip(shown, row, strict=True)} for row in rows
     )
+
+
+def _named(expression: str, columns: Sequence[str]) -> Sequence[str]:
+    """Return the columns that an expression may look at, by their names in its text; all where none is."""
+    return [
+        name for name in columns if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", expression, re.IGNORECASE)
+    ] or columns
 
 
 def export(system: System, failed: Sequence[Expectation], asked: Asked) -> int | None:

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from keyhaul.config import Job
 
 
+HOURS_TOLD = 48
+"""From this age on, days are told."""
+
 __all__ = ["KINDS", "Asked", "Keep", "Verdict", "Verdicts", "check"]
 
 
@@ -142,7 +145,7 @@ def _check_job(job: Job, path: Path, only: Sequence[str], keep: Keep, asked: Ask
     dsn = find_target(chosen.target.uri, chosen.home)
     uri = keep.ledger or chosen.target.uri
     schema = keep.schema or chosen.ledger_schema
-    kept: Records = LedgerRecords(find_target(uri, chosen.home), schema)
+    kept: Records = LedgerRecords(find_target(uri, chosen.home), schema, _called(uri))
     if keep.state and not keep.ledger:
         kept.close()
         kept = FileRecords(keep.state)
@@ -204,7 +207,12 @@ def _records(file: CheckFile, keep: Keep, home: str | None, environ: Mapping[str
     if uri is None:
         return None
     schema = keep.schema or environ.get("ETL_LEDGER_SCHEMA") or file.ledger_schema or "keyhaul"
-    return LedgerRecords(find_target(uri, home), schema)
+    return LedgerRecords(find_target(uri, home), schema, _called(uri))
+
+
+def _called(uri: str) -> str:
+    """Return what a ledger's database is called: the embedded server's port is another one each time."""
+    return "the embedded warehouse" if uri == EMBEDDED else ""
 
 
 def _open(where: Where, file: CheckFile, home: str | None, checks: Sequence[Expectation] = ()) -> System:
@@ -382,9 +390,10 @@ class _Run:
         finally:
             other.close()
         tolerance = demand.tolerances["sum"]
-        return (
-            "" if tolerance.permits(here, there) else f"{here:f}, expected {there:f} ± {tolerance} as in {other.label}"
-        )
+        if tolerance.permits(here, there):
+            return ""
+        within = f" ± {tolerance}" if tolerance.amount else ""
+        return f"{here:,f}, expected {there:,f}{within} as in {other.label}"
 
 
 def _late(found: Mapping[str, Any]) -> str:
@@ -393,4 +402,5 @@ def _late(found: Mapping[str, Any]) -> str:
     if found["age"] is None:
         return "there is no value"
     hours = float(found["age"]) / 3600
-    return f"the newest value is {hours:,.1f} hours old"
+    age = f"{hours:,.1f} hours" if hours < HOURS_TOLD else f"{hours / 24:,.1f} days"
+    return f"the newest value is {age} old"

@@ -8,15 +8,16 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, TextIO
 from xml.etree import ElementTree as ET  # only written, never parsed
 
-from keyhaul.console import fitted, write
+from keyhaul.console import grid, write
 from keyhaul.errors import ConfigError
 from keyhaul.text import duration, one_line, plural
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from rich.console import Console, RenderableType
+    from rich.table import Table
 
     from keyhaul.verdict import Verdict, Verdicts
 
@@ -35,37 +36,63 @@ def told(verdict: Verdict) -> str:
 
 def offenders_of(verdict: Verdict) -> str:
     """Return a few failing rows as ``id=17; id=18``."""
-    rows = [
-        " ".join(f"{name}={'NULL' if value is None else value}" for name, value in row.items())
-        for row in verdict.offenders
-    ]
-    return one_line("; ".join(rows))
+    return "; ".join(map(_of_row, verdict.offenders))
+
+
+def _of_row(row: Mapping[str, str | None]) -> str:
+    return one_line(" ".join(f"{name}={'NULL' if value is None else value}" for name, value in row.items()))
 
 
 def print_verdicts(verdicts: Verdicts, stream: TextIO) -> None:
     """Print a line for each check, the offenders of those that fail, and the outcome."""
 
-    def build(console: Console) -> Iterable[RenderableType]:
+    def build(_console: Console) -> Iterable[RenderableType]:
+        from rich.padding import Padding
         from rich.text import Text
 
         yield Text(f"{one_line(verdicts.file)}: {one_line(verdicts.source)}, {plural(verdicts.rows, 'row')}")
         listed = verdicts.verdicts
-        yield fitted(
-            console,
-            {
-                "": ("<", [Text(v.status, style=_COLORS[v.status]) for v in listed]),
-                "check": ("<", [Text(one_line(v.name)) for v in listed]),
-                "found": ("<", [Text(told(v)) for v in listed]),
-            },
-            (),
-        )
-        for verdict in listed:
-            if verdict.offenders:
-                yield Text(f"  {one_line(verdict.name)}: {offenders_of(verdict)}")
+        yield ""
+        yield _table(listed)
+        yield ""
+        bad = [verdict for verdict in listed if verdict.offenders]
+        if bad:
+            yield Text("Some of the failing rows", "bold")
+            yield from (Padding(line, (0, 0, 0, 2)) for verdict in bad for line in _offending(verdict))
+            yield ""
         for line in _outcome(verdicts):
             yield Text(line)
 
     write(stream, build)
+
+
+def _table(verdicts: Sequence[Verdict]) -> Table:
+    """Return status, name and finding of each; on a narrow screen the latter two go on in the next line."""
+    from rich.text import Text
+
+    table = grid()
+    table.add_column("", no_wrap=True)
+    table.add_column("check", overflow="fold")
+    table.add_column("found", overflow="fold")
+    table.show_header = True
+    for verdict in verdicts:
+        status = Text(verdict.status, style=_COLORS[verdict.status])
+        table.add_row("", status, Text(one_line(verdict.name)), Text(told(verdict)))
+    return table
+
+
+def _offending(verdict: Verdict) -> Iterable[RenderableType]:
+    """Yield a few failing rows: with keys alone on one line, else each on its own."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    name = one_line(verdict.name)
+    if max(len(row) for row in verdict.offenders) == 1:
+        yield Text(f"{name}: {offenders_of(verdict)}")
+        return
+    yield Text(name)
+    for row in verdict.offenders:
+        yield Padding(Text(_of_row(row)), (0, 0, 0, 2))
 
 
 def _outcome(verdicts: Verdicts) -> Iterable[str]:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Final
 import psycopg
 from psycopg import pq
 
-from keyhaul import catalog, pgtypes
+from keyhaul import catalog, pgtypes, quality_patterns
 from keyhaul.connecting import connect
 from keyhaul.dsn import redact
 from keyhaul.errors import ConfigError, without_values
-from keyhaul.quality_sql import POSTGRES, ROW, literal
+from keyhaul.quality_sql import POSTGRES, ROW, literal, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from keyhaul.dsn import Dsn
 
 BATCH_ROWS: Final = 10_000
+SAMPLED_FROM_BLOCKS: Final = 5_000
+"""Blocks of a table from which on a sample pays: 40 MB."""
+SAMPLE_BLOCKS: Final = 250
+MOST_USUAL: Final = 10_000
+_BLOCK_BYTES: Final = "current_setting('block_size')::bigint"
 _SUBQUERIES: Final = frozenset({"select", "table", "values"})
 _ESCAPED: Final = frozenset({("e", "'"), ("u", "&'"), ("u", '&"')})
 _LEXEME: Final = re.compile(
@@ -69,6 +74,7 @@ class PostgresSystem:
         self.label = f"{place or dsn.identity} {relation.label}" + (f" {_digest(where.query)}" if where.query else "")
         self.columns: Mapping[str, str] = {column.name: column.pg_type for column in relation.columns}
         self._relation = relation
+        self._unmatched: dict[tuple[str, str], str] = {}
         self.key = key or relation.primary_key
         item = relation.from_item.as_string(self._conn)
         self.from_item = f"{item} as {ROW}" if relation.oid is not None else f"(select * from {item}) as {ROW}"
@@ -119,6 +125,56 @@ class PostgresSystem:
                 return ""
             message = result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or result.error_message
         return without_values(redact(message.decode(errors="replace"), self._dsn))
+
+    def unmatched(self, column: str, pattern: str) -> str:
+        """Return the condition that is true where a pattern (ARE) is nowhere in a column's text; NULL for NULL."""
+        key = (column, pattern)
+        if key not in self._unmatched:
+            self._unmatched[key] = self._without(f"{ROW}.{quoted(column)}", pattern, self.columns[column])
+        return self._unmatched[key]
+
+    def _without(self, column: str, pattern: str, kind: str) -> str:
+        plain = f"not ({column} ~ {literal(pattern)})"
+        if not re.fullmatch(r"text|character varying(\(\d+\))?", kind):
+            return plain
+        nothing = f"(select {column}::text from {self.from_item} where false)"  # it brings the column's collation
+        try:
+            self.fetch(f"select coalesce({nothing}, '') ~ {literal(pattern)}")
+            usual = "" if quality_patterns.as_like(pattern) else self._usual(column, pattern)
+        except ConfigError:
+            # A wrong pattern, or a collation without regular expressions: the check itself will tell. A table that
+            # gives no sample: the pattern alone will do.
+            return plain
+        cheaper = quality_patterns.unmatched(column, pattern)
+        return f"{quality_patterns.by_bytes(column)} not in ({usual}) and {cheaper}" if usual else cheaper
+
+    def _usual(self, column: str, pattern: str) -> str:
+        """Return a query for values that many rows have and that match; empty where they are few, or the table small.
+
+        To find a value in them takes a third of the time of a short regular expression (0.10 and 0.31 µs of CPU a
+        row). They come from a sample of the table's blocks, are judged by the pattern itself, and never leave the
+        server; a value that is not among them is judged by itself, so that the sample decides about speed alone.
+        """
+        relation = self._relation
+        if relation.oid is None or relation.kind not in {"r", "m"}:
+            return ""
+        blocks = int(str(self.fetch(f"select pg_relation_size({relation.oid}) / {_BLOCK_BYTES}")[0][0]))
+        if blocks < SAMPLED_FROM_BLOCKS:
+            return ""
+        item = relation.from_item.as_string(self._conn)
+        percent = 100 * SAMPLE_BLOCKS / blocks
+        sample = f"(select {column}::text as v from {item} as {ROW} tablesample system ({percent:.6f})) as s"
+        groups = f'select count(*) as n from {sample} where v is not null group by v collate "C"'
+        ((total, repeated, values),) = self.fetch(
+            "select coalesce(sum(n), 0), coalesce(sum(n) filter (where n > 1), 0), count(*) filter (where n > 1) "
+            f"from ({groups}) as g"
+        )
+        if not total or int(str(repeated)) * 2 < int(str(total)) or int(str(values)) > MOST_USUAL:
+            return ""
+        return (
+            f'select s.v collate "C" from {sample} where s.v ~ {literal(pattern)} '
+            f'group by s.v collate "C" having count(*) > 1'
+        )
 
     def misread(self, expression: str) -> str:
         """Return why a text is not one boolean expression over one row; only the server's parser sees it.

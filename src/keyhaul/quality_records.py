@@ -70,13 +70,18 @@ class Records(Protocol):
 class LedgerRecords:
     """Results in the table `checks` of a ledger's schema, which is created when it is missing."""
 
-    def __init__(self, dsn: Dsn, schema: str) -> None:
+    def __init__(self, dsn: Dsn, schema: str, place: str = "") -> None:
         """Connect.
+
+        Args:
+            dsn: the database.
+            schema: of the ledger.
+            place: what the database is called for people; host, port and name by default.
 
         Raises:
             ConnectError: the database cannot be reached.
         """
-        self.label = f"{dsn.label}, {schema}.checks"
+        self.label = f"{place or dsn.label}, {schema}.checks"
         self._schema = schema
         self._conn = connect(
             dsn,

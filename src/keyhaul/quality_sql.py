@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 ROW: Final = "t"
 """What the rows that are checked are called in FROM."""
+HASHED_FROM: Final = 9
+"""PostgreSQL's MIN_ARRAY_SIZE_FOR_HASHED_SAOP."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,14 +30,12 @@ class Dialect:
 
     Attributes:
         count: a template with ``{condition}``: how many rows there are for which it is true.
-        unmatched: a template with ``{column}`` and ``{pattern}``: true when the pattern is nowhere in the text.
         number: a template with ``{value}``: any number as a double.
         text_types: beginnings of the names of types that hold text.
         sized_types: of those whose size in bytes is known without a look at the text, at most four to a character.
     """
 
     count: str
-    unmatched: str
     number: str
     text_types: tuple[str, ...]
     sized_types: tuple[str, ...] = ()
@@ -43,7 +43,6 @@ class Dialect:
 
 POSTGRES: Final = Dialect(
     count="count(*) filter (where {condition})",
-    unmatched="not ({column} ~ {pattern})",
     number="({value})::float8",
     text_types=("text", "character", "name", "citext", "bpchar"),
     sized_types=("text", "character varying", "citext"),  # character(n) has blanks that do not count
@@ -51,7 +50,6 @@ POSTGRES: Final = Dialect(
 DUCKDB: Final = Dialect(
     # Half the time of a filter: 15 checks of 5 million rows took 3.0 s and 6.2 s on a busy machine.
     count="coalesce(count_if({condition}), 0)",  # it is NULL without rows
-    unmatched="not regexp_matches({column}, {pattern}, 's')",
     number="({value})::double",
     text_types=("VARCHAR",),
 )
@@ -82,6 +80,9 @@ class System(Protocol):
 
     def refuses(self, query: str) -> str:
         """Return why a query cannot be asked, or an empty string; nothing is run."""
+
+    def unmatched(self, column: str, pattern: str) -> str:
+        """Return the condition that is true where a pattern is nowhere in a column's text; NULL for NULL."""
 
     def misread(self, expression: str) -> str:
         """Return why a text is not one boolean expression over one row, or an empty string; nothing is run."""
@@ -117,14 +118,13 @@ def failing(check: Expectation, system: System) -> str:
         case "not_null":
             condition = " or ".join(f"{column} is null" for column in columns)
         case "accepted":
-            listed = ", ".join(_constant(value, system, demand.columns[0]) for value in demand.values)
-            condition = f"{columns[0]} not in ({listed})"
+            condition = _unlisted(columns[0], demand, system)
         case "between":
             condition = _outside(columns[0], demand, system)
         case "length":
             condition = _of_length(columns[0], demand, system)
         case "matches":
-            condition = system.dialect.unmatched.format(column=columns[0], pattern=literal(demand.text))
+            condition = system.unmatched(demand.columns[0], demand.text)
         case "expression":
             condition = f"not (\n{demand.text}\n)"
         case "unique":
@@ -144,6 +144,20 @@ def _constant(value: str | int | Decimal | bool, system: System | None, column: 
         of_text = system is not None and system.columns[column].startswith(system.dialect.text_types)
         return literal(str(value)) if of_text else f"{value:f}" if isinstance(value, Decimal) else str(value)
     return literal(value)
+
+
+def _unlisted(column: str, demand: Demand, system: System) -> str:
+    """Return the condition for a value that is none of those listed.
+
+    PostgreSQL looks a text up in a list of nine or more, and compares it with each of fewer by way of an array: one
+    after the other takes half of that (0.04 and 0.08 µs of CPU a row with five). Of a text alone: the values of a
+    list find a common type that each alone need not have.
+    """
+    values = [_constant(value, system, demand.columns[0]) for value in demand.values]
+    alike = system.columns[demand.columns[0]].startswith(system.dialect.sized_types) and len(values) < HASHED_FROM
+    if alike and all(value.startswith("'") for value in values):
+        return " and ".join(f"{column} <> {value}" for value in values)
+    return f"{column} not in ({', '.join(values)})"
 
 
 def _outside(value: str, demand: Demand, system: System | None) -> str:

@@ -232,6 +232,7 @@ class _Replay:
         pool.move(chunks, workers)
         totals = ledger.totals(self._run_id)
         reason = sitting.why_incomplete(totals)
+        ledger.limited(self._run_id, sitting.sizing.told(job, pool.limits, workers))
         ledger.end(self._run_id, "stopped" if reason else "done", reason or None)
         pass_point("run.closed")
         reasons = ledger.quarantined_by_rule(self._run_id, "replay")

@@ -92,7 +92,7 @@ def _checks(con: duckdb.DuckDBPyConnection, rule: Rule, schema: Mapping[str, pl.
             name=rule.name,
             sql=f"not (\n{rule.check}\n)",
             on_fail=rule.on_fail,
-            message=f"not {rule.check}"[:300],
+            message=f"not ({rule.check})"[:300],
             at=rule.at,
             columns=_columns_in(con, rule.check, schema),
         )

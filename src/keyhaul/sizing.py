@@ -50,6 +50,7 @@ class Sizing:
 
     row_bytes: float
     chunk_rows: int
+    wanted_rows: int
     budget_bytes: int
     notice: str = ""
 
@@ -61,6 +62,28 @@ class Sizing:
             cpu_percent=job.cpu_limit.value if job.cpu_limit else None,
             rows_per_second=job.rate_limit,
         )
+
+    def told(self, job: Job, limits: Limits, workers: int) -> dict[str, dict[str, Any]]:
+        """Return what the limits of a sitting were and did, for the ledger: limit → setting, waits and effect."""
+        settings = {
+            "memory_limit": f"{job.memory_limit}" + " of memory" * (job.memory_limit.percent is not None),
+            "cpu_limit": f"{job.cpu_limit} of all CPUs" if job.cpu_limit else "",
+            "rate_limit": f"{job.rate_limit:,} rows/s" if job.rate_limit else "",
+        }
+        effects = {}
+        if self.chunk_rows < self.wanted_rows:
+            effects["memory_limit"] = f"chunks of {plural(self.chunk_rows, 'row')}, not {self.wanted_rows:,}"
+        if job.cpu_limit and limits.governor.fewest < workers:
+            effects["cpu_limit"] = f"{plural(limits.governor.fewest, 'active worker')} at the least"
+        return {
+            name: {
+                "setting": setting,
+                "waited_seconds": round(limits.held.get(name, 0.0), 3),
+                "effect": effects.get(name, ""),
+            }
+            for name, setting in settings.items()
+            if setting
+        }
 
 
 def size_up(prepared: Prepared) -> Sizing:
@@ -86,7 +109,8 @@ def size_up(prepared: Prepared) -> Sizing:
             f"chunks have {plural(rows, 'row')}, not {wanted:,}: rows of about {each} in chunks of "
             f"{plural(workers, 'worker')} would not stay within memory_limit ({size(limit)})"
         )
-    return Sizing(row_bytes=width, chunk_rows=rows, budget_bytes=budget, notice="; ".join(notices))
+    notice = "; ".join(notices)
+    return Sizing(row_bytes=width, chunk_rows=rows, wanted_rows=wanted, budget_bytes=budget, notice=notice)
 
 
 def auto_chunks(auto: AutoChunk, rows: int) -> str:

@@ -22,6 +22,9 @@ PLOT_HEIGHT: Final = 150
 _FLAGS: Final = {"retried": "↻", "failed": "✕"}
 _LEAST_WIDTH: Final = 0.15
 """Percent of the width that every bar has at least, so that none is invisible."""
+_CUT_WIDTH: Final = 1.0
+"""Percent of the width from which on a bar is cut off from the one before it."""
+_LABEL_HEIGHT: Final = 14
 _ENDS: Final = (3.0, 97.0)
 """Labels nearer to the ends of an axis than this (percent) are set from the end inwards."""
 
@@ -76,8 +79,9 @@ def lane(bars: Sequence[Bar], clock: Clock, label: str) -> Markup:
             for step, begin, end in bar.parts
         ]
         back = element("rect", class_="fill-failed" if bar.failed else "fill-busy", y=3, height=LANE_HEIGHT - 6, **box)
-        cut = element("rect", class_="cut", x=box["x"], y=3, width=1, height=LANE_HEIGHT - 6)
-        drawn.append(element("g", tip, back, *parts, cut))
+        # Of many narrow bars nothing but the cuts between them would be seen.
+        cut = [element("rect", class_="cut", x=box["x"], y=3, width=1, height=LANE_HEIGHT - 6)] * (width > _CUT_WIDTH)
+        drawn.append(element("g", tip, back, *parts, *cut))
         if bar.failed or bar.attempts > 1:
             kind = "failed" if bar.failed else "retried"
             outline = element("rect", class_=f"outline-{kind}", y=2, height=LANE_HEIGHT - 4, **box)
@@ -132,13 +136,18 @@ def area(values: Sequence[float], clock: Clock, mean: float, label: str) -> Mark
         preserveAspectRatio="none",
     )
     levels, labels = [], []
-    for value in ticks(highest, 3):
+    middle = PLOT_HEIGHT * (1 - mean / highest)
+    for value in ticks(highest, 4):
         y = PLOT_HEIGHT * (1 - value / highest)
         levels.append(element("line", x1=0, x2="100%", y1=y, y2=y, class_="grid"))
         if value:
-            labels.append(element("text", f"{value:,.0f}", x=2, y=y + 14, class_="halo"))
-    y = PLOT_HEIGHT * (1 - mean / highest)
-    line = element("line", element("title", f"mean {mean:,.0f} rows/s"), x1=0, x2="100%", y1=y, y2=y, class_="mean")
+            # Beneath its line; above it where the line of the mean would go through it.
+            above = y <= middle <= y + _LABEL_HEIGHT + 2 and y > _LABEL_HEIGHT
+            base = y - 4 if above else y + _LABEL_HEIGHT
+            labels.append(element("text", f"{value:,.0f}", x=2, y=base, class_="halo"))
+    line = element(
+        "line", element("title", f"mean {mean:,.0f} rows/s"), x1=0, x2="100%", y1=middle, y2=middle, class_="mean"
+    )
     return _drawing(PLOT_HEIGHT, label, plot, *levels, *_pauses(clock, PLOT_HEIGHT), line, *labels)
 
 

@@ -31,9 +31,10 @@ def clock_time(seconds: float) -> str:
 
 
 def size(size_bytes: float) -> str:
-    """Return the size in decimal units: ``312 MB``, ``1.4 GB``."""
-    megabytes = size_bytes / 1e6
-    return f"{megabytes / 1e3:.1f} GB" if megabytes >= 1e3 else f"{megabytes:.0f} MB"  # noqa: PLR2004 - 1 GB
+    """Return the size in decimal units: ``12 kB``, ``312 MB``, ``1.4 GB``."""
+    if size_bytes < 1e6:  # noqa: PLR2004 - 1 MB
+        return f"{size_bytes / 1e3:.0f} kB"
+    return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.0f} MB"  # noqa: PLR2004 - 1 GB
 
 
 def plural(number: int, noun: str, many: str = "") -> str:

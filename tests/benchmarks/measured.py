@@ -91,6 +91,8 @@ def _memory(pid: int) -> tuple[int, int]:
 def run(argv: Sequence[str], env: Mapping[str, str], folder: Path) -> Usage:
     """Run a program in `folder` to its end and return what it took."""
     log = folder / "output.log"
+    # A child's ru_maxrss begins with what its parent has: the two share their memory until exec.
+    ours, _ = _memory(os.getpid())
     with log.open("wb") as output:
         begun = time.perf_counter()
         process = subprocess.Popen(
@@ -112,7 +114,7 @@ def run(argv: Sequence[str], env: Mapping[str, str], folder: Path) -> Usage:
     return Usage(
         wall_seconds=wall,
         cpu_seconds=usage.ru_utime + usage.ru_stime,
-        peak_bytes=max(sum(sampler.peaks.values()), usage.ru_maxrss * 1024),
+        peak_bytes=max(sum(sampler.peaks.values()), usage.ru_maxrss * 1024 * (usage.ru_maxrss * 1024 > ours)),
         returncode=process.returncode,
         output=log.read_text(encoding="utf-8", errors="replace")[-4000:],
         curve=tuple(sampler.curve),

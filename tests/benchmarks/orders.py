@@ -74,18 +74,24 @@ class Digest:
 
 def make_source(uri: str, rows: int, *, finished: bool = True) -> None:
     """Fill the source with orders and, if asked, with the `finished` rows that the raw COPY sends."""
+    make_orders(uri, rows)
+    with psycopg.connect(uri, autocommit=True) as conn:
+        conn.execute(f"create index on {SOURCE_TABLE} (id)")
+        if finished:
+            conn.execute(f"create table {FINISHED_TABLE} as {finished_query()}")
+            conn.execute(f"create index on {FINISHED_TABLE} (id)")
+            conn.execute(f"vacuum analyze {FINISHED_TABLE}")
+
+
+def make_orders(uri: str, rows: int) -> None:
+    """Fill the source with orders, and with nothing else."""
     with psycopg.connect(uri, autocommit=True) as conn:
         conn.execute(f"drop schema if exists {SCHEMA} cascade")
         conn.execute(f"create schema {SCHEMA}")
         columns = ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items() if name != "net")
         conn.execute(f"create table {SOURCE_TABLE} ({columns})")
         conn.execute(_FILL, {"rows": rows})
-        conn.execute(f"create index on {SOURCE_TABLE} (id)")
         conn.execute(f"vacuum analyze {SOURCE_TABLE}")
-        if finished:
-            conn.execute(f"create table {FINISHED_TABLE} as {finished_query()}")
-            conn.execute(f"create index on {FINISHED_TABLE} (id)")
-            conn.execute(f"vacuum analyze {FINISHED_TABLE}")
 
 
 _FILL = f"""

@@ -54,15 +54,19 @@ def test_show_says_what_the_bottleneck_was(filled):
     )
 
 
-def test_a_ledger_without_seconds_of_waiting_is_shown_and_then_upgraded(filled):
+def test_a_ledger_without_seconds_of_waiting_and_limits_is_shown_and_then_upgraded(filled):
     report = move(filled, "public.t", workers=1)
-    run_sql(filled[1], "alter table keyhaul.chunks drop column wait_seconds")
+    run_sql(
+        filled[1], "alter table keyhaul.chunks drop column wait_seconds", "alter table keyhaul.runs drop column limits"
+    )
     assert f"Run {report.run_id} done" in shown(filled[1], report.run_id)
     assert history.chunks(target=filled[1])["wait_seconds"].to_list() == [0]
+    assert history.runs(target=filled[1])["limits"].to_list() == [[]]
     assert history.runs(target=filled[1])["wait_seconds"].to_list() == [0]
     run_sql(filled[1], "truncate public.t")
     assert move(filled, "public.t", workers=1).outcome == "done"
     assert len(rows(filled[1], "select wait_seconds from keyhaul.chunks")) == 2
+    assert len(history.runs(target=filled[1])["limits"][0]) == 1
 
 
 def shown(uri, run_id):

@@ -55,7 +55,7 @@ ROWS = [
     {"parts", "checkkinds"},
     {"config", "checkfile"},
     {"catalog", "cuts", "pace", "casts", "shapes", "quality_sql"},
-    {"transform", "computed"},
+    {"transform", "computed", "quality_patterns"},
     {"mapping", "copies"},
     {"rules"},
     {"stage", "unnest"},

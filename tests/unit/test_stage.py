@@ -71,7 +71,7 @@ def stored(source, key=None):
 def test_a_row_passes_when_the_rule_is_true_or_null():
     staged = stage(frame(a=[1, 0, None]), rule("a > 0"))
     assert records(staged) == [0, 2]
-    assert reasons(staged) == {1: ("rule", ["r"], "not a > 0")}
+    assert reasons(staged) == {1: ("rule", ["r"], "not (a > 0)")}
     assert staged.counts == Counts(read=3, quarantined=1)
 
 
@@ -85,7 +85,7 @@ def test_not_null_fails_for_null_and_is_named_after_its_column():
 
 def test_a_row_that_fails_several_rules_names_them_all():
     staged = stage(frame(a=[-1], s=["x"]), rule("a > 0", "positive"), rule("s <> 'x'", "known"), rule("a < 5", "small"))
-    assert reasons(staged) == {0: ("rule", ["positive", "known"], "not a > 0; not s <> 'x'")}
+    assert reasons(staged) == {0: ("rule", ["positive", "known"], "not (a > 0); not (s <> 'x')")}
 
 
 def test_a_warning_counts_and_loads_the_row():
@@ -97,7 +97,7 @@ def test_a_warning_counts_and_loads_the_row():
 
 def test_a_row_that_fails_a_rule_and_a_warning_is_rejected_with_both():
     staged = stage(frame(a=[-1]), rule("a > 0", "positive", "warn"), rule("a > -1", "more"))
-    assert reasons(staged) == {0: ("rule", ["positive", "more"], "not a > 0; not a > -1")}
+    assert reasons(staged) == {0: ("rule", ["positive", "more"], "not (a > 0); not (a > -1)")}
     assert dict(staged.warned) == {"positive": 1}
 
 
@@ -110,7 +110,7 @@ def test_a_rule_that_raises_for_a_row_costs_only_that_row():
     staged = stage(frame(s=["1", "x", "3", "-4"]), rule("cast(s as int) > 0", "positive"))
     assert records(staged) == [0, 2]
     found = reasons(staged)
-    assert found[3] == ("rule", ["positive"], "not cast(s as int) > 0")
+    assert found[3] == ("rule", ["positive"], "not (cast(s as int) > 0)")
     assert found[1][:2] == ("rule", ["rule_error"])
     assert found[1][2].startswith("Conversion Error")
 
