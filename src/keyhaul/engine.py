@@ -13,14 +13,16 @@ from psycopg import sql
 from keyhaul import events
 from keyhaul.connecting import connect_ledger, find_ends
 from keyhaul.control import Control
-from keyhaul.crew import DEFAULT_WORKERS, allowed_workers, check_server
+from keyhaul.crew import DEFAULT_WORKERS, allowed_workers, check_server, room_for_workers
 from keyhaul.dsn import redact
 from keyhaul.ending import Ended, Ending
 from keyhaul.errors import ConfigError, EtlError, RefusedError, StopRunError
 from keyhaul.faults import pass_point
+from keyhaul.hiring import MOST_WORKERS, Staffing
 from keyhaul.identity import difference
 from keyhaul.incremental import begin_delta, limit_again
 from keyhaul.ledger import Ledger, NewRun, new_run_id
+from keyhaul.memory import cpu_seconds
 from keyhaul.model import Report
 from keyhaul.pace import Pace
 from keyhaul.parts import AutoChunk
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
     from keyhaul.config import Job
     from keyhaul.ledger import Totals, Unfinished
+    from keyhaul.limits import Limits
     from keyhaul.model import Observer, Outcome, RunCheck
     from keyhaul.sizing import Sizing
 
@@ -132,16 +135,34 @@ class Sitting:
         totals = ledger.totals(self._run_id)
         self.begin(totals, sum(c.estimated_rows for c in chunks), workers, resumed=resumed)
         sweep(self._job, ledger, self._observe)
-        pool = Pool(self.task(), ledger, self._observe, self._control, self.sizing.limits(self._job))
+        limits = self.sizing.limits(self._job)
+        staffing = self._staffing(workers, limits)
+        pool = Pool(self.task(), ledger, self._observe, self._control, limits, staffing=staffing)
         chunks = chunks if self._job.order == "asc" else tuple(reversed(chunks))
         if phases is None:
             failed = {one.chunk for one in ledger.failed_chunks(self._run_id)}
             pool.move(chunks, workers, pace=self._pace(), alone=failed)
         else:
             phases.move(pool, self._run_id, chunks, workers, resumed=resumed)
+        if staffing is not None:
+            workers = staffing.workers
+            ledger.staffed(self._run_id, workers, staffing.reason)
         report = self._finish(pool, workers, resumed=resumed)
         sweep(self._job, ledger, self._observe)
         return report
+
+    def _staffing(self, workers: int, limits: Limits) -> Staffing | None:
+        """Return what chooses the number of workers; None when the job says it."""
+        if self._job.workers is not None:
+            return None
+        prepared, rows = self._prepared, self.sizing.chunk_rows
+
+        def room() -> tuple[int, str]:
+            by_memory = int(min(limits.workers_within(rows), MOST_WORKERS))
+            found = room_for_workers(prepared.ends, prepared.source_conn, self.ledger.connection, self._run_id)
+            return min((found, "the servers have connections"), (by_memory, "memory_limit has room"))
+
+        return Staffing(workers, room=room, machine_cpu=cpu_seconds)
 
     def _pace(self) -> Pace | None:
         """Return what an auto chunk is merged to; None for chunks of fixed size."""
@@ -391,6 +412,7 @@ class Sitting:
             signal=self._control.signal,
             chunks_timed=pool.chunks,
             held=dict(pool.limits.held),
+            workers_reason=pool.workers_reason,
             fewest_workers=pool.limits.governor.fewest if self._job.cpu_limit else 0,
         )
         self._observe(events.RunFinished(report=report))

@@ -33,6 +33,7 @@ create table if not exists {schema}.runs (
     since          text,
     watermark      text,
     run_checks     jsonb,
+    workers_reason text,
     started_at     timestamptz not null default clock_timestamp(),
     ended_at       timestamptz,
     stop_reason    text
@@ -89,10 +90,11 @@ create table if not exists {schema}.quarantine (
 
 -- name: outdated
 -- Whether the ledger was made before there were replays, fresh tables, incremental runs, rules across the run,
--- several tables from one record, seconds of waiting, or merged chunks.
+-- several tables from one record, seconds of waiting, merged chunks, or workers by our own choice.
 select to_regclass({runs}) is not null
    and exists (
        select from (values ('runs', 'replay_of'), ('runs', 'fresh_table'), ('runs', 'watermark'), ('runs', 'run_checks'),
+                           ('runs', 'workers_reason'),
                            ('chunks', 'tables'), ('chunks', 'wait_seconds'), ('chunks', 'cuts')) as needed(tab, col)
         where not exists (
            select from pg_catalog.pg_attribute a join pg_catalog.pg_class c on c.oid = a.attrelid
@@ -105,7 +107,7 @@ alter table {schema}.runs
     add column if not exists kind text not null default 'run' check (kind in ('run', 'replay')),
     add column if not exists replay_of text, add column if not exists since text,
     add column if not exists watermark text, add column if not exists fresh_table text,
-    add column if not exists run_checks jsonb;
+    add column if not exists run_checks jsonb, add column if not exists workers_reason text;
 alter table {schema}.chunks drop constraint if exists chunks_kind_check,
                             add constraint chunks_kind_check check (kind in ('range', 'nulls', 'keys'));
 alter table {schema}.chunks add column if not exists tables jsonb not null default '[]',
@@ -192,9 +194,14 @@ select {run_id}, (c->>'number')::int, c->>'kind',
 
 -- name: resume_run
 -- Another sitting of an unfinished run.
-update {schema}.runs set status = 'running', sittings = sittings + 1, workers = {workers}, pid = {pid}, host = {host},
+update {schema}.runs set status = 'running', sittings = sittings + 1, workers = {workers},
+       workers_reason = null, pid = {pid}, host = {host},
        version = {version}, ended_at = null, stop_reason = null
  where run_id = {run_id} returning sittings;
+
+-- name: staffed
+-- How many workers there were at last, and why, where the job leaves that to us.
+update {schema}.runs set workers = {workers}, workers_reason = {reason} where run_id = {run_id};
 
 -- name: finish_steps
 -- What runs when all chunks are loaded: indexes, constraints, sequences.
@@ -482,7 +489,7 @@ select
     c.rows_quarantined,
     p.kind, p.replay_of,
     p.config->'incremental'->>'column' as incremental,
-    to_jsonb(p)->>'since' as since, to_jsonb(p)->>'watermark' as watermark,
+    to_jsonb(p)->>'workers_reason' as workers_reason, to_jsonb(p)->>'since' as since, to_jsonb(p)->>'watermark' as watermark,
     coalesce(nullif(to_jsonb(p)->'run_checks', 'null'), '[]') as run_checks,
     (select count(*) from {schema}.quarantine q where q.run_id = p.run_id and q.resolved_at is not null) as rows_resolved,
     case

@@ -35,6 +35,7 @@ ROWS = [
     {
         "events",
         "bottleneck",
+        "hiring",
         "limits",
         "pgtypes",
         "dsn",
