@@ -38,6 +38,7 @@ class Measured:
         workers: how many there were at a time.
         cores: of the machine that ran them; None when it is not this one.
         held: limit → seconds waited for it, where that is known apart from other waits.
+        chosen: the number of workers was ours to choose: whether more would help was tried, or told.
     """
 
     timings: Timings
@@ -45,6 +46,7 @@ class Measured:
     workers: int
     cores: int | None = None
     held: Mapping[str, float] = field(default_factory=dict)
+    chosen: bool = False
 
 
 def shares(timings: Timings) -> dict[str, float]:
@@ -112,7 +114,7 @@ def _more(measured: Measured, total: float, first: str) -> tuple[str, ...]:
     each = total / max(measured.chunks, 1)
     if measured.chunks >= FEW_CHUNKS and each < SHORT_CHUNK_SECONDS:
         advice.append(f"A chunk took {duration(each)}: larger ones (--chunk) share the cost of a query and a COMMIT")
-    if first == "wait" or measured.cores is None:
+    if first == "wait" or measured.cores is None or measured.chosen:
         return tuple(advice)
     workers, cores = measured.workers, measured.cores
     if workers < cores and measured.chunks > workers:

@@ -72,7 +72,7 @@ def _move(
     into: Annotated[str | None, typer.Option(metavar="T", help="Table to load [the source's name].")] = None,
     key: Annotated[str | None, typer.Option(metavar="K[,K2…]", help="Columns that the chunks are cut by.")] = None,
     chunk: Annotated[str | None, typer.Option(metavar="N|auto", help="Rows of a chunk [50000].")] = None,
-    workers: Annotated[str | None, typer.Option(metavar="N", help="Chunks at a time [cores, at most 4].")] = None,
+    workers: Annotated[str | None, typer.Option(metavar="N", help="Chunks at a time [chosen].")] = None,
     memory_limit: Annotated[str | None, typer.Option(metavar="SIZE|P%", help="For chunks under way [80%].")] = None,
     cpu_limit: Annotated[str | None, typer.Option(metavar="P%", help="Fewer workers while the CPU is above.")] = None,
     rate_limit: Annotated[str | None, typer.Option(metavar="N", help="Rows a second from the source.")] = None,

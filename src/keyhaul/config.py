@@ -101,7 +101,8 @@ class Job(Part):
     )
     workers: int | None = setting(
         None,
-        "Chunks at a time; chosen by the engine by default.",
+        "Chunks at a time; by default one for each core, at most four, and up to 16 while workers wait for a slow "
+        "network and more of them help.",
         "a whole number from 1 to 1024",
         "--workers",
         "ETL_WORKERS",

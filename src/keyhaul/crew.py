@@ -20,6 +20,22 @@ select current_setting('max_connections')::int - current_setting('superuser_rese
        - (select count(*) from pg_stat_activity where backend_type = 'client backend')
 """
 
+SPARE_CONNECTIONS: Final = 5
+"""Left free at each server for others when workers are hired."""
+
+_ROOM: Final = """
+select least(
+           current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+           - coalesce(nullif(current_setting('reserved_connections', true), '')::int, 0) - count(*),
+           (select nullif(rolconnlimit, -1) from pg_roles where rolname = current_user)
+           - count(*) filter (where usename = current_user),
+           (select nullif(datconnlimit, -1) from pg_database where datname = current_database())
+           - count(*) filter (where datname = current_database())
+       )
+  from pg_stat_activity where datid is not null and not starts_with(coalesce(application_name, ''), %(ours)s)
+"""
+"""Connections that are not other's; those of this run count as free, for they are the present workers'."""
+
 
 def allowed_workers(
     ends: Ends, source: psycopg.Connection[Any], target: psycopg.Connection[Any], wanted: int
@@ -47,6 +63,23 @@ def allowed_workers(
 def free_connections(conn: psycopg.Connection[Any]) -> int:
     """Return how many further sessions a server would take of somebody who is no superuser."""
     return int(conn.execute(_FREE_CONNECTIONS).fetchall()[0][0])
+
+
+def room_for_workers(ends: Ends, source: psycopg.Connection[Any], target: psycopg.Connection[Any], run_id: str) -> int:
+    """Return how many workers the servers have connections for, the present ones counted.
+
+    Beside those of the workers three are the run's own (two of one server, if they are two), and some stay free for
+    others. Limits of the role and of the database count, too.
+    """
+    found = []
+    for conn in (source, target):
+        # The transaction that holds the snapshot would see the sessions that were there when it first asked.
+        conn.execute("select pg_stat_clear_snapshot()")
+        row = conn.execute(_ROOM, {"ours": f"keyhaul {run_id} "}).fetchone()
+        found.append(int(row[0]) if row else 0)
+    free = min(found) - SPARE_CONNECTIONS
+    same = ends.source.identity.rpartition("/")[0] == ends.target.identity.rpartition("/")[0]
+    return max((free - 3) // 2 if same else free - 2, 0)
 
 
 def check_server(conn: psycopg.Connection[Any], label: str) -> None:

@@ -55,6 +55,11 @@ class Dispatch:
         """How many there are, each cut counted."""
         return len(self._left) + sum(max(len(chunk.cuts), 1) for chunk in self._halves)
 
+    @property
+    def rows(self) -> float:
+        """Rows expected in them."""
+        return self._rows + sum(chunk.estimated_rows for chunk in self._halves)
+
     def take(self, workers: int) -> Chunk | None:
         """Return the next chunk, or None when none is left; `workers` share what is left."""
         if self._halves:
@@ -75,9 +80,7 @@ class Dispatch:
     def measure(self, result: ChunkResult) -> None:
         """Take the pace of a chunk that is moved."""
         if self._pace is not None:
-            times = result.timings
-            busy = times.read_seconds + times.transform_seconds + times.stage_seconds + times.load_seconds
-            self._pace.measure(result.counts.read, busy)
+            self._pace.measure(result.counts.read, result.timings.busy_seconds)
 
     def halve(self, chunk: Chunk) -> None:
         """Give a merged chunk back that failed: its halves are the next ones to be taken, and never merged again."""

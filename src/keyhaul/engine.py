@@ -13,15 +13,17 @@ from psycopg import sql
 from keyhaul import checksums, events
 from keyhaul.connecting import choose_reader, connect_ledger, find_ends
 from keyhaul.control import Control
-from keyhaul.crew import DEFAULT_WORKERS, allowed_workers, check_server
+from keyhaul.crew import DEFAULT_WORKERS, allowed_workers, check_server, room_for_workers
 from keyhaul.dsn import redact
 from keyhaul.ending import Ended, Ending
 from keyhaul.errors import ConfigError, EtlError, RefusedError, StopRunError
 from keyhaul.faults import pass_point
-from keyhaul.identity import difference
+from keyhaul.hiring import MOST_WORKERS, Staffing
+from keyhaul.identity import check_same
 from keyhaul.incremental import begin_delta, limit_again
 from keyhaul.ledger import Ledger, new_run_id
 from keyhaul.ledgerrows import NewRun
+from keyhaul.memory import cpu_seconds
 from keyhaul.model import Report
 from keyhaul.outset import surprises
 from keyhaul.pace import Pace
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
     from keyhaul.config import Job
     from keyhaul.ledgerrows import Totals, Unfinished
+    from keyhaul.limits import Limits
     from keyhaul.model import Observer, Outcome, RunCheck
     from keyhaul.sizing import Sizing
     from keyhaul.targets.rowhash import Hashing
@@ -116,7 +119,8 @@ class Sitting:
         phases = Phases.of(self._prepared, self._observe, self._control)
         unfinished = ledger.unfinished() if ledger.exists() and not fresh else None
         if unfinished is not None:
-            self._check_same(unfinished)
+            now = self._job.fingerprint(), self._job.identity()
+            check_same(unfinished.run_id, (unfinished.fingerprint, unfinished.config), now)
             self._check_there(unfinished)
             self._hashing = checksums.resume(self._prepared, ledger.checksum(unfinished.run_id))
             left = len(ledger.open_chunks(unfinished.run_id))
@@ -139,16 +143,34 @@ class Sitting:
         totals = ledger.totals(self._run_id)
         self.begin(totals, sum(c.estimated_rows for c in chunks), workers, resumed=resumed)
         sweep(self._job, ledger, self._observe)
-        pool = Pool(self.task(), ledger, self._observe, self._control, self.sizing.limits(self._job))
+        limits = self.sizing.limits(self._job)
+        staffing = self._staffing(workers, limits)
+        pool = Pool(self.task(), ledger, self._observe, self._control, limits, staffing=staffing)
         chunks = chunks if self._job.order == "asc" else tuple(reversed(chunks))
         if phases is None:
             failed = {one.chunk for one in ledger.failed_chunks(self._run_id)}
             pool.move(chunks, workers, pace=self._pace(), alone=failed)
         else:
             phases.move(pool, self._run_id, chunks, workers, resumed=resumed)
+        if staffing is not None:
+            workers = staffing.workers
+            ledger.staffed(self._run_id, workers, staffing.reason)
         report = self._finish(pool, workers, resumed=resumed)
         sweep(self._job, ledger, self._observe)
         return report
+
+    def _staffing(self, workers: int, limits: Limits) -> Staffing | None:
+        """Return what chooses the number of workers; None when the job says it."""
+        if self._job.workers is not None:
+            return None
+        prepared, rows = self._prepared, self.sizing.chunk_rows
+
+        def room() -> tuple[int, str]:
+            by_memory = int(min(limits.workers_within(rows), MOST_WORKERS))
+            found = room_for_workers(prepared.ends, prepared.source_conn, self.ledger.connection, self._run_id)
+            return min((found, "the servers have connections"), (by_memory, "memory_limit has room"))
+
+        return Staffing(workers, room=room, machine_cpu=cpu_seconds)
 
     def _pace(self) -> Pace | None:
         """Return what an auto chunk is merged to; None for chunks of fixed size."""
@@ -202,16 +224,6 @@ class Sitting:
     def check_server(self) -> None:
         """Refuse a target that cannot be loaded: a standby, or one that does not count rows."""
         check_server(self._prepared.target_conn, self._prepared.target.label)
-
-    def _check_same(self, unfinished: Unfinished) -> None:
-        if unfinished.fingerprint == self._job.fingerprint():
-            return
-        changed = "; ".join(difference(unfinished.config, self._job.identity())) or "its fingerprint"
-        msg = (
-            f"resume run {unfinished.run_id}: the job has changed since it was planned: {changed}. "
-            "Undo the change to go on, or give --fresh to start a new run"
-        )
-        raise RefusedError(msg)
 
     def _check_there(self, unfinished: Unfinished) -> None:
         """Find the table that the run has loaded so far, the fresh one in mode replace."""
@@ -398,6 +410,7 @@ class Sitting:
             signal=self._control.signal,
             chunks_timed=pool.chunks,
             held=dict(pool.limits.held),
+            workers_reason=pool.workers_reason,
             fewest_workers=pool.limits.governor.fewest if self._job.cpu_limit else 0,
         )
         self._observe(events.RunFinished(report=report))

@@ -90,6 +90,18 @@ class WorkersAllowed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WorkersChosen:
+    """The number of workers has changed, or is known not to change any more; `reason` says why, with numbers.
+
+    Only of a job that leaves the number to us.
+    """
+
+    workers: int
+    before: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkGathered:
     """A chunk is read and put down, to be loaded when all are; only with a dedup across chunks. Not committed."""
 

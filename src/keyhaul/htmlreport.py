@@ -293,7 +293,8 @@ def _steps(run: Row, clock: Clock) -> Markup:
         )
         for step, seconds in spent.items()
     ]
-    note = f"Wall time of {plural(run['workers'], 'worker')}, summed."
+    chosen = f" {run['workers_reason']}." if run["workers_reason"] else ""
+    note = f"Wall time of {plural(run['workers'], 'worker')}, summed.{chosen}"
     return _section("Time by step", element("table", element("tbody", *rows), class_="meters"), note=note)
 
 

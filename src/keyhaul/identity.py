@@ -9,6 +9,8 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from keyhaul.errors import RefusedError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -22,6 +24,27 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         for name in names
         if before.get(name) != after.get(name)
     ]
+
+
+def check_same(run_id: str, was: tuple[str, Mapping[str, Any]], now: tuple[str, Mapping[str, Any]]) -> None:
+    """Refuse to go on with the run of a job that has changed since.
+
+    Args:
+        run_id: the unfinished run.
+        was: fingerprint and identity of its job.
+        now: those of the job as it is given.
+
+    Raises:
+        RefusedError: it is another job; says what differs.
+    """
+    if was[0] == now[0]:
+        return
+    changed = "; ".join(difference(was[1], now[1])) or "its fingerprint"
+    msg = (
+        f"resume run {run_id}: the job has changed since it was planned: {changed}. "
+        "Undo the change to go on, or give --fresh to start a new run"
+    )
+    raise RefusedError(msg)
 
 
 def _leaves(value: object, name: str) -> Iterator[tuple[str, str]]:

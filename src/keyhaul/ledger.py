@@ -204,6 +204,10 @@ class Ledger:
         row = self._execute("resume_run", run_id=run_id, workers=workers, **_process()).fetchone()
         return int(row[0]) if row else 1
 
+    def staffed(self, run_id: str, workers: int, reason: str) -> None:
+        """Record how many workers a sitting had at last, and why."""
+        self._execute_again("staffed", run_id=run_id, workers=workers, reason=reason)
+
     def ended(self, names: Sequence[str]) -> list[str]:
         """Return which of these runs of this job are done or given up."""
         return [row[0] for row in self._execute_again("ended_runs", names=list(names), job=self.job).fetchall()]
@@ -350,13 +354,8 @@ def exists(conn: psycopg.Connection[Any], schema: str) -> bool:
 
 def _chunk(row: Sequence[Any]) -> Chunk:
     number, kind, lower, upper, estimated = row
-    return Chunk(
-        number=number,
-        kind=kind,
-        lower=None if lower is None else tuple(lower),
-        upper=None if upper is None else tuple(upper),
-        estimated_rows=estimated,
-    )
+    lower, upper = (None if bound is None else tuple(bound) for bound in (lower, upper))
+    return Chunk(number=number, kind=kind, lower=lower, upper=upper, estimated_rows=estimated)
 
 
 def _runs(schema: str) -> str:

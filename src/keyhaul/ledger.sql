@@ -35,6 +35,7 @@ create table if not exists {schema}.runs (
     run_checks     jsonb,
     checksum       jsonb,
     limits         jsonb not null default '{{}}',
+    workers_reason text,
     started_at     timestamptz not null default clock_timestamp(),
     ended_at       timestamptz,
     stop_reason    text
@@ -94,12 +95,14 @@ create table if not exists {schema}.quarantine (
 
 -- name: outdated
 -- Whether the ledger was made before there were replays, fresh tables, incremental runs, rules across the run,
--- several tables from one record, seconds of waiting, checksums, merged chunks, or what the limits did.
+-- several tables from one record, seconds of waiting, checksums, merged chunks, what the limits did, or
+-- workers by our own choice.
 select to_regclass({runs}) is not null
    and exists (
        select from (values ('runs', 'replay_of'), ('runs', 'fresh_table'), ('runs', 'watermark'), ('runs', 'run_checks'),
                            ('chunks', 'tables'), ('chunks', 'wait_seconds'), ('chunks', 'hashed_by'),
-                           ('chunks', 'cuts'), ('runs', 'limits')) as needed(tab, col)
+                           ('chunks', 'cuts'), ('runs', 'limits'),
+                           ('runs', 'workers_reason')) as needed(tab, col)
         where not exists (
            select from pg_catalog.pg_attribute a join pg_catalog.pg_class c on c.oid = a.attrelid
             where c.relnamespace = (select r.relnamespace from pg_catalog.pg_class r where r.oid = to_regclass({runs}))
@@ -112,7 +115,7 @@ alter table {schema}.runs
     add column if not exists replay_of text, add column if not exists since text,
     add column if not exists watermark text, add column if not exists fresh_table text,
     add column if not exists run_checks jsonb, add column if not exists checksum jsonb,
-    add column if not exists limits jsonb not null default '{{}}';
+    add column if not exists limits jsonb not null default '{{}}', add column if not exists workers_reason text;
 alter table {schema}.chunks drop constraint if exists chunks_kind_check,
                             add constraint chunks_kind_check check (kind in ('range', 'nulls', 'keys'));
 alter table {schema}.chunks add column if not exists tables jsonb not null default '[]',
@@ -201,9 +204,14 @@ select {run_id}, (c->>'number')::int, c->>'kind',
 
 -- name: resume_run
 -- Another sitting of an unfinished run.
-update {schema}.runs set status = 'running', sittings = sittings + 1, workers = {workers}, pid = {pid}, host = {host},
+update {schema}.runs set status = 'running', sittings = sittings + 1, workers = {workers},
+       workers_reason = null, pid = {pid}, host = {host},
        version = {version}, ended_at = null, stop_reason = null
  where run_id = {run_id} returning sittings;
+
+-- name: staffed
+-- How many workers there were at last, and why, where the job leaves that to us.
+update {schema}.runs set workers = {workers}, workers_reason = {reason} where run_id = {run_id};
 
 -- name: finish_steps
 -- What runs when all chunks are loaded: indexes, constraints, sequences.
@@ -548,7 +556,7 @@ select
     c.rows_quarantined,
     p.kind, p.replay_of,
     p.config->'incremental'->>'column' as incremental,
-    to_jsonb(p)->>'since' as since, to_jsonb(p)->>'watermark' as watermark,
+    to_jsonb(p)->>'workers_reason' as workers_reason, to_jsonb(p)->>'since' as since, to_jsonb(p)->>'watermark' as watermark,
     coalesce(nullif(to_jsonb(p)->'run_checks', 'null'), '[]') as run_checks,
     (select count(*) from {schema}.quarantine q where q.run_id = p.run_id and q.resolved_at is not null) as rows_resolved,
     case

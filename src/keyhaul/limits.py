@@ -44,6 +44,11 @@ class Governor:
         self.allowed = workers
         self.fewest = workers
 
+    def change_workers(self, workers: int) -> None:
+        """Take another number of workers; those who are hired are allowed, and those let go keep nobody waiting."""
+        self.allowed += max(workers - self._workers, 0)
+        self._workers = workers
+
     def sample(self, percent: float) -> bool:
         """Take the machine's CPU, from 0 to 100, over the last second; returns whether `allowed` has changed."""
         if self._limit is None:
@@ -52,7 +57,7 @@ class Governor:
         if percent > self._limit:
             self.allowed = max(1, before - 1)
         elif percent < self._limit:
-            self.allowed = min(self._workers, before + 1)
+            self.allowed = max(before, min(self._workers, before + 1))
         self.fewest = min(self.fewest, self.allowed)
         return self.allowed != before
 
@@ -121,13 +126,31 @@ class Limits:
         self._begun = False
         self.governor = Governor(cpu_percent, workers)
 
+    @property
+    def waited_seconds(self) -> float:
+        """What workers have waited so far, for all limits together."""
+        with self._lock:
+            return sum(self.held.values())
+
     def begin(self, workers: int) -> None:
         """Start a phase with so many workers."""
         fewest = self.governor.fewest if self._begun else workers
         self.governor, self._begun, self._workers = Governor(self._cpu_percent, workers), True, workers
         self.governor.fewest = min(fewest, workers)
 
-    def estimate(self, rows: int) -> float:
+    def change_workers(self, workers: int) -> None:
+        """Share the limits among another number of workers from here on."""
+        with self._lock:
+            self._workers = workers
+            self.governor.change_workers(workers)
+
+    def workers_within(self, rows: float) -> float:
+        """Return for how many chunks of so many rows at a time the memory suffices; infinite if nothing limits them."""
+        with self._lock:
+            taken = self.estimate(rows)
+            return self._budget / taken if self._budget is not None and taken > 0 else math.inf
+
+    def estimate(self, rows: float) -> float:
         """Return the bytes of the process that a chunk of so many rows will take."""
         return rows * self._row_bytes * PEAK_FACTOR
 
@@ -184,7 +207,8 @@ class Limits:
         """Let the chunk in and return None, or return what it has to wait for."""
         with self._lock:
             now = self._clock()
-            if self._flying and len(self._flying) >= self.governor.allowed:
+            full = self._cpu_percent is not None and len(self._flying) >= self.governor.allowed
+            if self._flying and full:
                 return "cpu_limit"
             expected = self.estimate(rows)
             full = self._budget is not None and sum(self._flying.values()) + expected > self._budget

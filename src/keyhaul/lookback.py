@@ -51,6 +51,7 @@ class RunRow:
         incremental: the column that the run reads by; `since` its lowest value that is read (None: all rows are),
             `watermark` where the next run begins, once this one is done.
         run_checks: the rules across the run, each with name, on_fail, passed, offenders and message.
+        workers_reason: why there were so many at last; None when the job says how many.
         kind: ``run`` or ``replay``; a replay is one of the run `replay_of`.
         rows_resolved: of the records that it quarantined, those that a replay has resolved since.
     """
@@ -76,6 +77,7 @@ class RunRow:
     alive: bool
     kind: str
     replay_of: str | None
+    workers_reason: str | None
     incremental: str | None
     since: str | None
     watermark: str | None
@@ -341,6 +343,8 @@ def _facts(run: RunRow) -> Iterable[RenderableType]:
         f"{per_second(run.rows_read, run.seconds):,.0f} rows/s",
         "process": f"{run.pid} on {run.host}, keyhaul {run.version}",
     }
+    if run.workers_reason:
+        facts["workers"] = run.workers_reason
     if run.incremental:
         facts["reads"] = "all rows" if run.since is None else f"rows with {run.incremental} >= {run.since}"
         counts = "" if run.status == "done" else ", not counted before the run is done"

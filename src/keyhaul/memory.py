@@ -39,6 +39,18 @@ def cpu_percent() -> float:
     return float(psutil.cpu_percent(interval=None))
 
 
+def cpu_seconds() -> tuple[float, float]:
+    """Return the CPU seconds that the machine has worked since it was started, and those that it has had.
+
+    Waiting for a disk is no work.
+    """
+    import psutil
+
+    times = psutil.cpu_times()
+    had = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
+    return had - times.idle - getattr(times, "iowait", 0.0), had
+
+
 def machine_memory_bytes(root: Path = Path("/")) -> int:
     """Return the memory that this process may use: the machine's, or less where its cgroup has a limit.
 

@@ -172,6 +172,11 @@ class Timings:
     load_seconds: float = 0.0
     wait_seconds: float = 0.0
 
+    @property
+    def busy_seconds(self) -> float:
+        """The seconds in which a worker had something to do: all but the waiting."""
+        return self.read_seconds + self.transform_seconds + self.stage_seconds + self.load_seconds
+
     def __add__(self, other: Timings) -> Timings:
         """Add two timings, step by step."""
         return Timings(
@@ -256,6 +261,7 @@ class Report:
         run_checks: the rules across the run, in the job's order; none before the run is done.
         tables: rows by table, of a job with several; `counts` are records then.
         held: limit → seconds that this process's workers have waited for it, summed.
+        workers: at a time, at the end; `workers_reason` says why so many, and is empty when the job does.
         fewest_workers: that ``cpu_limit`` allowed at a time; 0 without one.
         timings: of this process alone, as is `chunks_timed`, the number of chunks that it committed.
     """
@@ -282,6 +288,7 @@ class Report:
     chunks_timed: int = 0
     held: Mapping[str, float] = field(default_factory=dict)
     fewest_workers: int = 0
+    workers_reason: str = ""
 
     @property
     def broken(self) -> tuple[str, ...]:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
     from keyhaul.control import Control
+    from keyhaul.hiring import Staffing
     from keyhaul.ledger import Ledger
     from keyhaul.limits import Limits
     from keyhaul.model import Chunk, ChunkResult, Observer
@@ -58,9 +59,28 @@ class Pool:
         limits: what the workers ask before they begin a chunk.
     """
 
-    def __init__(self, task: Task, ledger: Ledger, observe: Observer, control: Control, limits: Limits) -> None:
-        """Start with nothing moved; `observe` is called from the workers' threads."""
+    def __init__(
+        self,
+        task: Task,
+        ledger: Ledger,
+        observe: Observer,
+        control: Control,
+        limits: Limits,
+        *,
+        staffing: Staffing | None = None,
+    ) -> None:
+        """Start with nothing moved; `observe` is called from the workers' threads.
+
+        Args:
+            task: what all chunks have in common.
+            ledger: of the job.
+            observe: told what happens.
+            control: may be told to stop.
+            limits: what the workers ask.
+            staffing: changes the number of workers; None: it stays.
+        """
         self.limits = limits
+        self._staffing = staffing
         self._task = task
         self._ledger = ledger
         self._observe = observe
@@ -68,6 +88,9 @@ class Pool:
         self._lock = threading.Lock()
         self._left = Dispatch(())
         self._workers: list[Worker] = []
+        self._threads: list[threading.Thread] = []
+        self._hire: Callable[[Task, int, Observer], Worker] = Worker
+        self._wanted = 0
         self._in_a_row = 0
         self._fatal: BaseException | None = None
         self.counts = Counts()
@@ -95,27 +118,35 @@ class Pool:
         Raises:
             BaseException: what a worker met that is not one of our own errors; the others are stopped first.
         """
+        if self._staffing is not None:
+            workers = self._staffing.begin()
         limits = self.limits
         most_rows = (lambda: limits.most_rows(pace.most_bytes)) if pace is not None else None
         self._left = Dispatch(chunks, pace, alone=alone, most_rows=most_rows)
         self._in_a_row = 0
         limits.begin(workers)
-        self._workers = [hire(self._task, number, self._observe) for number in range(1, workers + 1)]
-        threads = [
-            threading.Thread(target=self._work, args=(worker,), name=f"keyhaul-worker-{worker.number}", daemon=True)
-            for worker in self._workers
-        ]
-        for thread in threads:
-            thread.start()
-        self._watch(threads)
+        self._workers, self._threads, self._hire = [], [], hire
+        self._employ(workers)
+        self._watch()
         if self._fatal is not None:
             raise self._fatal
 
-    def _watch(self, threads: Sequence[threading.Thread]) -> None:
+    def _employ(self, workers: int) -> None:
+        """Have so many workers: hire the missing ones; those above the number end with their chunk."""
+        self._wanted = workers
+        for number in range(len(self._workers) + 1, workers + 1):
+            worker = self._hire(self._task, number, self._observe)
+            name = f"keyhaul-worker-{number}"
+            thread = threading.Thread(target=self._work, args=(worker,), name=name, daemon=True)
+            self._workers.append(worker)
+            self._threads.append(thread)
+            thread.start()
+
+    def _watch(self) -> None:
         """Wait for the workers; pass a cancellation on; touch the snapshot's connection now and then."""
         announced = cancelled = False
         beat = cancel_at = time.monotonic()
-        for thread in threads:
+        for thread in self._threads:  # which may become longer meanwhile
             while thread.is_alive():
                 thread.join(timeout=0.1)
                 control = self._control
@@ -130,6 +161,7 @@ class Pool:
                     self._cancel()
                     cancel_at = time.monotonic() + CANCEL_SECONDS
                 self._look_at_cpu()
+                self._look_at_staff()
                 if time.monotonic() - beat > HEARTBEAT_SECONDS:
                     beat = time.monotonic()
                     self._touch_snapshot()
@@ -171,9 +203,9 @@ class Pool:
     def _work(self, worker: Worker) -> None:
         """Take chunks to their end until none is left or the run stops; runs in a thread of its own."""
         try:
-            while not self._control.stopping.is_set():
+            while not self._control.stopping.is_set() and worker.number <= self._wanted:
                 with self._lock:
-                    chunk = self._left.take(len(self._workers))
+                    chunk = self._left.take(self._wanted)
                 if chunk is None:
                     break
                 self._observe(
@@ -193,7 +225,7 @@ class Pool:
             worker.close()
 
     def _take(self, worker: Worker, chunk: Chunk) -> None:
-        attempts, worker.waited_seconds = 0, 0.0
+        attempts, worker.waited_seconds, begun_at = 0, 0.0, time.monotonic()
         try:
             for attempt in self._attempts(worker, chunk):
                 with attempt:
@@ -216,6 +248,8 @@ class Pool:
         with self._lock:
             self._in_a_row = 0
             self._left.measure(result)
+            if self._staffing is not None:
+                self._staffing.measure(begun_at, result.counts.read, result.timings.busy_seconds)
         self._announce(worker, result, attempts)
 
     def _announce(self, worker: Worker, result: ChunkResult, attempts: int) -> None:
@@ -306,9 +340,30 @@ class Pool:
         percent = cpu_percent()
         governor = self.limits.governor
         if governor.sample(percent):
-            self._observe(
-                events.WorkersAllowed(active=governor.allowed, workers=len(self._workers), cpu_percent=percent)
-            )
+            self._observe(events.WorkersAllowed(active=governor.allowed, workers=self._wanted, cpu_percent=percent))
+
+    @property
+    def workers_reason(self) -> str:
+        """Why there are as many workers as there are at last; empty when the job says how many."""
+        return self._staffing.reason if self._staffing is not None else ""
+
+    def _look_at_staff(self) -> None:
+        """Hire or let go, if what the last chunks have shown says so."""
+        staffing = self._staffing
+        if staffing is None or self._control.stopping.is_set():
+            return
+        before = staffing.workers
+        with self._lock:
+            chunks, rows = len(self._left), self._left.rows
+        try:
+            decision = staffing.look(held_seconds=self.limits.waited_seconds, left_chunks=chunks, left_rows=rows)
+        except (ConnectError, psycopg.Error):
+            return  # a server that cannot be asked for room: the heartbeat says what a lost connection means
+        if decision is None:
+            return
+        self.limits.change_workers(decision.workers)
+        self._employ(decision.workers)
+        self._observe(events.WorkersChosen(workers=decision.workers, before=before, reason=decision.reason))
 
     def _attempts(self, worker: Worker, chunk: Chunk) -> tenacity.Retrying:
         def announce(state: tenacity.RetryCallState) -> None:

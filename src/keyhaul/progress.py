@@ -15,7 +15,17 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal, Protocol, Self, TextIO
 
 from keyhaul.console import can_move_cursor, write_line
-from keyhaul.events import ChunkFailed, ChunkHalved, ChunkRetried, Notice, RunFinished, RunStarted, Stopping, as_json
+from keyhaul.events import (
+    ChunkFailed,
+    ChunkHalved,
+    ChunkRetried,
+    Notice,
+    RunFinished,
+    RunStarted,
+    Stopping,
+    WorkersChosen,
+    as_json,
+)
 from keyhaul.memory import memory_bytes
 from keyhaul.tally import Tally
 from keyhaul.text import clock_time, duration, one_line, plural, size
@@ -56,6 +66,13 @@ def sentence(event: object) -> tuple[str, str] | None:
     if isinstance(event, Notice):
         level = "warning" if event.level == "warning" else "info"
         return level, ("warning: " if level == "warning" else "") + one_line(event.message)
+    if isinstance(event, WorkersChosen):
+        here = "from here on" if event.workers == event.before else f"not {event.before}"
+        return "info", f"{plural(event.workers, 'worker')}, {here}: {one_line(event.reason)}"
+    return _of_chunks(event)
+
+
+def _of_chunks(event: object) -> tuple[str, str] | None:
     if isinstance(event, ChunkRetried):
         wait = duration(event.wait_seconds)
         return "retry", f"chunk {event.chunk}: try {event.attempt} failed, again in {wait}: {one_line(event.error)}"

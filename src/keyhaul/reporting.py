@@ -130,6 +130,9 @@ def print_report(
 
 
 def _facts(report: Report) -> Iterable[RenderableType]:
+    from rich.padding import Padding
+    from rich.text import Text
+
     table = grid(columns="<<")
     chunks = f"{report.chunks_done:,} of {report.chunks_planned:,} done"
     if report.failed:
@@ -157,8 +160,15 @@ def _facts(report: Report) -> Iterable[RenderableType]:
         table.add_row("", "memory", f"{size(peak)} at most")
     yield table
     yield "  (seconds of each step are summed over the workers)"
+    if report.workers_reason:
+        yield Padding(Text(f"{report.workers_reason}."), (0, 0, 0, 2))
     measured = Measured(
-        timings=times, chunks=report.chunks_timed, workers=report.workers, cores=os.cpu_count(), held=report.held
+        timings=times,
+        chunks=report.chunks_timed,
+        workers=report.workers,
+        cores=os.cpu_count(),
+        held=report.held,
+        chosen=bool(report.workers_reason),
     )
     yield from told_bottleneck(measured)
 

@@ -178,9 +178,7 @@ class Tally:
         if self._failed.pop(event.chunk, None) is None:
             self._settle(event.chunk)
         self._sitting += event.counts
-        times = event.timings
-        spent = times.read_seconds + times.transform_seconds + times.stage_seconds + times.load_seconds
-        self._longest_chunk = max(self._longest_chunk, spent)
+        self._longest_chunk = max(self._longest_chunk, event.timings.busy_seconds)
 
     def _take_limit_event(self, event: object, now: float) -> None:
         if isinstance(event, WorkersAllowed):

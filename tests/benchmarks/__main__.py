@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="?",
         const=extras.LINK_ROWS,
         metavar="ROWS",
-        help=f"1, 2 and 4 workers with each connection held to 3 MB/s ({extras.LINK_ROWS:,} rows)",
+        help=f"1, 2, 4 and a chosen number of workers with each connection held to 3 MB/s ({extras.LINK_ROWS:,} rows)",
     )
     parser.add_argument("--memory", type=int, metavar="ROWS", help="memory over one run of so many rows")
     parser.add_argument("--source", help="URI of a source database; the schemas keyhaul_bench* there are replaced")

@@ -151,9 +151,10 @@ def small_job(ends: Ends, reader: str) -> Contender:
     return _keyhaul(ends, f"keyhaul {reader} + copy", reader=reader, quarantines=True)
 
 
-def linked_job(ends: Ends, reader: str, workers: int, chunk: int) -> Contender:
-    """Return the whole job with a fixed number of workers."""
-    return _keyhaul(ends, f"{reader}, {workers} workers", reader=reader, workers=workers, chunk=chunk, quarantines=True)
+def linked_job(ends: Ends, reader: str, workers: int | None, chunk: int | str) -> Contender:
+    """Return the whole job with so many workers, or with as many as keyhaul chooses; chunks of so many rows, or auto."""
+    name = f"{reader}, {workers or 'chosen'} workers" + (", chunk auto" if chunk == "auto" else "")
+    return _keyhaul(ends, name, reader=reader, workers=workers, chunk=chunk, quarantines=True)
 
 
 def _keyhaul(

@@ -1,4 +1,4 @@
-"""The other measures: a small job's overhead, a slow link with one to four workers, memory over many rows."""
+"""The other measures: a small job's overhead, a slow link by number of workers, memory over many rows."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from benchmarks.rounds import run_one
 
 if TYPE_CHECKING:
     from benchmarks.contenders import Contender, Ends
-    from benchmarks.measured import Usage
     from benchmarks.orders import Digest
+    from benchmarks.rounds import Measure
 
 SMALL_ROWS = 10_000
-LINK_ROWS = 300_000
-LINK_CHUNK = 5_000
+LINK_ROWS = 1_000_000
+"""So many that the second in which a process starts and plans is a small part of what four workers take."""
+LINK_CHUNK = 10_000
 LINK_BYTES_PER_SECOND = 3_000_000
-LINK_WORKERS = (1, 2, 4)
+LINK_WORKERS = (1, 2, 4, None)
+"""None: keyhaul chooses, with chunks of fixed size and once more with auto chunks."""
 CURVE_POINTS = 120
 
 
@@ -35,16 +37,18 @@ def small(ends: Ends, rounds: int) -> dict[str, Any]:
 def link(ends: Ends, rounds: int, rows: int = LINK_ROWS) -> dict[str, Any]:
     """Time the job with each connection to either database held to 3 MB/s, by number of workers."""
     orders.make_source(ends.source, rows, finished=False)
-    chunk = min(LINK_CHUNK, max(rows // 60, 1))
+    fixed = min(LINK_CHUNK, max(rows // 60, 1))
+    wanted: list[tuple[int | None, int | str]] = [(workers, fixed) for workers in LINK_WORKERS]
     found: dict[str, Any] = {}
     with ExitStack() as stack:
         source = stack.enter_context(throttled(ends.source, LINK_BYTES_PER_SECOND))
         target = stack.enter_context(throttled(ends.target, LINK_BYTES_PER_SECOND))
         for reader in ("connectorx", "adbc"):
-            for workers in LINK_WORKERS:
+            for workers, chunk in [*wanted, (None, "auto")]:
                 one = contenders.linked_job(replace(ends, source=source, target=target), reader, workers, chunk)
-                found.setdefault(reader, {})[str(workers)] = _times(one, ends, rounds)
-    return {"rows": rows, "chunk": chunk, "bytes_per_second": LINK_BYTES_PER_SECOND, "wall_seconds": found}
+                name = f"{workers or 'chosen'}" + (", chunk auto" if chunk == "auto" else "")
+                found.setdefault(reader, {})[name] = _times(one, ends, rounds)
+    return {"rows": rows, "chunk": fixed, "bytes_per_second": LINK_BYTES_PER_SECOND, "wall_seconds": found}
 
 
 def memory(ends: Ends, rows: int) -> dict[str, Any]:
@@ -54,7 +58,7 @@ def memory(ends: Ends, rows: int) -> dict[str, Any]:
     for reader in ("connectorx", "adbc"):
         one = contenders.small_job(ends, reader)
         want = want or _expected(one, ends)
-        usage = _run(one, ends, 1, want)
+        usage = _run(one, ends, 1, want).usage
         step = max(len(usage.curve) // CURVE_POINTS, 1)
         curves[reader] = {
             "peak_bytes": usage.peak_bytes,
@@ -64,18 +68,25 @@ def memory(ends: Ends, rows: int) -> dict[str, Any]:
     return {"rows": rows, "readers": curves}
 
 
-def _times(contender: Contender, ends: Ends, rounds: int) -> dict[str, float]:
-    walls = [_run(contender, ends, number).wall_seconds for number in range(1, rounds + 1)]
-    return {"median": round(median(walls), 3), "min": round(min(walls), 3), "max": round(max(walls), 3)}
+def _times(contender: Contender, ends: Ends, rounds: int) -> dict[str, Any]:
+    runs = [_run(contender, ends, number) for number in range(1, rounds + 1)]
+    walls = [run.usage.wall_seconds for run in runs]
+    workers = sorted({int(run.steps["workers"]) for run in runs if "workers" in run.steps})
+    return {
+        "median": round(median(walls), 3),
+        "min": round(min(walls), 3),
+        "max": round(max(walls), 3),
+        "workers": workers,
+    }
 
 
-def _run(contender: Contender, ends: Ends, number: int, want: Digest | None = None) -> Usage:
+def _run(contender: Contender, ends: Ends, number: int, want: Digest | None = None) -> Measure:
     """Run once, checked like the others; the check itself goes past any slow link."""
     measure = run_one(contender, ends, number, want or _expected(contender, ends))
     if measure.wrong:
         raise SystemExit(f"run {contender.name}: {measure.wrong}")
     print(f"{contender.name}: {measure.usage.wall_seconds:.2f} s", file=sys.stderr, flush=True)
-    return measure.usage
+    return measure
 
 
 def _expected(contender: Contender, ends: Ends) -> Digest:

@@ -121,7 +121,8 @@ def _link(of: dict[str, Any]) -> str:
     for reader, walls in of["wall_seconds"].items():
         one = walls["1"]["median"]
         lines += [
-            f"| {reader} | {workers} | {t['median']:.2f} | {t['min']:.2f} to {t['max']:.2f} | {one / t['median']:.2f} |"
+            f"| {reader} | {_chosen(workers, t)} | {t['median']:.2f} | {t['min']:.2f} to {t['max']:.2f} "
+            f"| {one / t['median']:.2f} |"
             for workers, t in walls.items()
         ]
     text = (
@@ -130,6 +131,12 @@ def _link(of: dict[str, Any]) -> str:
     )
     head = ["| reader | workers | wall s | min to max | speed-up |", "|---|---:|---:|---:|---:|"]
     return "\n".join(["## A slow link\n", text, *head, *lines]) + "\n"
+
+
+def _chosen(workers: str, times: dict[str, Any]) -> str:
+    """Return a number of workers as it is given, or what keyhaul made of it."""
+    found = " or ".join(str(number) for number in times.get("workers", ()))
+    return f"{workers} ({found})" if workers.startswith("chosen") else workers
 
 
 def _memory(of: dict[str, Any]) -> str:

@@ -24,8 +24,8 @@ from keyhaul.control import Control
 from keyhaul.engine import run
 from keyhaul.memory import peak_memory_bytes
 
-source, target, limit = sys.argv[1:]
-flags = dict(source=source, target=target, table="public.wide", key="id", memory_limit=limit, workers=2)
+source, target, limit, chunk = sys.argv[1:]
+flags = dict(source=source, target=target, table="public.wide", key="id", memory_limit=limit, workers=2, chunk=chunk)
 report = run(load_job(None, flags, {}), lambda _event: None, Control())
 print(report.outcome, report.counts.loaded, peak_memory_bytes())
 """
@@ -51,9 +51,12 @@ def filled(databases):
     return databases
 
 
-@pytest.mark.parametrize(("value", "number"), [("compressible", 1000), ("not compressible", 60)])
+@pytest.mark.parametrize(
+    ("value", "number", "chunk"),
+    [("compressible", 1000, "50000"), ("not compressible", 60, "50000"), ("not compressible", 60, "auto")],
+)
 @pytest.mark.timeout(300)
-def test_the_memory_limit_holds_with_rows_of_one_megabyte(databases, value, number):
+def test_the_memory_limit_holds_with_rows_of_one_megabyte(databases, value, number, chunk):
     run_sql(
         databases[0],
         "create table public.wide (id integer primary key, v text)",
@@ -61,7 +64,7 @@ def test_the_memory_limit_holds_with_rows_of_one_megabyte(databases, value, numb
         "analyze public.wide",
     )
     done = subprocess.run(
-        [sys.executable, "-c", MOVE, *databases, "300MB"],
+        [sys.executable, "-c", MOVE, *databases, "300MB", chunk],
         capture_output=True,
         text=True,
         check=False,

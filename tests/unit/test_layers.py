@@ -37,6 +37,7 @@ ROWS = [
         "ledgerrows",
         "events",
         "bottleneck",
+        "hiring",
         "limits",
         "pgtypes",
         "dsn",

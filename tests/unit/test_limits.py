@@ -1,5 +1,7 @@
 """Limits with a clock of the test's own: who waits for what, for how long, and that a run always goes on."""
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -131,6 +133,35 @@ def test_a_worker_above_the_allowed_number_waits():
     assert enter(made, 2, told=told) == pytest.approx(2.0, abs=0.1)
     assert told == ["cpu_limit"]
     assert made.held == {"cpu_limit": pytest.approx(2.0, abs=0.1)}
+
+
+def test_with_more_or_fewer_workers_the_cpu_limit_moves_with_them_and_without_one_nobody_waits():
+    governor = Governor(85.0, 2)
+    governor.change_workers(4)
+    governor.sample(99)
+    assert governor.allowed == 3
+    governor.change_workers(1)
+    assert governor.sample(50) is False
+    assert governor.allowed == 3
+    made = limits(Clock(), workers=4)
+    made.begin(4)
+    for chunk in (1, 2, 3):
+        enter(made, chunk)
+    made.change_workers(1)
+    assert enter(made, 4) == 0
+
+
+def test_memory_is_shared_by_the_workers_that_there_are():
+    made = limits(Clock(), budget_bytes=int(1000 * PEAK_FACTOR), workers=2)
+    made.begin(2)
+    assert (made.most_rows(10**9), made.workers_within(100)) == (math.inf, math.inf)
+    enter(made, 1, 10)
+    made.leave(1, rows=10, size_bytes=50)
+    assert (made.most_rows(10**9), made.most_rows(300), made.most_rows(1)) == (100, 60, 1)
+    assert made.workers_within(50) == 4
+    made.change_workers(4)
+    assert made.most_rows(10**9) == 50
+    assert limits(Clock(), row_bytes=5.0).most_rows(300) == 60
 
 
 def test_the_cpu_is_looked_at_once_a_second_and_only_where_there_is_a_limit():
