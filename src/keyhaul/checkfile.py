@@ -87,6 +87,9 @@ def load_checks(path: Path, environ: Mapping[str, str]) -> CheckFile | None:
         return None
     for key in sorted(draft.data.keys() - set(_TOP)):
         draft.refuse_unknown((key,), _TOP)
+    if "source" not in draft.data:
+        places = "a mapping with table, query or file"
+        draft.refuse(("source",), "none", places, f"The bundled flights are {{uri: {EMBEDDED}}}")
     source = draft.data.get("source", {"table": EMBEDDED_TABLE})
     if isinstance(source, dict) and source.keys() <= {"uri"} and source.get("uri", EMBEDDED) == EMBEDDED:
         source = {**source, "table": EMBEDDED_TABLE}

@@ -245,11 +245,15 @@ def _bind(checks: Sequence[Expectation], file: CheckFile, system: System) -> Non
         if name not in system.columns
     ]
     told = {check.name: _misfit(check, file, system) for check in checks}
-    if not any(told.values()):
-        # All in one question: one for each check costs as much as counting a small file.
-        whole = system.refuses(overview(checks, system)[0])
-        told = {check.name: _refused(check, system, one_pass=not whole) for check in checks}
-    problems += [f"{check.at}: check {check.name}: {told[check.name]}" for check in checks if told[check.name]]
+    sound = [check for check in checks if not told[check.name]]
+    # All in one question: one for each check costs as much as counting a small file.
+    whole = system.refuses(overview(sound, system)[0])
+    told |= {check.name: _refused(check, system, one_pass=not whole) for check in sound}
+    problems += [
+        f"{check.at}: check {check.name}: {told[check.name]}{_types(check, system)}"
+        for check in checks
+        if told[check.name]
+    ]
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -261,10 +265,18 @@ def _misfit(check: Expectation, file: CheckFile, system: System) -> str:
         return ""
     if missing:
         return f"no column {', '.join(missing)}, expected one of {', '.join(system.columns)}"
+    if check.kind == "matches" and (wrong := system.misread_pattern(check.demand.text)):
+        return wrong
     where = check.demand.where
     if check.kind == "references" and where and (where.file is None) != (file.source.file is None):
         return "got a table for a file, or a file for a table, expected the same kind of place"
     return system.misread(check.demand.text) if check.kind == "expression" else ""
+
+
+def _types(check: Expectation, system: System) -> str:
+    """Return the types of a check's columns, for a message: mostly they are what is wrong."""
+    named = [f"{name} is {system.columns[name]}" for name in check.demand.columns if name in system.columns]
+    return f" ({', '.join(named)})" if named else ""
 
 
 def _refused(check: Expectation, system: System, *, one_pass: bool) -> str:
@@ -318,7 +330,8 @@ class _Run:
             try:
                 self.system.fetch(overview([check], self.system)[0])
             except ConfigError as error:
-                problems.append(f"{check.at}: check {check.name}: it cannot be evaluated for every row: {error}")
+                told = f"it cannot be evaluated for every row: {error}{_types(check, self.system)}"
+                problems.append(f"{check.at}: check {check.name}: {told}")
         return ConfigError("\n".join(problems)) if problems else None
 
     def _judged(self, check: Expectation, rows: int, found: Mapping[str, Any]) -> Verdict:

@@ -126,6 +126,10 @@ class FileSystem:
             return f"its type is {kind}, expected true or false"
         return self.refuses(f"select 1 from {self.from_item} where not (\n{expression}\n)")
 
+    def misread_pattern(self, pattern: str) -> str:
+        """Return why a text is no regular expression (RE2), or an empty string."""
+        return self.refuses(f"select regexp_matches('', {literal(pattern)}, 's')")
+
     def has_type(self, column: str, wanted: str) -> str:
         """Return what is wrong with a column's type, or an empty string; without a modifier, any one is right."""
         have = self.columns[column]

@@ -199,6 +199,14 @@ class PostgresSystem:
                 return problem
         return ""
 
+    def misread_pattern(self, pattern: str) -> str:
+        """Return why a text is no regular expression (ARE), or an empty string."""
+        try:
+            self.fetch(f"select '' ~ {literal(pattern)}")
+        except ConfigError as error:
+            return str(error)
+        return ""
+
     def has_type(self, column: str, wanted: str) -> str:
         """Return what is wrong with a column's type, or an empty string; without a modifier, any one is right."""
         have = self.columns[column]

@@ -87,6 +87,9 @@ class System(Protocol):
     def misread(self, expression: str) -> str:
         """Return why a text is not one boolean expression over one row, or an empty string; nothing is run."""
 
+    def misread_pattern(self, pattern: str) -> str:
+        """Return why a text is no regular expression, or an empty string."""
+
     def has_type(self, column: str, wanted: str) -> str:
         """Return what is wrong with a column's type, or an empty string."""
 

@@ -135,11 +135,11 @@ def _syntax_message(name: str, error: yaml.YAMLError) -> str:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
         # PyYAML's problem names a token or one character, never the text of the line.
-        problem = (error.problem or "a syntax error").replace("\t", "\\t")
+        problem = "the parser says: " + (error.problem or "a syntax error").replace("\t", "\\t")
     else:
-        line, problem = 1, "a character that YAML does not allow"
+        line, problem = 1, "got a character that YAML does not allow"
     hint = "Check the indentation (spaces, no tabs), the colons and the quotes"
-    return f"{name} line {line}: got {problem}, expected YAML. {hint}"
+    return f"{name} line {line}: {problem}, expected YAML. {hint}"
 
 
 def _value(node: yaml.Node, place: Place, draft: Draft, environ: Mapping[str, str]) -> object:

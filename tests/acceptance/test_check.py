@@ -351,7 +351,8 @@ def test_a_check_that_cannot_be_evaluated_names_itself_and_shows_no_value(checks
     [
         ({"not_null": "nam"}, "no column nam, expected one of id, name, amount, made"),
         ({"between": {"column": "amount", "min": "x"}}, "invalid input syntax"),
-        ({"matches": {"column": "amount", "pattern": "x"}}, "operator does not exist"),
+        ({"matches": {"column": "amount", "pattern": "x"}}, "integer ~ unknown (amount is integer)"),
+        ({"matches": {"column": "name", "pattern": "(("}}, "parentheses () not balanced"),
         ({"references": {"columns": "id", "in": {"table": "public.none"}}}, "there is no such table"),
         ({"fresh": {"column": "made", "max_age": "yesterday"}}, "expected an age such as 26h"),
         ({"row_count": {"min": 1}, "max_failures": 3}, "row_count holds or does not"),
@@ -366,6 +367,29 @@ def test_a_mistake_is_told_with_its_line_and_what_to_write(checks, check, says):
     assert says in str(caught.value)
     if "table" not in says:
         assert "checks.yaml line 3" in str(caught.value)
+
+
+@pytest.mark.parametrize("file", [False, True])
+def test_all_mistakes_are_told_at_once_whatever_finds_them(checks, tmp_path, file):
+    wrong = [
+        {"not_null": "nam"},
+        {"expression": "amount"},
+        {"matches": {"column": "name", "pattern": "(("}},
+        {"unique": "id"},
+        {"length": {"column": "amount", "max": 3}},
+    ]
+    parquet.write_table(pa.table({"id": [1], "name": ["a"], "amount": [1]}), tmp_path / "items.parquet")
+    with pytest.raises(ConfigError) as caught:
+        quality.check(checks(wrong, **({"source": {"file": f"{tmp_path}/items.parquet"}} if file else {})))
+    lines = [line.partition(": check ")[0].rpartition(" ")[2] for line in str(caught.value).splitlines()]
+    assert lines == ["3", "4", "5", "7"]
+
+
+def test_a_file_without_a_source_is_refused_and_checks_nothing_else_instead(tmp_path):
+    path = tmp_path / "checks.yaml"
+    path.write_text("checks:\n- not_null: id\n")
+    with pytest.raises(ConfigError, match="source: got none, expected a mapping with table, query or file"):
+        quality.check(path)
 
 
 def test_two_checks_of_one_name_are_refused(checks):

@@ -113,21 +113,21 @@ def test_on_is_a_key_like_any_other(tmp_path: Path) -> None:
         (
             "a: 1\n\n  b: CANARY\n",
             (
-                "job.yaml line 3: got mapping values are not allowed here, expected YAML. "
+                "job.yaml line 3: the parser says: mapping values are not allowed here, expected YAML. "
                 "Check the indentation (spaces, no tabs), the colons and the quotes"
             ),
         ),
         (
             "a:\n\tb: CANARY\n",
             (
-                "job.yaml line 2: got found character '\\t' that cannot start any token, expected YAML. "
+                "job.yaml line 2: the parser says: found character '\\t' that cannot start any token, expected YAML. "
                 "Check the indentation (spaces, no tabs), the colons and the quotes"
             ),
         ),
         (
             "a: '\n",
             (
-                "job.yaml line 2: got found unexpected end of stream, expected YAML. "
+                "job.yaml line 2: the parser says: found unexpected end of stream, expected YAML. "
                 "Check the indentation (spaces, no tabs), the colons and the quotes"
             ),
         ),
