@@ -184,9 +184,10 @@ def compare_ledger(place: Place, run: str, observe: Observer, *, show_values: bo
                 differences = comparison.execute(observe)
     except psycopg.Error as error:
         text = error.diag.message_primary or str(error).strip().split("\n", 1)[0]
-        raise StopRunError(f"verify run {run}: {redact(text, place.dsn)}. Try again") from error
+        raise StopRunError(f"verify run {run} against the ledger: {redact(text, place.dsn)}") from error
     except ChunkError as error:
-        raise StopRunError(redact(str(error), place.dsn)) from error
+        text = redact(str(error).removeprefix("load chunk: "), place.dsn)
+        raise StopRunError(f"verify run {run} against the ledger: {text}") from error
     finally:
         watchdog.stop()
     return LedgerComparison(

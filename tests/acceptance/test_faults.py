@@ -96,7 +96,10 @@ CASES = [
     for point in dict.fromkeys(chain(POINTS[scenario], EVERY.get(scenario, ()) if ALL else ()))
     if ALL or scenario != "replay"
 ] + ([] if ALL else SOME)
-FINISHED = {(scenario, "run.closed") for scenario in ("append", "dedup", "replace")} | {("replace", "swap.after")}
+FINISHED = {
+    *((scenario, "run.closed") for scenario in ("append", "dedup", "replace")),
+    *(("replace", point) for point in ("swap.after", "table.finished")),
+}
 """A run that fails there is done: the same command is then a new run."""
 
 

@@ -17,7 +17,7 @@ from keyhaul.comparing import verify
 from keyhaul.config import load_job
 from keyhaul.control import Control
 from keyhaul.engine import run
-from keyhaul.errors import RefusedError
+from keyhaul.errors import RefusedError, StopRunError
 from keyhaul.ledgercompare import NULL_KEYS
 from keyhaul.model import Chunk
 from keyhaul.replay import replay
@@ -481,6 +481,27 @@ def test_without_an_index_on_the_key_a_person_is_told_what_that_costs(databases)
     told.clear()
     assert look(databases, observe=told.append).equal
     assert [e.message.partition(":")[0] for e in told] == ["no index of public.t leads with id"]
+
+
+def test_the_right_to_read_table_and_ledger_is_enough_and_without_it_the_comparison_stops(databases):
+    fill(databases)
+    move(databases)
+    name = f"looker_{databases[1].rpartition('/')[2].partition('?')[0]}"
+    in_the_target(
+        databases,
+        f"create role {name} login password 'looks'",
+        f"grant usage on schema public, keyhaul to {name}",
+        f"grant select on all tables in schema keyhaul to {name}",
+    )
+    try:
+        place = databases[1].partition("@")[2]
+        uri = f"postgresql://{name}:looks@{place}"
+        with pytest.raises(StopRunError, match="against the ledger: permission denied for table t"):
+            keyhaul.verify_ledger(target=uri)
+        in_the_target(databases, f"grant select on public.t to {name}")
+        assert keyhaul.verify_ledger(target=uri).equal
+    finally:
+        in_the_target(databases, f"drop owned by {name}", f"drop role {name}")
 
 
 def test_no_session_of_a_comparison_is_left_and_nothing_is_written(databases):
