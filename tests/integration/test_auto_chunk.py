@@ -4,6 +4,7 @@ import psycopg
 import pytest
 from aftermath import check_ledger, checksum
 from moving import rows, run_sql
+from proxy import losing
 
 from keyhaul import events, history
 from keyhaul.comparing import verify
@@ -231,6 +232,26 @@ def test_a_commit_that_comes_late_is_noticed_whatever_it_had_merged(filled, firs
     assert check_ledger(filled[1], "public.t")["read"] == 2000
     check_ranges(filled)
     assert (first, last - first + 1) in rows(filled[1], "select chunk, cuts from keyhaul.chunks")
+
+
+@pytest.mark.parametrize("lose", ["answer", "commit"])
+def test_a_lost_commit_of_a_merged_chunk_or_the_answer_to_it_neither_loses_nor_repeats_rows(server, filled, lose):
+    seen = []
+    with losing(server.port, times=0, lose=lose) as proxy:
+
+        def observe(event):
+            seen.append(event)
+            if isinstance(event, events.ChunkDone):
+                proxy._times = 2  # from the second chunk on, which is merged
+
+        through = filled[1].replace(f":{server.port}/", f":{proxy.port}/")
+        report = moved((filled[0], through), observe, workers=1)
+    assert (report.outcome, proxy.cut) == ("done", 2)
+    assert len([event for event in seen if isinstance(event, events.ChunkRetried)]) == 2
+    assert [event for event in seen if isinstance(event, (events.ChunkFailed, events.ChunkHalved))] == []
+    assert rows(filled[1], "select chunk, cuts from keyhaul.chunks order by 1")[:2] == [(1, 1), (2, 4)]
+    assert checksum(filled[1], "public.t") == checksum(filled[0], "public.t")
+    check_ledger(filled[1], "public.t")
 
 
 # --- with everything else --------------------------------------------------------------------------

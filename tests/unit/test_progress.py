@@ -4,6 +4,7 @@ import io
 import json
 import threading
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from keyhaul.events import (
     ChunkDone,
     ChunkFailed,
     ChunkGathered,
+    ChunkHalved,
     ChunkHeld,
     ChunkReleased,
     ChunkRetried,
@@ -24,9 +26,10 @@ from keyhaul.events import (
     StepStarted,
     Stopping,
     WorkersAllowed,
+    WorkersChosen,
 )
 from keyhaul.model import Counts, FailedChunk, Report, Timings
-from keyhaul.progress import JsonProgress, LiveProgress, PlainProgress, frame, make_progress, status_line
+from keyhaul.progress import JsonProgress, LiveProgress, PlainProgress, frame, make_progress, sentence, status_line
 from keyhaul.reporting import print_report
 from keyhaul.tally import Tally
 from keyhaul.text import clock_time, duration, one_line
@@ -123,6 +126,7 @@ events = st.one_of(
         error=st.just("gone"),
     ),
     st.builds(ChunkGathered, chunk=chunk_numbers, worker=worker_numbers, rows=row_counts, attempts=st.just(1)),
+    st.builds(ChunkHalved, chunk=chunk_numbers, worker=worker_numbers, cuts=st.just(2), error=st.just("gone")),
     st.builds(ChunkFailed, chunk=chunk_numbers, worker=worker_numbers, attempts=st.just(3), error=st.just("gone")),
     st.builds(ChunkHeld, chunk=chunk_numbers, worker=worker_numbers, limit=st.just("rate_limit")),
     st.builds(ChunkReleased, chunk=chunk_numbers, worker=worker_numbers, seconds=st.just(0.5)),
@@ -242,6 +246,33 @@ def test_an_estimate_that_is_exceeded_is_corrected():
     assert tally.view().total_rows == 4000
     tally(chunk_done(4, read=1000))
     assert 0.99 < tally.view().fraction < 1
+
+
+def test_merged_chunks_count_for_their_cuts_and_a_halved_one_for_nothing():
+    tally = Tally(Clock())
+    tally(started(chunks=40, rows=400))
+    tally(ChunkStarted(chunk=1, worker=1, estimated_rows=200, cuts=20))
+    tally(ChunkHalved(chunk=1, worker=1, cuts=20, error="gone"))
+    assert tally.view().workers[0].chunk is None
+    for chunk in (1, 11, 21, 31):
+        assert tally.view().total_rows == 400
+        tally(ChunkStarted(chunk=chunk, worker=1, estimated_rows=100, cuts=10))
+        tally(chunk_done(chunk, read=100))
+    assert tally.view().total_rows == 400
+    late = Tally(Clock())
+    late(started(chunks=40, rows=400))
+    late(ChunkStarted(chunk=1, worker=1, estimated_rows=390, cuts=39))
+    late(chunk_done(1, read=3900))  # the last cut is taken to be like the others
+    assert late.view().total_rows == 3910
+
+
+def test_what_becomes_of_chunks_and_workers_is_told_in_a_line():
+    halved = ChunkHalved(chunk=3, worker=1, cuts=16, error="a\nb")
+    assert sentence(halved) == ("retry", "chunk 3 failed and is halved (16 cuts): a\\nb")
+    chosen = WorkersChosen(workers=4, before=2, reason="2 waited 95 % of their time")
+    assert sentence(chosen) == ("info", "4 workers, not 2: 2 waited 95 % of their time")
+    assert sentence(replace(chosen, workers=2, reason="r")) == ("info", "2 workers, from here on: r")
+    assert "  8 workers, 2 at first: r.\n" in printed(report(workers=8, workers_reason="8 workers, 2 at first: r"))
 
 
 def test_a_chunk_reported_twice_counts_once():
