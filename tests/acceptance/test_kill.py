@@ -45,7 +45,7 @@ DRIVERS = {
     "connectorx and copy": ["--key", "id,version", "--reader", "connectorx", "--loader", "copy"],
     "adbc and adbc": ["--key", "id,version", "--reader", "adbc", "--loader", "adbc"],
 }
-AUTO = f"chunk: {{target_seconds: 0.1, min_rows: {max(1, ROWS // 400)}}}\n"
+AUTO = f"chunk: {{target_seconds: 60, min_rows: {max(1, ROWS // 400)}, max_rows: {max(4, ROWS // 40)}}}\n"
 """Each sitting merges these cuts anew, by its own pace."""
 
 
