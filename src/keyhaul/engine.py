@@ -121,6 +121,7 @@ class Sitting:
                 else "its remaining chunks are read from a newer snapshot"
             )
             message += limit_again(self._job, self._prepared.source, ledger, self._run_id, full=full)
+            ledger.create()  # an older version may have begun the run
             self._sitting = ledger.resume(self._run_id, workers)
             self._notice(message, "warning")
         else:

@@ -158,8 +158,11 @@ class Ledger:
                 return True
         return False
 
-    def touch(self) -> None:
+    def touch(self, gathered: Mapping[str, object] | None = None) -> None:
         """Notice a lost connection before it is needed: open it again, once, and take the lock.
+
+        Args:
+            gathered: `run_id`, `chunks` and `rows`, to write on that occasion how far a run has gathered.
 
         Raises:
             RefusedError: another process has taken the lock meanwhile.
@@ -174,6 +177,8 @@ class Ledger:
                 self._connect().execute("select 1")
                 if self._locked:
                     self.lock()
+            if gathered:
+                self._execute("gathered", **gathered)
         finally:
             self._mutex.release()
 
@@ -299,15 +304,7 @@ class Ledger:
 
     def chunk_failed(self, run_id: str, failed: FailedChunk, *, worker: int, sitting: int) -> None:
         """Record that a chunk was given up, with the reason; a committed chunk stays as it is."""
-        self._execute_again(
-            "chunk_failed",
-            run_id=run_id,
-            chunk=failed.chunk,
-            attempts=failed.attempts,
-            error=failed.error,
-            worker=worker,
-            sitting=sitting,
-        )
+        self._execute_again("chunk_failed", run_id=run_id, **asdict(failed), worker=worker, sitting=sitting)
 
     def totals(self, run_id: str) -> Totals:
         """Sum the run's committed chunks."""

@@ -77,6 +77,8 @@ class RunRow:
     since: str | None
     watermark: str | None
     run_checks: list[dict[str, Any]]
+    limits: dict[str, dict[str, Any]]
+    gathered: dict[str, int]
     rows_resolved: int
     chunks_done: int
     chunks_failed: int
@@ -341,6 +343,11 @@ def _facts(run: RunRow) -> Iterable[RenderableType]:
         facts["reads"] = "all rows" if run.since is None else f"rows with {run.incremental} >= {run.since}"
         counts = "" if run.status == "done" else ", not counted before the run is done"
         facts["watermark"] = "none, no row has a value" if run.watermark is None else f"{run.watermark}{counts}"
+    for name, limit in run.limits.items():
+        did = [limit["effect"]] if limit["effect"] else []
+        did += [f"workers waited {duration(limit['waited_seconds'])} for it"] if limit["waited_seconds"] else []
+        if did:
+            facts[name] = f"{limit['setting']}: {'; '.join(did)}"
     for check in run.run_checks:
         word = "passed" if check["passed"] else f"failed ({check['on_fail']}): {check['message']}"
         facts[f"rule {check['name']}"] = word

@@ -71,6 +71,7 @@ class View:
         eta_seconds: None as long as nothing is known.
         limit_seconds: that workers have waited for the job's limits, summed.
         active: workers that ``cpu_limit`` allows at the moment; None when all.
+        gathered: rows that are read and put down, and not loaded before all are.
         workers: the worker's flights, by worker, `since` replaced by the seconds in this step.
     """
 
@@ -90,6 +91,7 @@ class View:
     failed: int
     limit_seconds: float = 0.0
     active: int | None = None
+    gathered: int = 0
 
 
 class Tally:
@@ -282,4 +284,5 @@ class Tally:
                 failed=len(self._failed),
                 limit_seconds=self._waits(now),
                 active=self._allowed,
+                gathered=sum(self._gathered.values()),
             )
