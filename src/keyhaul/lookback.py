@@ -308,7 +308,10 @@ def print_run(detail: RunDetail, stream: TextIO, *, all_command: str = "") -> No
         yield from balance(run.counts)
         yield from by_table(detail.tables)
         # Where it ran is another machine, as far as the ledger's reader knows: nothing is said of its cores.
-        yield from told_bottleneck(Measured(timings=detail.timings, chunks=run.chunks_done, workers=run.workers))
+        held = {name: limit["waited_seconds"] for name, limit in run.limits.items()}
+        yield from told_bottleneck(
+            Measured(timings=detail.timings, chunks=run.chunks_done, workers=run.workers, held=held)
+        )
         yield ""
         yield _chunks_table(detail.chunks, console)
         if len(detail.chunks) < run.chunks_planned:

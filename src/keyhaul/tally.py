@@ -262,7 +262,8 @@ class Tally:
             current = self._sample(now)
             elapsed = max(now - self._began, 0.0)
             settled, rest, under_way = self._advance()
-            mean = per_second(self._sitting.read, elapsed)
+            gathered = sum(self._gathered.values())
+            mean = per_second(self._sitting.read + gathered, elapsed)
             # Half the moment, half the whole sitting: follows a change, and does not jump with every chunk.
             pace = (current + per_second(round(self._sitting.read + under_way), elapsed)) / 2
             return View(
@@ -284,5 +285,5 @@ class Tally:
                 failed=len(self._failed),
                 limit_seconds=self._waits(now),
                 active=self._allowed,
-                gathered=sum(self._gathered.values()),
+                gathered=gathered,
             )

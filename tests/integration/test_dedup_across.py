@@ -220,7 +220,9 @@ def test_whoever_watches_a_run_sees_how_far_it_has_gathered(ends, work):
     gathering, own = lines["ChunkGathered"]
     assert re.search(r"\] 3\d %: gathered 5 of 10 chunks before any is loaded, read 3,000 of about 5,000", gathering)
     assert "ETA" not in gathering
-    assert re.search(r"\] 3\d %: gathered 3,000 of about 5,000 before any is loaded, read 0", own)
+    assert re.search(
+        r"\] 3\d %: read 3,000 of about 5,000 \(3,000 gathered, to be loaded when all are\), loaded 0", own
+    )
     loading, own = lines["ChunkDone"]
     assert re.search(r"\] 6\d %: 1 of 10 chunks, read 5,000 of about 5,000", loading)
     assert " gathered" not in loading

@@ -102,6 +102,8 @@ def test_show_says_what_the_limits_did(filled):
     text = " ".join(shown(filled[1], report.run_id).split())
     assert "rate_limit 500 rows/s: workers waited 61.0 s for it" in text
     assert "cpu_limit 60% of all CPUs: 1 active worker at the least" in text
+    run_sql(filled[1], "update keyhaul.chunks set wait_seconds = 61")
+    assert "Most of it for rate_limit: a higher one would help." in " ".join(shown(filled[1], report.run_id).split())
 
 
 def shown(uri, run_id):
