@@ -134,12 +134,23 @@ def _bind(con: duckdb.DuckDBPyConnection, check: Check, schema: Mapping[str, pl.
         con.execute(f"select 1 from {CHUNK} where {check.sql}").fetchall()
         described = con.execute(f"describe select {condition} as x from {CHUNK}").fetchall()
     except duckdb.Error as error:
-        text = str(error).strip().split("\n", 1)[0].rstrip("!")
+        text = str(error).strip().split("\n", 1)[0].rstrip("!.")
         known = f", expected one of {', '.join(schema)}" if "not found in FROM clause" in text else ""
-        return f"{check.at}: read rule {check.name}: {text}{known}"
+        return f"{check.at}: read rule {check.name}: {text}{known}{_cast_hint(text, check, schema)}"
     if described[0][1] != "BOOLEAN":
         return f"{check.at}: read rule {check.name}: its type is {described[0][1]}, expected true or false"
     return ""
+
+
+def _cast_hint(text: str, check: Check, schema: Mapping[str, pl.DataType]) -> str:
+    """Return what to do where DuckDB misses an operator for a text that is something else in the database."""
+    texts = [name for name in sorted(check.columns) if schema.get(name) == pl.String]
+    if "VARCHAR" not in text or not texts:
+        return ""
+    return (
+        f". In rules, {' and '.join(texts)} {'is' if len(texts) == 1 else 'are'} text, as is every type without an "
+        f"exact place in Arrow (numeric without a precision, interval, json): cast it, as in {texts[0]}::decimal(38,9)"
+    )
 
 
 def _misread(con: duckdb.DuckDBPyConnection, check: Check, schema: Mapping[str, pl.DataType]) -> str:
