@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 import pytest
-from benchmarks import measured, orders, rounds
+from benchmarks import checks, measured, orders, rounds
 from benchmarks.contenders import Contender, Ends
 from benchmarks.link import throttled
 
@@ -96,6 +96,34 @@ def test_cpu_and_memory_are_those_of_all_processes_of_a_contender(tmp_path):
     assert usage.returncode == 0
     assert usage.cpu_seconds > 0.4
     assert usage.peak_bytes > 100_000_000
+
+
+def test_the_checks_are_timed_with_every_set_of_rows_and_count_what_plain_sql_counts(database, server, tmp_path):
+    found = tmp_path / "checks.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.checks", "--source", database(server), "--rows", "2000", "--rounds", "1",
+         "--only", "floats a regex on a long text", "--json", str(found)],
+        env={"PYTHONPATH": f"{TESTS}:{Path(embedded.__file__).parents[1]}", "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    cells = json.loads(found.read_text(encoding="utf-8"))["cells"]
+    assert {(one["place"], one["rows"]) for one in cells} == {("PostgreSQL", "floats"), ("Parquet", "floats")}
+    assert all(one["ratio"] > 0 and one["base_cpu_seconds"] >= 0 and one["peak_bytes"] > 50_000_000 for one in cells)
+    assert done.stdout.count("**") == 2 * len(cells) == 4
+
+
+def test_a_check_that_counts_other_rows_does_not_count(tmp_path):
+    (tmp_path / "rows.csv").write_text("id\n1\n")
+    file = tmp_path / "checks.yaml"
+    file.write_text(f"source: {{file: {tmp_path}/rows.csv}}\nchecks:\n- {{not_null: id, name: a}}\n")
+    cell = checks.Cell(place="x", kind="y", checks="z", file=file, base=list, failing={"a": 1})
+    found = checks.summary(cell, [checks.time_once(cell, checks.Server(None), tmp_path)])
+    assert found["wrong"] == ["a"]
+    assert "WRONG: a" in checks.table([found])
 
 
 def test_a_slow_link_holds_each_connection_to_its_rate(databases):

@@ -125,17 +125,16 @@ def measure(uri: str, folder: Path, rows: int, rounds: int, only: str) -> dict[s
     found = cells(uri, folder, only)
     server = Server(uri)
     timed: dict[str, list[dict[str, Any]]] = {str(cell.file): [] for cell in found}
-    for number in range(rounds + 1):
+    for cell in found:  # a round that does not count
+        cell.base()
+        keyhaul.check(cell.file)
+    for number in range(1, rounds + 1):
         for cell in found:
-            one = _round(cell, server, folder)
-            if number:
-                timed[str(cell.file)].append(one)
-                print(
-                    f"round {number}: {cell.place}, {cell.kind}, {cell.checks}: {one['ratio']:.2f}",
-                    file=sys.stderr,
-                    flush=True,
-                )
-    listed = [_summary(cell, timed[str(cell.file)]) for cell in found]
+            one = time_once(cell, server, folder)
+            timed[str(cell.file)].append(one)
+            told = f"round {number}: {cell.place}, {cell.kind}, {cell.checks}: {one['ratio']:.2f}"
+            print(told, file=sys.stderr, flush=True)
+    listed = [summary(cell, timed[str(cell.file)]) for cell in found]
     return {"rows": rows, "rounds": rounds, "postgres": orders.versions(uri), "cells": listed}
 
 
@@ -228,11 +227,16 @@ def _asker(uri: str, rows: str, place: str) -> Callable[[str], Sequence[Any]]:
 class Server:
     """The CPU seconds of a PostgreSQL server on this machine; none of one elsewhere."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str | None) -> None:
+        """Find the server's first process by way of a session; None is no server."""
+        self.pid = None
+        if uri is None:
+            return
         with psycopg.connect(uri) as conn:
             backend = conn.info.backend_pid
             local = _stat(backend) is not None and conn.info.hostaddr in {"127.0.0.1", "::1", ""}
-            self.pid = int((_stat(backend) or [""] * 2)[1]) if local else None
+            if local:
+                self.pid = int((_stat(backend) or ["", "0"])[1])
 
     def seconds(self) -> float:
         """Return what the server and all its processes, ended or not, have taken."""
@@ -260,7 +264,8 @@ def _timed(server: Server, what: Callable[[], object]) -> tuple[Cost, Any]:
     return Cost(wall=wall, cpu=server.seconds() + time.process_time() - cpu), found
 
 
-def _round(cell: Cell, server: Server, folder: Path) -> dict[str, Any]:
+def time_once(cell: Cell, server: Server, folder: Path) -> dict[str, Any]:
+    """Run the base query, the checks and the command once, and compare what the checks count."""
     base, _ = _timed(server, cell.base)
     checks, verdicts = _timed(server, lambda: keyhaul.check(cell.file))
     counted = {verdict.name: verdict.failures for verdict in verdicts.verdicts}
@@ -272,7 +277,8 @@ def _round(cell: Cell, server: Server, folder: Path) -> dict[str, Any]:
     return {"base": base, "checks": checks, "ratio": checks.wall / base.wall, "command": usage, "wrong": wrong}
 
 
-def _summary(cell: Cell, rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def summary(cell: Cell, rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the medians of a cell's rounds, ready for JSON."""
     ratios = [one["ratio"] for one in rounds]
     middle = {
         "base_seconds": median(one["base"].wall for one in rounds),
