@@ -120,5 +120,6 @@ def _more(measured: Measured, total: float, first: str) -> tuple[str, ...]:
     if workers < cores and measured.chunks > workers:
         advice.append(f"{workers} of this machine's {cores} cores had a worker: more --workers may help")
     elif first in {"read", "load"} and measured.chunks > workers:
-        advice.append("More --workers help if that server is on another machine and has CPU or disk to spare")
+        server = "source" if first == "read" else "target"
+        advice.append(f"More --workers help if the {server} is on another machine and has CPU or disk to spare")
     return tuple(advice)

@@ -17,6 +17,7 @@ from psycopg.rows import class_row, tuple_row
 from keyhaul.console import can_move_cursor, write_line
 from keyhaul.errors import RefusedError
 from keyhaul.lookback import RunRow, fetch
+from keyhaul.tally import SHARE_BEFORE
 from keyhaul.text import clock_time, one_line, per_second, plural
 
 if TYPE_CHECKING:
@@ -57,13 +58,26 @@ class Moment:
         run = self.run
         if run.status == "done":
             return 1.0
-        rows = run.rows_read / run.estimated_rows if run.estimated_rows else 0.0
+        waiting = SHARE_BEFORE["load"] * max(self.gathered_rows - run.rows_read, 0)
+        rows = (run.rows_read + waiting) / run.estimated_rows if run.estimated_rows else 0.0
         chunks = run.chunks_done / run.chunks_planned if run.chunks_planned else 0.0
         return min(rows if 0 < rows <= 1 else chunks, NEARLY_DONE)
 
     @property
+    def gathered_rows(self) -> int:
+        """Rows that are read and put down, with a dedup across chunks; none is loaded before all are there."""
+        return self.run.gathered.get("rows", 0)
+
+    @property
+    def read_rows(self) -> int:
+        """Rows read so far, committed or put down."""
+        return max(self.run.rows_read, self.gathered_rows)
+
+    @property
     def eta_seconds(self) -> float | None:
         """Seconds to the end at the present rate; None as long as nothing is known."""
+        if self.gathered_rows > self.run.rows_read:
+            return None  # reading and loading have speeds of their own
         left = max(self.run.estimated_rows - self.run.rows_read, 0)
         return left / self.rate if self.rate > 0 and self.run.status == "running" else None
 
@@ -128,13 +142,17 @@ def _look(
     run = runs[0]
     while len(samples) > 1 and samples[0][0] < now - WINDOW_SECONDS:
         samples.popleft()
-    samples.append((now, run.rows_read))
+    elapsed = age_seconds if run.sittings == 1 and run.ended_at is None else run.seconds
+    read = run.rows_read or run.gathered.get("rows", 0)
+    if samples and read < samples[-1][1]:
+        samples.clear()  # the loading begins: its rows are counted from the first
+    samples.append((now, read))
     then, rows = samples[0]
-    mean = per_second(run.rows_read, run.seconds)
+    mean = per_second(read, elapsed)
     return Moment(
         run=run,
-        elapsed_seconds=age_seconds if run.sittings == 1 and run.ended_at is None else run.seconds,
-        rate=per_second(max(run.rows_read - rows, 0), now - then) if now - then >= LOST_SECONDS else mean,
+        elapsed_seconds=elapsed,
+        rate=per_second(max(read - rows, 0), now - then) if now - then >= LOST_SECONDS else mean,
         under_way=run.alive or sessions > 0,
     )
 
@@ -154,11 +172,20 @@ def line(moment: Moment) -> str:
     eta = "" if moment.eta_seconds is None else f", ETA {clock_time(moment.eta_seconds)}"
     failed = f", {plural(run.chunks_failed, 'failed chunk')}" if run.chunks_failed else ""
     gone = "" if moment.under_way or run.status != "running" else "; no session of it is there"
+    where = _gathered(moment) or f"{run.chunks_done:,} of {run.chunks_planned:,} chunks"
     return (
-        f"[{clock_time(moment.elapsed_seconds)}] {int(100 * moment.fraction)} %: {run.chunks_done:,} of "
-        f"{run.chunks_planned:,} chunks, read {run.rows_read:,} of about {run.estimated_rows:,}, loaded "
-        f"{run.rows_loaded:,}, quarantined {run.rows_quarantined:,}; {moment.rate:,.0f} rows/s{eta}{failed}{gone}"
+        f"[{clock_time(moment.elapsed_seconds)}] {int(100 * moment.fraction)} %: {where}, read {moment.read_rows:,} of "
+        f"about {run.estimated_rows:,}, loaded {run.rows_loaded:,}, quarantined {run.rows_quarantined:,}; "
+        f"{moment.rate:,.0f} rows/s{eta}{failed}{gone}"
     )
+
+
+def _gathered(moment: Moment) -> str:
+    """Return how far the first of two phases is, as long as nothing is loaded; of a run without phases nothing."""
+    run = moment.run
+    if not run.gathered or run.chunks_done or run.status != "running":
+        return ""
+    return f"gathered {run.gathered['chunks']:,} of {run.chunks_planned:,} chunks before any is loaded"
 
 
 def ending(followed: Followed) -> str:
@@ -214,7 +241,7 @@ def _frame(moment: Moment, width: int) -> list[Text]:
     bar = Text("━" * full, "green").append("━" * (room - full), "bright_black").append(times, "default")
     rows = Text.assemble(
         ("read ", "dim"),
-        f"{run.rows_read:,} of ~{run.estimated_rows:,}",
+        f"{moment.read_rows:,} of ~{run.estimated_rows:,}",
         ("  loaded ", "dim"),
         f"{run.rows_loaded:,}",
         ("  quarantined ", "dim"),
@@ -229,6 +256,8 @@ def _frame(moment: Moment, width: int) -> list[Text]:
         (str(run.chunks_failed), "bold red" if run.chunks_failed else ""),
     )
     lines = [Text(head(run), "bold"), bar, rows, chunks]
+    if phase := _gathered(moment):
+        lines.insert(2, Text(phase, "cyan"))
     if not moment.under_way and run.status == "running":
         lines.append(Text("no session of it is there: waiting a moment", "yellow"))
     for text in lines:

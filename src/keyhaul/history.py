@@ -308,9 +308,8 @@ def read_runs(conn: psycopg.Connection[Any], schema: str, run_id: str | None = N
         state = "interrupted" if row["status"] == "running" and not row["alive"] else row["status"]
         seconds = row["seconds"]
         rate = row["rows_read"] / seconds if seconds > 0 else 0.0
-        sums = more[row["run_id"]]
-        sums["limits"] = [{"limit": name, **of} for name, of in sums["limits"].items()]
-        rows.append({**row, **sums, "state": state, "rows_per_second": rate})
+        limits = [{"limit": name, **of} for name, of in row["limits"].items()]
+        rows.append({**row, **more[row["run_id"]], "limits": limits, "state": state, "rows_per_second": rate})
     return frame_of(rows, RUNS)
 
 

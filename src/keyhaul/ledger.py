@@ -95,8 +95,11 @@ class Ledger:
                 return True
         return False
 
-    def touch(self) -> None:
+    def touch(self, gathered: Mapping[str, object] | None = None) -> None:
         """Notice a lost connection before it is needed: open it again, once, and take the lock.
+
+        Args:
+            gathered: `run_id`, `chunks` and `rows`, to write on that occasion how far a run has gathered.
 
         Raises:
             RefusedError: another process has taken the lock meanwhile.
@@ -111,6 +114,8 @@ class Ledger:
                 self._connect().execute("select 1")
                 if self._locked:
                     self.lock()
+            if gathered:
+                self._execute("gathered", **gathered)
         finally:
             self._mutex.release()
 

@@ -36,6 +36,7 @@ create table if not exists {schema}.runs (
     checksum       jsonb,
     limits         jsonb not null default '{{}}',
     workers_reason text,
+    gathered       jsonb not null default '{{}}',
     started_at     timestamptz not null default clock_timestamp(),
     ended_at       timestamptz,
     stop_reason    text
@@ -95,13 +96,13 @@ create table if not exists {schema}.quarantine (
 
 -- name: outdated
 -- Whether the ledger was made before there were replays, fresh tables, incremental runs, rules across the run,
--- several tables from one record, seconds of waiting, checksums, merged chunks, what the limits did, or
--- workers by our own choice.
+-- several tables from one record, seconds of waiting, checksums, merged chunks, what the limits did, what is
+-- gathered, or workers by our own choice.
 select to_regclass({runs}) is not null
    and exists (
        select from (values ('runs', 'replay_of'), ('runs', 'fresh_table'), ('runs', 'watermark'), ('runs', 'run_checks'),
                            ('chunks', 'tables'), ('chunks', 'wait_seconds'), ('chunks', 'hashed_by'),
-                           ('chunks', 'cuts'), ('runs', 'limits'),
+                           ('chunks', 'cuts'), ('runs', 'limits'), ('runs', 'gathered'),
                            ('runs', 'workers_reason')) as needed(tab, col)
         where not exists (
            select from pg_catalog.pg_attribute a join pg_catalog.pg_class c on c.oid = a.attrelid
@@ -115,7 +116,8 @@ alter table {schema}.runs
     add column if not exists replay_of text, add column if not exists since text,
     add column if not exists watermark text, add column if not exists fresh_table text,
     add column if not exists run_checks jsonb, add column if not exists checksum jsonb,
-    add column if not exists limits jsonb not null default '{{}}', add column if not exists workers_reason text;
+    add column if not exists limits jsonb not null default '{{}}', add column if not exists workers_reason text,
+    add column if not exists gathered jsonb not null default '{{}}';
 alter table {schema}.chunks drop constraint if exists chunks_kind_check,
                             add constraint chunks_kind_check check (kind in ('range', 'nulls', 'keys'));
 alter table {schema}.chunks add column if not exists tables jsonb not null default '[]',
@@ -454,6 +456,10 @@ select chunk, attempts, coalesce(error, '') from {schema}.chunks where run_id = 
 -- What became of the rules across the run.
 update {schema}.runs set run_checks = {checks}::jsonb where run_id = {run_id};
 
+-- name: gathered
+-- How far a run with a dedup across chunks has come before it loads any; for who watches it.
+update {schema}.runs set gathered = jsonb_build_object('chunks', {chunks}::bigint, 'rows', {rows}::bigint) where run_id = {run_id};
+
 -- name: limited
 -- What the limits of a sitting did, its waits added to those of the sittings before.
 update {schema}.runs r set limits = r.limits || (
@@ -558,6 +564,7 @@ select
     p.config->'incremental'->>'column' as incremental,
     to_jsonb(p)->>'workers_reason' as workers_reason, to_jsonb(p)->>'since' as since, to_jsonb(p)->>'watermark' as watermark,
     coalesce(nullif(to_jsonb(p)->'run_checks', 'null'), '[]') as run_checks,
+    coalesce(to_jsonb(p)->'limits', '{{}}') as limits, coalesce(to_jsonb(p)->'gathered', '{{}}') as gathered,
     (select count(*) from {schema}.quarantine q where q.run_id = p.run_id and q.resolved_at is not null) as rows_resolved,
     case
         when p.sittings = 1 and p.ended_at is not null then extract(epoch from p.ended_at - p.started_at)
@@ -610,8 +617,8 @@ order by chunk;
 
 -- name: run_sums
 -- What `runs` does not have, for frames and reports: of all runs, or of one by its name. An older ledger has no
--- seconds of waiting and no limits, hence to_jsonb.
-select r.run_id, r.fingerprint, r.config::text as config, coalesce(to_jsonb(r)->'limits', '{{}}') as limits,
+-- seconds of waiting, hence to_jsonb.
+select r.run_id, r.fingerprint, r.config::text as config,
        count(*) filter (where c.attempts > 1) as chunks_retried,
        coalesce(sum(c.rows_updated) filter (where c.status = 'done'), 0)::bigint as rows_updated,
        coalesce(sum(c.bytes_read) filter (where c.status = 'done'), 0)::bigint as bytes_read,

@@ -82,6 +82,8 @@ class RunRow:
     since: str | None
     watermark: str | None
     run_checks: list[dict[str, Any]]
+    limits: dict[str, dict[str, Any]]
+    gathered: dict[str, int]
     rows_resolved: int
     chunks_done: int
     chunks_failed: int
@@ -311,7 +313,10 @@ def print_run(detail: RunDetail, stream: TextIO, *, all_command: str = "") -> No
         yield from balance(run.counts)
         yield from by_table(detail.tables)
         # Where it ran is another machine, as far as the ledger's reader knows: nothing is said of its cores.
-        yield from told_bottleneck(Measured(timings=detail.timings, chunks=run.chunks_done, workers=run.workers))
+        held = {name: limit["waited_seconds"] for name, limit in run.limits.items()}
+        yield from told_bottleneck(
+            Measured(timings=detail.timings, chunks=run.chunks_done, workers=run.workers, held=held)
+        )
         yield ""
         yield _chunks_table(detail.chunks, console)
         if len(detail.chunks) < run.chunks_planned:
@@ -349,6 +354,11 @@ def _facts(run: RunRow) -> Iterable[RenderableType]:
         facts["reads"] = "all rows" if run.since is None else f"rows with {run.incremental} >= {run.since}"
         counts = "" if run.status == "done" else ", not counted before the run is done"
         facts["watermark"] = "none, no row has a value" if run.watermark is None else f"{run.watermark}{counts}"
+    for name, limit in run.limits.items():
+        did = [limit["effect"]] if limit["effect"] else []
+        did += [f"workers waited {duration(limit['waited_seconds'])} for it"] if limit["waited_seconds"] else []
+        if did:
+            facts[name] = f"{limit['setting']}: {'; '.join(did)}"
     for check in run.run_checks:
         word = "passed" if check["passed"] else f"failed ({check['on_fail']}): {check['message']}"
         facts[f"rule {check['name']}"] = word

@@ -170,6 +170,7 @@ class Phases:
             missing = [chunk for chunk in chunks if chunk.number not in there]
             if missing:
                 self._say_gathering(len(chunks), len(missing))
+                pool.gathered = (len(there), sum(chunk.estimated_rows for chunk in chunks if chunk.number in there))
                 pool.move(
                     missing, workers, lambda task, n, observe: Gatherer(task, n, observe, store, keyed=self._ordered)
                 )

@@ -45,6 +45,9 @@ FAILURES_IN_A_ROW: Final = 10
 HEARTBEAT_SECONDS: Final = 10.0
 """How often the connection that holds the snapshot is touched, so that its loss is noticed early."""
 
+GATHERED_SECONDS: Final = 1.0
+"""How often a run that gathers writes how far it is: nothing else in the ledger says so."""
+
 CANCEL_SECONDS: Final = 0.5
 """How often what is under way is cancelled, until the workers have ended."""
 
@@ -57,6 +60,7 @@ class Pool:
         timings: the seconds of their steps, summed over the workers.
         chunks: how many they are.
         limits: what the workers ask before they begin a chunk.
+        gathered: chunks that are put down and their rows, of earlier sittings about.
     """
 
     def __init__(
@@ -96,6 +100,7 @@ class Pool:
         self.counts = Counts()
         self.timings = Timings()
         self.chunks = 0
+        self.gathered = (0, 0)
 
     def move(
         self,
@@ -162,10 +167,15 @@ class Pool:
                     cancel_at = time.monotonic() + CANCEL_SECONDS
                 self._look_at_cpu()
                 self._look_at_staff()
-                if time.monotonic() - beat > HEARTBEAT_SECONDS:
+                if time.monotonic() - beat > (HEARTBEAT_SECONDS if self._loads() else GATHERED_SECONDS):
                     beat = time.monotonic()
                     self._touch_snapshot()
                     self._touch_ledger()
+        if not self._loads():
+            self._touch_ledger()
+
+    def _loads(self) -> bool:
+        return all(worker.loads for worker in self._workers)
 
     def _touch_snapshot(self) -> None:
         if not any(worker.reads for worker in self._workers):
@@ -179,8 +189,11 @@ class Pool:
 
     def _touch_ledger(self) -> None:
         """Touch the connection that holds the job's lock; a lost one is opened, and the lock taken, again."""
+        with self._lock:
+            chunks, rows = self.gathered
+        told = None if self._loads() else {"run_id": self._task.run_id, "chunks": chunks, "rows": rows}
         try:
-            self._ledger.touch()
+            self._ledger.touch(told)
         except RefusedError as error:
             self._control.stop(self._clean(error))
         except (ConnectError, psycopg.Error):
@@ -256,6 +269,8 @@ class Pool:
         """Count and tell a chunk that is committed; of one that is only gathered, nothing counts yet."""
         if not worker.loads:
             rows = result.counts.read
+            with self._lock:
+                self.gathered = (self.gathered[0] + 1, self.gathered[1] + rows)
             self._observe(events.ChunkGathered(chunk=result.chunk, worker=worker.number, rows=rows, attempts=attempts))
             return
         with self._lock:

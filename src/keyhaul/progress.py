@@ -95,14 +95,16 @@ def status_line(view: View) -> str:
     counts = view.counts
     of = "" if view.phase == "finished" else f" of about {view.total_rows:,}"
     eta = "" if view.eta_seconds is None or view.phase == "finished" else f", ETA {clock_time(view.eta_seconds)}"
+    gathered = f" ({view.gathered:,} gathered, to be loaded when all are)" if view.gathered else ""
     troubles = f", {plural(view.retries, 'retry', 'retries')}" if view.retries else ""
     troubles += f", {plural(view.failed, 'failed chunk')}" if view.failed else ""
     troubles += f", waited {duration(view.limit_seconds)} for limits" if view.limit_seconds >= 1 else ""
     troubles += f", {plural(view.active, 'active worker')}" if view.active is not None else ""
     return (
-        f"{at} {int(100 * view.fraction)} %: read {counts.read:,}{of}, loaded {counts.loaded:,}, quarantined "
-        f"{counts.quarantined:,}, duplicate {counts.duplicate:,}, filtered {counts.filtered:,}; "
-        f"{view.current:,.0f} rows/s (mean {view.mean:,.0f}){eta}, memory {size(memory_bytes())}{troubles}"
+        f"{at} {int(100 * view.fraction)} %: read {counts.read + view.gathered:,}{of}{gathered}, loaded "
+        f"{counts.loaded:,}, quarantined {counts.quarantined:,}, duplicate {counts.duplicate:,}, filtered "
+        f"{counts.filtered:,}; {view.current:,.0f} rows/s (mean {view.mean:,.0f}){eta}, memory "
+        f"{size(memory_bytes())}{troubles}"
     )
 
 
@@ -161,7 +163,9 @@ def _numbers(view: View) -> list[Text]:
     from rich.text import Text
 
     counts = view.counts
-    items = [Text.assemble(("read ", "dim"), f"{counts.read:,} of ~{view.total_rows:,}")]
+    items = [Text.assemble(("read ", "dim"), f"{counts.read + view.gathered:,} of ~{view.total_rows:,}")]
+    if view.gathered:
+        items.append(Text.assemble(("gathered, to be loaded ", "dim"), (f"{view.gathered:,}", "cyan")))
     for name, color in (("loaded", ""), ("quarantined", "yellow"), ("duplicate", ""), ("filtered", "")):
         number: int = getattr(counts, name)
         items.append(Text.assemble((f"{name} ", "dim"), (f"{number:,}", color if number else "")))

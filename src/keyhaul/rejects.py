@@ -6,6 +6,7 @@ Values of rows appear in this output and nowhere else.
 from __future__ import annotations
 
 import csv
+import json
 import re
 from contextlib import closing
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from psycopg.rows import class_row, scalar_row, tuple_row
 
-from keyhaul.console import write
+from keyhaul.console import is_terminal, write
 from keyhaul.lookback import ROWS_SHOWN, Connection, fetch, ledger_errors
 from keyhaul.reporting import reasons
 from keyhaul.sql import statement
@@ -131,6 +132,33 @@ def escape_cell(value: str) -> str:
     return f"'{value}" if _FORMULA.match(value) else value
 
 
+def _telling_first(row: QuarantinedRecord) -> str:
+    """Return a record's JSON with the columns that its message names first: the line is cut at the screen's edge."""
+    try:
+        members = _members(row.data)
+    except ValueError:
+        return row.data  # not an object
+    told = {name for name in members if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", row.message)}
+    return "{" + ", ".join([members[name] for name in sorted(members, key=lambda name: name not in told)]) + "}"
+
+
+def _members(text: str) -> dict[str, str]:
+    """Return the members of a JSON object as jsonb writes it: name → the text of both, so that no number changes.
+
+    Raises:
+        ValueError: `text` is no object, or a number in it is too long for Python.
+    """
+    decoder, found, at = json.JSONDecoder(), dict[str, str](), 1
+    if not text.startswith("{"):
+        raise ValueError(text)
+    while text[at] != "}":
+        name, end = decoder.raw_decode(text, at)
+        _, end = decoder.raw_decode(text, end + len(": "))
+        found[name] = text[at:end]
+        at = end + len(", ") * (text[end] == ",")
+    return found
+
+
 def print_quarantine(
     run_id: str, counted: Mapping[str, int], rows: Sequence[QuarantinedRecord], total: int, stream: TextIO
 ) -> None:
@@ -166,7 +194,7 @@ def print_quarantine(
                     (why, "yellow"),
                 ),
                 Text(f"  {one_line(row.message)}"),
-                Text(f"  {one_line(row.data)}", "dim"),
+                Text(f"  {one_line(_telling_first(row) if is_terminal(stream) else row.data)}", "dim"),
             )
             for line in lines:
                 line.truncate(console.width, overflow="ellipsis")

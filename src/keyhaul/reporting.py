@@ -24,6 +24,7 @@ REASONS_SHOWN = 10
 
 def balance(counts: Counts) -> Iterable[RenderableType]:
     """Yield the balance: a line for each term, and whether they add up."""
+    from rich.padding import Padding
     from rich.text import Text
 
     table = grid(columns="<>")
@@ -36,7 +37,8 @@ def balance(counts: Counts) -> Iterable[RenderableType]:
             table.add_row("", Text("  updated"), Text(f"{counts.updated:,}"))
     yield table
     if counts.balanced:
-        yield Text("  ✓ balanced: read = loaded + unchanged + duplicate + filtered + quarantined", "green")
+        text = Text("✓ balanced: read = loaded + unchanged + duplicate + filtered + quarantined", "green")
+        yield Padding(text, (0, 0, 0, 2))
     else:
         rest = counts.read - (
             counts.loaded + counts.unchanged + counts.duplicate + counts.filtered + counts.quarantined

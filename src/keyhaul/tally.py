@@ -72,6 +72,7 @@ class View:
         eta_seconds: None as long as nothing is known.
         limit_seconds: that workers have waited for the job's limits, summed.
         active: workers that ``cpu_limit`` allows at the moment; None when all.
+        gathered: rows that are read and put down, and not loaded before all are.
         workers: the worker's flights, by worker, `since` replaced by the seconds in this step.
     """
 
@@ -91,6 +92,7 @@ class View:
     failed: int
     limit_seconds: float = 0.0
     active: int | None = None
+    gathered: int = 0
 
 
 class Tally:
@@ -273,7 +275,8 @@ class Tally:
             current = self._sample(now)
             elapsed = max(now - self._began, 0.0)
             settled, rest, under_way = self._advance()
-            mean = per_second(self._sitting.read, elapsed)
+            gathered = sum(self._gathered.values())
+            mean = per_second(self._sitting.read + gathered, elapsed)
             # Half the moment, half the whole sitting: follows a change, and does not jump with every chunk.
             pace = (current + per_second(round(self._sitting.read + under_way), elapsed)) / 2
             return View(
@@ -295,4 +298,5 @@ class Tally:
                 failed=len(self._failed),
                 limit_seconds=self._waits(now),
                 active=self._allowed,
+                gathered=gathered,
             )

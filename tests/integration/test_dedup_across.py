@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import re
 import shutil
 import stat
+import time
 
+import psycopg
 import pytest
 from aftermath import check_ledger
 from moving import rows, run_sql
@@ -13,8 +18,11 @@ from keyhaul.config import load_job
 from keyhaul.control import Control
 from keyhaul.engine import run
 from keyhaul.errors import ConfigError, RefusedError
-from keyhaul.events import ChunkDone, ChunkGathered, Notice, StepStarted
+from keyhaul.events import ChunkDone, ChunkGathered, Notice, RunStarted, StepStarted
+from keyhaul.follow import follow
+from keyhaul.progress import status_line
 from keyhaul.replay import replay
+from keyhaul.tally import Tally
 
 ROWS = 5000
 
@@ -169,6 +177,56 @@ def test_modes_see_only_the_winners(ends, work, mode):
     report = move(ends, work, mode=mode, conflict="customer,made")
     assert (report.counts.unchanged, report.counts.updated) == ((1, 0) if mode == "skip" else (0, 1))
     assert len(loaded(ends[1])) == len(winners(ends[0]))
+
+
+# --- watched -----------------------------------------------------------------------------------------
+
+
+class Enough(Exception):  # noqa: N818 - no error
+    """One look is enough."""
+
+
+def line_of(uri, run_id):
+    """Return what `etl show --follow` says at first."""
+    stream = io.StringIO()
+
+    def stop(_seconds):
+        raise Enough
+
+    with psycopg.connect(uri, autocommit=True) as conn, contextlib.suppress(Enough):
+        follow(conn, "keyhaul", run_id, stream, wait=stop)
+    return stream.getvalue().splitlines()[1]
+
+
+def test_whoever_watches_a_run_sees_how_far_it_has_gathered(ends, work):
+    seen, lines, tally = [], {}, Tally()
+
+    def observe(event):
+        seen.append(event)
+        tally(event)
+        gathered = sum(isinstance(e, ChunkGathered) for e in seen)
+        if (isinstance(event, ChunkGathered) and gathered == 5) or isinstance(event, ChunkDone):
+            run_id = next(e.run_id for e in seen if isinstance(e, RunStarted))
+            deadline = time.monotonic() + 10
+            while not lines and time.monotonic() < deadline:
+                ((told,),) = rows(ends[1], "select coalesce((gathered->>'chunks')::int, 0) from keyhaul.runs")
+                if told == 5:
+                    break
+                time.sleep(0.05)
+            lines.setdefault(type(event).__name__, (line_of(ends[1], run_id), status_line(tally.view())))
+
+    report = run(job(ends, work, workers="1"), observe, Control())
+    assert report.outcome == "done"
+    gathering, own = lines["ChunkGathered"]
+    assert re.search(r"\] 3\d %: gathered 5 of 10 chunks before any is loaded, read 3,000 of about 5,000", gathering)
+    assert "ETA" not in gathering
+    assert re.search(
+        r"\] 3\d %: read 3,000 of about 5,000 \(3,000 gathered, to be loaded when all are\), loaded 0", own
+    )
+    loading, own = lines["ChunkDone"]
+    assert re.search(r"\] 6\d %: 1 of 10 chunks, read 5,000 of about 5,000", loading)
+    assert " gathered" not in loading
+    assert rows(ends[1], "select gathered from keyhaul.runs") == [({"chunks": 10, "rows": 5000},)]
 
 
 # --- stopped and resumed -----------------------------------------------------------------------------

@@ -252,6 +252,29 @@ def test_the_quarantine_is_printed_with_null_keys_and_without_running_what_it_ho
     assert text.endswith(f"and 2 more records: etl quarantine {DONE} --export bad.csv\n")
 
 
+class Screen(io.StringIO):
+    """A stream that is a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def test_on_a_screen_the_columns_that_a_rule_names_come_first_and_no_number_changes(ledger, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("TERM", "dumb")
+    data = {"id": 1, "a": "x" * 40, "late by": 5, "b": {"c": [1]}}
+    add_record(ledger, 1, 1, message="not (late by < 3)", data=data)
+    more = sql.SQL("update {}.quarantine set message = message || ' sum', data = data || {}::jsonb")
+    ledger.execute(more.format(sql.Identifier(SCHEMA), sql.Literal('{"sum": 1.10000000000000000000000000001}')))
+    rows = rejects.quarantine_rows(ledger, SCHEMA, DONE)
+    screen = Screen()
+    rejects.print_quarantine(DONE, {}, rows, 1, screen)
+    assert '{"sum": 1.10000000000000000000000000001, "late by": 5, ' in screen.getvalue()
+    whole = text_of(rejects.print_quarantine, DONE, {}, rows, 1)
+    assert '{"a": "x' in whole, "as it is kept, where nothing is cut"
+    assert '"b": {"c": [1]}' in whole
+
+
 def test_the_export_escapes_what_a_spreadsheet_would_run_and_keeps_the_record(ledger, tmp_path):
     cells = ["=1+1", " =x", '"@x', "-5", "-5+1", "+x", "\tx", "-1.5e3", "plain", "＝x", None]
     for number, key in enumerate(cells):

@@ -112,6 +112,50 @@ def test_unique_counts_every_row_whose_values_another_row_has_and_a_null_is_like
     assert failures(place, rows, {"unique": ["n", "s"]}) == expected
 
 
+def alike(value):
+    """A NaN is equal to a NaN, and -0 to 0, in PostgreSQL and in DuckDB."""
+    return "NaN" if isinstance(value, float) and math.isnan(value) else value
+
+
+@SETTINGS
+@given(rows=tables, others=tables)
+def test_floating_point_numbers_are_compared_by_value_and_a_nan_is_equal_to_a_nan(place, rows, others):
+    place.put(others, "others")
+    counts = Counter(alike(row[X]) for row in rows)
+    there = {alike(row[X]) for row in others}
+    where = place.where("others")
+    where.pop("uri", None)
+    checks = (
+        {"unique": "x"},
+        {"references": {"columns": "x", "in": where}},
+        {"accepted": {"column": "x", "values": [0, 0.25, -1.5]}},
+        {"expression": "x < 2 or x = 0"},
+    )
+    values = [alike(row[X]) for row in rows if row[X] is not None]
+    assert failures(place, rows, *checks) == [
+        sum(counts[value] > 1 for value in values),
+        sum(value not in there for value in values),
+        sum(value not in {0, 0.25, -1.5} for value in values),
+        sum(value == "NaN" or value >= 2 for value in values),
+    ]
+
+
+@SETTINGS
+@given(rows=tables, low=st.text("ab é😀", max_size=2), days=st.integers(0, 5))
+def test_between_compares_texts_by_their_bytes_and_moments_by_time(place, rows, low, days):
+    moment = START + timedelta(days=days)
+    checks = (
+        {"between": {"column": "s", "min": low}},
+        {"between": {"column": "d", "max": moment.isoformat()}},
+    )
+    expected = [
+        sum(row[S] is not None and row[S].encode() < low.encode() for row in rows),
+        sum(row[D] is not None and row[D] > moment for row in rows),
+    ]
+    if low:
+        assert failures(place, rows, *checks) == expected
+
+
 @SETTINGS
 @given(
     rows=tables,
@@ -264,6 +308,19 @@ def measured(rows):
     values = [row[N] for row in rows if row[N] is not None]
     share = 1 - len(values) / len(rows) if rows else None
     return share, sum(values) / len(values) if values else None, len(set(values))
+
+
+@SETTINGS
+@given(before=tables, now=tables, distinct=st.integers(0, 3))
+def test_drift_counts_different_floating_point_numbers_as_unique_does(place, before, now, distinct):
+    check = {"drift": {"column": "x", "distinct": distinct}}
+    state = str(place.folder / f"floats-{place.kind}-{next(place.numbers)}-{id(before)}.json")
+    (place.folder / state).unlink(missing_ok=True)
+    place.put(before)
+    place.check(check, state=state)
+    place.put(now)
+    values = [len({alike(row[X]) for row in rows if row[X] is not None}) for rows in (before, now)]
+    assert (place.check(check, state=state)[0].status == "passed") == (abs(values[0] - values[1]) <= distinct)
 
 
 def near(now, before, allowed):

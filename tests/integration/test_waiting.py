@@ -6,7 +6,10 @@ import psycopg
 import pytest
 from moving import move, rows, run_sql
 
-from keyhaul import history, lookback
+from keyhaul import events, history, lookback
+from keyhaul.config import load_job
+from keyhaul.control import Control
+from keyhaul.engine import run
 
 FAILS_ONCE = """
 create sequence public.tries;
@@ -67,6 +70,40 @@ def test_a_ledger_without_seconds_of_waiting_and_limits_is_shown_and_then_upgrad
     assert move(filled, "public.t", workers=1).outcome == "done"
     assert len(rows(filled[1], "select wait_seconds from keyhaul.chunks")) == 2
     assert len(history.runs(target=filled[1])["limits"][0]) == 1
+
+
+def test_a_run_that_an_older_version_began_is_gone_on_with(filled):
+    control = Control()
+
+    def stop(event):
+        if isinstance(event, events.ChunkDone):
+            control.stop("the test says so")
+
+    job = {"source": filled[0], "target": filled[1], "table": "public.t", "key": "id", "chunk": "30", "workers": "1"}
+    first = run(load_job(None, job, {}), stop, control)
+    run_sql(
+        filled[1],
+        "alter table keyhaul.chunks drop column wait_seconds",
+        "alter table keyhaul.runs drop column limits, drop column gathered, drop column run_checks",
+    )
+    report = run(load_job(None, job, {}), lambda _event: None, Control())
+    assert (first.outcome, report.outcome, report.run_id) == ("stopped", "done", first.run_id)
+    assert rows(filled[1], "select count(*) from public.t") == [(100,)]
+
+
+def test_show_says_what_the_limits_did(filled):
+    report = move(filled, "public.t", workers=1)
+    assert "memory_limit" not in shown(filled[1], report.run_id), "it did nothing"
+    run_sql(
+        filled[1],
+        """update keyhaul.runs set limits = '{"rate_limit": {"setting": "500 rows/s", "waited_seconds": 61, "effect": ""},
+        "cpu_limit": {"setting": "60% of all CPUs", "waited_seconds": 0, "effect": "1 active worker at the least"}}'""",
+    )
+    text = " ".join(shown(filled[1], report.run_id).split())
+    assert "rate_limit 500 rows/s: workers waited 61.0 s for it" in text
+    assert "cpu_limit 60% of all CPUs: 1 active worker at the least" in text
+    run_sql(filled[1], "update keyhaul.chunks set wait_seconds = 61")
+    assert "Most of it for rate_limit: a higher one would help." in " ".join(shown(filled[1], report.run_id).split())
 
 
 def shown(uri, run_id):
