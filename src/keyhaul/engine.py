@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -16,7 +16,7 @@ from keyhaul.control import Control
 from keyhaul.crew import DEFAULT_WORKERS, allowed_workers, check_server, room_for_workers
 from keyhaul.dsn import redact
 from keyhaul.ending import Ended, Ending
-from keyhaul.errors import ConfigError, EtlError, RefusedError, StopRunError
+from keyhaul.errors import ConfigError, EtlError, StopRunError
 from keyhaul.faults import pass_point
 from keyhaul.hiring import MOST_WORKERS, Staffing
 from keyhaul.identity import check_same
@@ -25,7 +25,7 @@ from keyhaul.ledger import Ledger, new_run_id
 from keyhaul.ledgerrows import NewRun
 from keyhaul.memory import cpu_seconds
 from keyhaul.model import Report
-from keyhaul.outset import surprises
+from keyhaul.outset import check_new, check_there, surprises
 from keyhaul.pace import Pace
 from keyhaul.parts import AutoChunk
 from keyhaul.phases import Phases, sweep
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from keyhaul.config import Job
-    from keyhaul.ledgerrows import Totals, Unfinished
+    from keyhaul.ledgerrows import Totals
     from keyhaul.limits import Limits
     from keyhaul.model import Observer, Outcome, RunCheck
     from keyhaul.sizing import Sizing
@@ -121,7 +121,7 @@ class Sitting:
         if unfinished is not None:
             now = self._job.fingerprint(), self._job.identity()
             check_same(unfinished.run_id, (unfinished.fingerprint, unfinished.config), now)
-            self._check_there(unfinished)
+            check_there(self._prepared, ledger, unfinished)
             self._hashing = checksums.resume(self._prepared, ledger.checksum(unfinished.run_id))
             left = len(ledger.open_chunks(unfinished.run_id))
             loaded = ledger.totals(unfinished.run_id).done
@@ -225,44 +225,10 @@ class Sitting:
         """Refuse a target that cannot be loaded: a standby, or one that does not count rows."""
         check_server(self._prepared.target_conn, self._prepared.target.label)
 
-    def _check_there(self, unfinished: Unfinished) -> None:
-        """Find the table that the run has loaded so far, the fresh one in mode replace."""
-        prepared, target = self._prepared, self._prepared.target
-        name, lacks = target.label, "not there any more" if target.ddl.before else ""
-        if not lacks and unfinished.fresh_table:
-            name = f"its fresh table {unfinished.fresh_table}"
-            found = replacing.leftovers(self.ledger.connection, [unfinished.fresh_table])
-            lacks = "" if found else "not there any more"
-            prepared.target = replace(target, fresh=replacing.fresh_name(unfinished.run_id))
-        elif not lacks and self.ledger.totals(unfinished.run_id).counts.loaded and not target.holds_rows:
-            lacks = "empty"
-        if lacks:
-            msg = (
-                f"resume run {unfinished.run_id}: {name} is {lacks}, though chunks of this run were loaded into it. "
-                "Give --fresh to start a new run"
-            )
-            raise RefusedError(msg)
-
-    def _check_new(self) -> bool:
-        """Refuse what only a new run is refused for; returns whether the target is emptied first."""
-        prepared, job, target = self._prepared, self._job, self._prepared.target
-        prepared.refuse_held()
-        if job.checksum:
-            checksums.check_checksum(prepared, there=not target.ddl.before)
-        empty_first = target.holds_rows and job.target.mode is None and not prepared.tables
-        if empty_first and not prepared.ends.embedded_target:
-            msg = (
-                f"load {target.label}: it already holds rows and no mode is given. Give --mode append to add to "
-                "them, skip to keep what is there, upsert to update it; or empty the table "
-                "(and give --fresh if a run is unfinished)"
-            )
-            raise RefusedError(msg)
-        return empty_first
-
     def _begin(self, *, fresh: bool, full: bool) -> int:
         """Plan, create what is missing, and write run and plan into the ledger; returns the number of workers."""
         prepared, job, target = self._prepared, self._job, self._prepared.target
-        empty_first = self._check_new()
+        empty_first = check_new(prepared)
         delta = begin_delta(job, prepared.source, target, self.ledger, self._notice, full=full)
         plan = prepared.source.plan(self.sizing.chunk_rows)
         if plan.exact and prepared.source.relation.kind in {"q", "v"}:

@@ -1,18 +1,69 @@
-"""What a person may not expect of a new run, told when its plan is in the ledger."""
+"""What a run is refused for before it begins, and what a person may not expect of it, told when its plan is made."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
+from keyhaul import checksums
+from keyhaul.errors import RefusedError
 from keyhaul.parts import AutoChunk
 from keyhaul.sizing import auto_chunks
+from keyhaul.targets import replace as replacing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from keyhaul.ledger import Ledger
+    from keyhaul.ledgerrows import Unfinished
     from keyhaul.prepare import Prepared
     from keyhaul.sizing import Sizing
     from keyhaul.targets.rowhash import Hashing
+
+
+def check_new(prepared: Prepared) -> bool:
+    """Refuse what only a new run is refused for; returns whether the target is to be emptied first.
+
+    Raises:
+        ConfigError: a checksum is asked for where there can be none.
+        RefusedError: the target holds rows and no mode is given, or somebody holds what is needed.
+    """
+    job, target = prepared.job, prepared.target
+    prepared.refuse_held()
+    if job.checksum:
+        checksums.check_checksum(prepared, there=not target.ddl.before)
+    empty_first = target.holds_rows and job.target.mode is None and not prepared.tables
+    if empty_first and not prepared.ends.embedded_target:
+        msg = (
+            f"load {target.label}: it already holds rows and no mode is given. Give --mode append to add to "
+            "them, skip to keep what is there, upsert to update it; or empty the table "
+            "(and give --fresh if a run is unfinished)"
+        )
+        raise RefusedError(msg)
+    return empty_first
+
+
+def check_there(prepared: Prepared, ledger: Ledger, unfinished: Unfinished) -> None:
+    """Find the table that the run has loaded so far, the fresh one in mode replace.
+
+    Raises:
+        RefusedError: it is gone, or empty though the run has loaded rows.
+    """
+    target = prepared.target
+    name, lacks = target.label, "not there any more" if target.ddl.before else ""
+    if not lacks and unfinished.fresh_table:
+        name = f"its fresh table {unfinished.fresh_table}"
+        found = replacing.leftovers(ledger.connection, [unfinished.fresh_table])
+        lacks = "" if found else "not there any more"
+        prepared.target = replace(target, fresh=replacing.fresh_name(unfinished.run_id))
+    elif not lacks and ledger.totals(unfinished.run_id).counts.loaded and not target.holds_rows:
+        lacks = "empty"
+    if lacks:
+        msg = (
+            f"resume run {unfinished.run_id}: {name} is {lacks}, though chunks of this run were loaded into it. "
+            "Give --fresh to start a new run"
+        )
+        raise RefusedError(msg)
 
 
 def surprises(

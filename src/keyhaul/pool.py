@@ -18,11 +18,11 @@ from keyhaul.errors import (
     ChunkError,
     ConfigError,
     ConnectError,
-    RefusedError,
     StaleChunkError,
     StopRunError,
     TransientError,
 )
+from keyhaul.heartbeat import Heartbeat
 from keyhaul.memory import cpu_percent
 from keyhaul.model import Counts, FailedChunk, Timings
 from keyhaul.task import source_application
@@ -41,12 +41,6 @@ if TYPE_CHECKING:
 
 FAILURES_IN_A_ROW: Final = 10
 """After this many failed chunks with none loaded between them, the cause is not in the chunks: the run stops."""
-
-HEARTBEAT_SECONDS: Final = 10.0
-"""How often the connection that holds the snapshot is touched, so that its loss is noticed early."""
-
-GATHERED_SECONDS: Final = 1.0
-"""How often a run that gathers writes how far it is: nothing else in the ledger says so."""
 
 CANCEL_SECONDS: Final = 0.5
 """How often what is under way is cancelled, until the workers have ended."""
@@ -150,7 +144,14 @@ class Pool:
     def _watch(self) -> None:
         """Wait for the workers; pass a cancellation on; touch the snapshot's connection now and then."""
         announced = cancelled = False
-        beat = cancel_at = time.monotonic()
+        cancel_at = time.monotonic()
+        heart = Heartbeat(
+            self._task,
+            self._ledger,
+            self._control,
+            reads=any(worker.reads for worker in self._workers),
+            loads=all(worker.loads for worker in self._workers),
+        )
         for thread in self._threads:  # which may become longer meanwhile
             while thread.is_alive():
                 thread.join(timeout=0.1)
@@ -167,37 +168,13 @@ class Pool:
                     cancel_at = time.monotonic() + CANCEL_SECONDS
                 self._look_at_cpu()
                 self._look_at_staff()
-                if time.monotonic() - beat > (HEARTBEAT_SECONDS if self._loads() else GATHERED_SECONDS):
-                    beat = time.monotonic()
-                    self._touch_snapshot()
-                    self._touch_ledger()
-        if not self._loads():
-            self._touch_ledger()
+                if heart.due:
+                    heart.beat(self._gathered_so_far())
+        heart.last(self._gathered_so_far())
 
-    def _loads(self) -> bool:
-        return all(worker.loads for worker in self._workers)
-
-    def _touch_snapshot(self) -> None:
-        if not any(worker.reads for worker in self._workers):
-            return
-        try:
-            self._task.source.conn.execute("select 1")
-        except psycopg.Error:
-            self._control.stop(
-                "the connection that holds the source's snapshot was lost; the next sitting reads from a newer one"
-            )
-
-    def _touch_ledger(self) -> None:
-        """Touch the connection that holds the job's lock; a lost one is opened, and the lock taken, again."""
+    def _gathered_so_far(self) -> tuple[int, int]:
         with self._lock:
-            chunks, rows = self.gathered
-        told = None if self._loads() else {"run_id": self._task.run_id, "chunks": chunks, "rows": rows}
-        try:
-            self._ledger.touch(told)
-        except RefusedError as error:
-            self._control.stop(self._clean(error))
-        except (ConnectError, psycopg.Error):
-            return  # the next beat tries again, and a worker's own statement says what is wrong
+            return self.gathered
 
     def _cancel(self) -> None:
         """Cancel what runs on both servers, by way of connections of their own."""
