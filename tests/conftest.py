@@ -16,8 +16,15 @@ def pytest_runtest_logreport(report):
         soak.note("server broken", "all of the matrix", name, wrong=report.failed)
 
 
+@pytest.hookimpl(hookwrapper=True)
 def pytest_terminal_summary(terminalreporter):
-    """Print what a soak has tried; without KEYHAUL_SOAK_TABLE the same tests are ordinary ones."""
+    """Name what failed once more, in the last lines of a long output; print what a soak has tried.
+
+    Without KEYHAUL_SOAK_TABLE the same tests are ordinary ones.
+    """
+    yield
+    for report in [*terminalreporter.getreports("failed"), *terminalreporter.getreports("error")]:
+        terminalreporter.write_line(f"{report.outcome} ({report.when}): {report.nodeid}", red=True)
     if os.environ.get("KEYHAUL_SOAK_TABLE") and soak.tried:
         terminalreporter.section("soak")
         for line in soak.table():

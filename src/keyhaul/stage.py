@@ -252,7 +252,8 @@ class Stager:
         """Add each rejected record's key and its whole source row as JSON."""
         if not rejected.height:
             return pl.DataFrame(schema=REJECTED)
-        rows = source[rejected[RECORD]]  # a record's number is its place
+        # Records are in the order of their numbers; of gathered chunks, only the accepted ones are there.
+        rows = source[source[RECORD].search_sorted(rejected[RECORD])]
         duck = {name: quoted(duck_name(name, rows.columns)) for name in rows.columns}
         key = self._key_text(rows.schema, duck)
         fields = ", ".join(
