@@ -32,7 +32,7 @@ with recursive given as (
       from chain c join pg_type t on t.oid = c.typ where t.typtype = 'd'
 )
 select distinct on (g.position) g.name, format_type(g.typ, g.mod), t.typname, t.typcategory, t.typtype, c.mod,
-       outermost.typtype = 'd' and outermost.typnotnull, g.typ::bigint, format_type(g.typ, -1)
+       outermost.typtype = 'd' and outermost.typnotnull, g.typ::bigint, format_type(g.typ, -1), format_type(c.typ, -1)
   from given g join pg_type outermost on outermost.oid = g.typ
   join chain c using (position) join pg_type t on t.oid = c.typ
  order by g.position, c.depth desc
@@ -257,7 +257,7 @@ def _columns(
 
 def _column(row: Sequence[Any]) -> Column:
     """Return the column that one row of `_COLUMNS` describes."""
-    name, pg_type, base, category, kind, mod, null_refused, oid, cast_type = row
+    name, pg_type, base, category, kind, mod, null_refused, oid, cast_type, bare_type = row
     precision = scale = length = None
     if base == "numeric" and mod >= _VARHDRSZ:
         precision = ((mod - _VARHDRSZ) >> 16) & 0xFFFF
@@ -279,4 +279,5 @@ def _column(row: Sequence[Any]) -> Column:
         type_kind=kind,
         type_oid=oid,
         cast_type=cast_type,
+        bare_type=bare_type,
     )

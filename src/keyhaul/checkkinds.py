@@ -12,7 +12,7 @@ from decimal import Decimal
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Final
 
-from keyhaul.draft import shown
+from keyhaul.draft import WrittenNumber, shown
 from keyhaul.dsn import Dsn
 from keyhaul.entries import read_names, read_pairs
 from keyhaul.errors import ConfigError
@@ -142,7 +142,8 @@ def read_where(draft: Draft, place: Place, value: object, *, more: tuple[str, ..
 
 def read_tolerance(draft: Draft, place: Place, value: object, *, percent: bool = True) -> Tolerance:
     """Return the tolerance that ``0.5`` or ``"5%"`` stands for; a mistake is noted."""
-    text = str(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else ""
+    text = str(value) if isinstance(value, int | str) and not isinstance(value, bool) else ""
+    text = value.text if isinstance(value, WrittenNumber) else text
     if not re.fullmatch(r"[0-9]{1,18}(\.[0-9]{1,18})?%?", text) or (text.endswith("%") and not percent):
         draft.refuse(place, draft.show(place, value), "a number such as 0.5" + (" or a percentage" if percent else ""))
         return Tolerance(amount=Decimal())
@@ -185,8 +186,8 @@ def _column(draft: Draft, place: Place, body: Mapping[str, Any]) -> tuple[str, .
 
 def _scalar(draft: Draft, place: Place, value: object) -> str | int | Decimal | bool | None:
     """Return text, a number or true/false as it is written; a decimal stays what the file says."""
-    if isinstance(value, float):
-        return Decimal(str(value))
+    if isinstance(value, WrittenNumber):
+        return Decimal(value.text)
     if isinstance(value, str | int):
         return value
     draft.refuse(place, draft.show(place, value), "text or a number")

@@ -313,7 +313,7 @@ class _Comparison:
         ]
         if matching.nullable and self._extra and not any(chunk.kind == "nulls" for chunk in chunks):
             # The source has no NULL keys; the target might.
-            nulls = Chunk(number=len(chunks) + 1, kind="nulls")
+            nulls = Chunk(number=max((chunk.number for chunk in chunks), default=0) + 1, kind="nulls")
             where = within(nulls, matching.key, matching.nullable)
             parts.append(_Part(number=nulls.number, chunks=(), where=where, distinct=False))
         return parts

@@ -93,7 +93,7 @@ equals nothing |
 | `first` | a column of the lookup |  | of several rows with one key, the one with the lowest value here is taken \
 (NULL last, text by its bytes); without it several rows with one key are refused |
 | `limit_mb` | a whole number from 1 | `256` | the most it may hold in memory, in MB of 1,000,000 bytes |
-| `per_chunk` | true or false | `false` | the rows are not held: each chunk reads those with its keys, from the job's \\
+| `per_chunk` | true or false | `false` | the rows are not held: each chunk reads those with its keys, from the job's \
 source; see below |
 | `name` | 1 to 56 of letters, digits, _ . - | the table's or file's name, or `query` | NAME in the quarantine |
 
@@ -189,7 +189,7 @@ inserted, updated, unchanged, and duplicate (another row of the chunk has the sa
 `${NAME}` in a value is the environment variable, which must be set; `${NAME:-text}` has a default for a variable
 that is unset or empty; `$${` is a plain `${`. An unquoted `${NAME}` that holds a number is a number. Only `true` and
 `false` are truth values; `on`, `yes` and dates are text. Refused, with the line: unknown and repeated keys, anchors,
-aliases, merge keys, tags, a second document, a file above 1 MB.
+aliases, merge keys, tags, a second document, a file above 250,000 bytes or with more than 10,000 keys and values.
 
 `etl schema` prints the JSON schema for editors.
 

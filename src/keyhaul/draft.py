@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from keyhaul.errors import ConfigError
 
@@ -16,6 +16,19 @@ Place = tuple[str | int, ...]
 """The way to a value, for example ``("transform", 1, "set")``."""
 
 _SHOWN_CHARACTERS = 60
+
+
+class WrittenNumber(float):
+    """A decimal number of a file, with the digits as they are written: ``1.10`` is also a text, and not ``1.1``."""
+
+    __slots__ = ("text",)
+    text: str
+
+    def __new__(cls, text: str) -> Self:
+        """Read a number."""
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
 
 
 @dataclass(slots=True, kw_only=True)

@@ -167,7 +167,7 @@ class Sitting:
 
         def room() -> tuple[int, str]:
             by_memory = int(min(limits.workers_within(rows), MOST_WORKERS))
-            found = room_for_workers(prepared.ends, prepared.source_conn, self.ledger.connection, self._run_id)
+            found = room_for_workers(prepared.ends, prepared.source_conn, self.ledger.connection_now, self._run_id)
             return min((found, "the servers have connections"), (by_memory, "memory_limit has room"))
 
         return Staffing(workers, room=room, machine_cpu=cpu_seconds)

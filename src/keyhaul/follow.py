@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from psycopg.rows import class_row, tuple_row
@@ -45,12 +45,14 @@ class Moment:
         elapsed_seconds: of working time, by the server's clock.
         rate: rows/s read over the last seconds.
         under_way: whether any session of the run is there.
+        least: the fraction that was told last; it never falls.
     """
 
     run: RunRow
     elapsed_seconds: float
     rate: float
     under_way: bool
+    least: float = 0.0
 
     @property
     def fraction(self) -> float:
@@ -61,7 +63,7 @@ class Moment:
         waiting = SHARE_BEFORE["load"] * max(self.gathered_rows - run.rows_read, 0)
         rows = (run.rows_read + waiting) / run.estimated_rows if run.estimated_rows else 0.0
         chunks = run.chunks_done / run.chunks_planned if run.chunks_planned else 0.0
-        return min(rows if 0 < rows <= 1 else chunks, NEARLY_DONE)
+        return max(min(rows if 0 < rows <= 1 else chunks, NEARLY_DONE), self.least)
 
     @property
     def gathered_rows(self) -> int:
@@ -76,7 +78,7 @@ class Moment:
     @property
     def eta_seconds(self) -> float | None:
         """Seconds to the end at the present rate; None as long as nothing is known."""
-        if self.gathered_rows > self.run.rows_read:
+        if self.gathered_rows and not self.run.rows_read:
             return None  # reading and loading have speeds of their own
         left = max(self.run.estimated_rows - self.run.rows_read, 0)
         return left / self.rate if self.rate > 0 and self.run.status == "running" else None
@@ -117,11 +119,12 @@ def follow(
         ConnectError: the connection is lost.
     """
     samples: deque[tuple[float, int]] = deque()
-    seen_at = clock()
+    seen_at, least = clock(), 0.0
     with _display(stream, clock) as show:
         while True:
             now = clock()
-            moment = _look(conn, schema, run_id, samples, now)
+            moment = replace(_look(conn, schema, run_id, samples, now), least=least)
+            least = moment.fraction
             if moment.under_way:
                 seen_at = now
             lost = moment.run.status == "running" and now - seen_at >= LOST_SECONDS

@@ -58,19 +58,43 @@ class Ledger:
             schema: the ledger's schema.
             job: the job's name.
         """
-        self._connect = connect
-        self._locked = False
+        self._open = connect
+        self._locked_on: psycopg.Connection[Any] | None = None
         self._mutex = threading.RLock()
         self.schema = schema
         self.job = job
 
     @property
     def connection(self) -> psycopg.Connection[Any]:
-        """Return the connection that holds the job's lock; a new one takes it again."""
-        return self._connect()
+        """Return the connection that holds the job's lock; a new one takes it first.
+
+        Raises:
+            RefusedError: another process has taken the lock meanwhile.
+            ConnectError: the target cannot be reached just now.
+        """
+        with self._mutex:
+            conn = self._open()
+            if self._locked_on is not None and conn is not self._locked_on:
+                self._lock(conn)
+            return conn
+
+    @property
+    def connection_now(self) -> psycopg.Connection[Any]:
+        """Return `connection` without waiting for a thread that is opening it again.
+
+        Raises:
+            RefusedError: another process has taken the lock meanwhile.
+            ConnectError: the target cannot be reached just now.
+        """
+        if not self._mutex.acquire(blocking=False):
+            raise ConnectError("connect to the target: another thread is at it, expected a moment. Try again")
+        try:
+            return self.connection
+        finally:
+            self._mutex.release()
 
     def _execute(self, name: str, **values: object) -> psycopg.Cursor[Any]:
-        return self._connect().execute(statement(name, self.schema, **values))
+        return self.connection.execute(statement(name, self.schema, **values))
 
     def _execute_again(self, name: str, **values: object) -> psycopg.Cursor[Any]:
         """Run an idempotent statement; once more over a new connection, with the lock, when the first is lost."""
@@ -86,9 +110,7 @@ class Ledger:
         deadline = time.monotonic() + RECONNECT_SECONDS
         while time.monotonic() < deadline:
             try:
-                self._connect().execute("select 1")
-                if self._locked:
-                    self.lock()
+                self.connection.execute("select 1")
             except (psycopg.OperationalError, ConnectError):
                 time.sleep(0.5)
             else:
@@ -109,11 +131,9 @@ class Ledger:
             return  # a worker is at it
         try:
             try:
-                self._connect().execute("select 1")
+                self.connection.execute("select 1")
             except psycopg.OperationalError:
-                self._connect().execute("select 1")
-                if self._locked:
-                    self.lock()
+                self.connection.execute("select 1")
             if gathered:
                 self._execute("gathered", **gathered)
         finally:
@@ -121,11 +141,11 @@ class Ledger:
 
     def exists(self) -> bool:
         """Whether the ledger's tables are in this database."""
-        return exists(self._connect(), self.schema)
+        return exists(self.connection, self.schema)
 
     def create(self) -> None:
         """Create the schema and its tables, or what an older ledger lacks; does nothing when all is there."""
-        conn = self._connect()
+        conn = self.connection
         with conn.transaction():
             conn.execute("select pg_advisory_xact_lock(hashtextextended('keyhaul-ddl', 0))")
             there = self._execute("schema_is_there", wanted=self.schema).fetchone()
@@ -147,25 +167,30 @@ class Ledger:
         Raises:
             RefusedError: another process runs this job; names its pid and host.
         """
+        with self._mutex:
+            self._lock(self._open())
+
+    def _lock(self, conn: psycopg.Connection[Any]) -> None:
         deadline = time.monotonic() + LOCK_SECONDS
         while True:
-            row = self._execute("try_lock", schema_name=self.schema, job=self.job).fetchone()
+            row = conn.execute(statement("try_lock", self.schema, schema_name=self.schema, job=self.job)).fetchone()
             if row and row[0]:
-                self._locked = True
+                self._locked_on = conn
                 return
             if time.monotonic() > deadline:
                 break
             time.sleep(0.05)
-        msg = f"start job {self.job}: it is being run by {self._holder()}. Wait for it, or stop it"
+        msg = f"start job {self.job}: it is being run by {self._holder(conn)}. Wait for it, or stop it"
         raise RefusedError(msg)
 
-    def _holder(self) -> str:
-        row = self._execute("holder", schema_name=self.schema, job=self.job).fetchone()
+    def _holder(self, conn: psycopg.Connection[Any]) -> str:
+        row = conn.execute(statement("holder", self.schema, schema_name=self.schema, job=self.job)).fetchone()
         found = _SESSION_NAME.search(row[0]) if row else None
         if found is None:  # a pooler may give sessions other names
             return "another process"
         pid, host = int(found["pid"]), found["host"]
-        run = self._execute("running_as", job=self.job, pid=pid, host=host).fetchone() if self.exists() else None
+        asked = statement("running_as", self.schema, job=self.job, pid=pid, host=host)
+        run = conn.execute(asked).fetchone() if exists(conn, self.schema) else None
         return f"process {pid} on {run[0]} (run {run[1]})" if run else f"process {pid} on {host}"
 
     def unfinished(self) -> Unfinished | None:
@@ -188,7 +213,7 @@ class Ledger:
             "checksum": None if run.checksum is None else json.dumps(run.checksum),
         }
         chunks = json.dumps([{name: getattr(chunk, name) for name in _PLANNED} for chunk in plan.chunks])
-        with self._connect().transaction():
+        with self.connection.transaction():
             if fresh or run.kind == "replay":
                 self.abandon(run.kind)
             self._execute(

@@ -46,8 +46,11 @@ class Governor:
 
     def change_workers(self, workers: int) -> None:
         """Take another number of workers; those who are hired are allowed, and those let go keep nobody waiting."""
+        unheld = self.fewest == self._workers
         self.allowed += max(workers - self._workers, 0)
         self._workers = workers
+        if unheld:
+            self.fewest = self.allowed
 
     def sample(self, percent: float) -> bool:
         """Take the machine's CPU, from 0 to 100, over the last second; returns whether `allowed` has changed."""

@@ -69,6 +69,7 @@ class Column:
         modifier: the type's atttypmod, a domain's resolved; -1 without one.
         type_category, type_kind: pg_type.typcategory and typtype.
         cast_type: the type without its modifier: a cast to it never cuts, the assignment after it checks.
+        bare_type: the same; of a domain the type beneath it, which no value of that type is refused by.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Column:
     type_kind: str = "b"
     type_oid: int = 0
     cast_type: str = ""
+    bare_type: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

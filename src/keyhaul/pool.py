@@ -7,7 +7,6 @@ import time
 from typing import TYPE_CHECKING, Final
 
 import psycopg
-import tenacity
 
 from keyhaul import events
 from keyhaul.connecting import connect
@@ -18,6 +17,7 @@ from keyhaul.errors import (
     ChunkError,
     ConfigError,
     ConnectError,
+    RefusedError,
     StaleChunkError,
     StopRunError,
     TransientError,
@@ -25,11 +25,14 @@ from keyhaul.errors import (
 from keyhaul.heartbeat import Heartbeat
 from keyhaul.memory import cpu_percent
 from keyhaul.model import Counts, FailedChunk, Timings
+from keyhaul.retrying import attempts
 from keyhaul.task import source_application
 from keyhaul.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
+
+    import tenacity
 
     from keyhaul.control import Control
     from keyhaul.hiring import Staffing
@@ -134,12 +137,22 @@ class Pool:
         """Have so many workers: hire the missing ones; those above the number end with their chunk."""
         self._wanted = workers
         for number in range(len(self._workers) + 1, workers + 1):
-            worker = self._hire(self._task, number, self._observe)
-            name = f"keyhaul-worker-{number}"
-            thread = threading.Thread(target=self._work, args=(worker,), name=name, daemon=True)
-            self._workers.append(worker)
-            self._threads.append(thread)
-            thread.start()
+            self._start(number)
+
+    def _start(self, number: int) -> None:
+        worker = self._hire(self._task, number, self._observe)
+        name = f"keyhaul-worker-{number}"
+        thread = threading.Thread(target=self._work, args=(worker,), name=name, daemon=True)
+        self._workers.append(worker)
+        self._threads.append(thread)
+        thread.start()
+
+    def _take_up(self) -> None:
+        """Have what a worker gave back that was let go moved by a new one: the others may have ended before."""
+        with self._lock:
+            left = len(self._left)
+        if left and not self._control.stopping.is_set():
+            self._start(1)
 
     def _watch(self) -> None:
         """Wait for the workers; pass a cancellation on; touch the snapshot's connection now and then."""
@@ -170,6 +183,8 @@ class Pool:
                 self._look_at_staff()
                 if heart.due:
                     heart.beat(self._gathered_so_far())
+            if thread is self._threads[-1]:
+                self._take_up()
         heart.last(self._gathered_so_far())
 
     def _gathered_so_far(self) -> tuple[int, int]:
@@ -215,12 +230,12 @@ class Pool:
             worker.close()
 
     def _take(self, worker: Worker, chunk: Chunk) -> None:
-        attempts, worker.waited_seconds, begun_at = 0, 0.0, time.monotonic()
+        attempt_number, worker.waited_seconds, begun_at = 0, 0.0, time.monotonic()
         try:
             for attempt in self._attempts(worker, chunk):
                 with attempt:
-                    attempts = attempt.retry_state.attempt_number
-                    result = self._try(worker, chunk, attempts)
+                    attempt_number = attempt.retry_state.attempt_number
+                    result = self._try(worker, chunk, attempt_number)
         except StopRunError as error:
             self._control.stop(self._clean(error))
             return
@@ -231,7 +246,7 @@ class Pool:
                 return
             already = self._after_all(worker, chunk) if isinstance(error, TransientError) else None
             if already is None:
-                failed = FailedChunk(chunk=chunk.number, attempts=attempts, error=self._clean(error))
+                failed = FailedChunk(chunk=chunk.number, attempts=attempt_number, error=self._clean(error))
                 self._failed(worker, failed, chunk.last)
                 return
             result = already
@@ -239,8 +254,10 @@ class Pool:
             self._in_a_row = 0
             self._left.measure(result)
             if self._staffing is not None:
-                self._staffing.measure(begun_at, result.counts.read, result.timings.busy_seconds)
-        self._announce(worker, result, attempts)
+                # By the clock: of a chunk that was gathered before, the timings are of other seconds as well.
+                seconds = time.monotonic() - begun_at - worker.waited_seconds
+                self._staffing.measure(begun_at, result.counts.read, seconds)
+        self._announce(worker, result, attempt_number)
 
     def _announce(self, worker: Worker, result: ChunkResult, attempts: int) -> None:
         """Count and tell a chunk that is committed; of one that is only gathered, nothing counts yet."""
@@ -349,6 +366,9 @@ class Pool:
             chunks, rows = len(self._left), self._left.rows
         try:
             decision = staffing.look(held_seconds=self.limits.waited_seconds, left_chunks=chunks, left_rows=rows)
+        except RefusedError as error:
+            self._control.stop(self._clean(error))
+            return
         except (ConnectError, psycopg.Error):
             return  # a server that cannot be asked for room: the heartbeat says what a lost connection means
         if decision is None:
@@ -357,35 +377,22 @@ class Pool:
         self._employ(decision.workers)
         self._observe(events.WorkersChosen(workers=decision.workers, before=before, reason=decision.reason))
 
-    def _attempts(self, worker: Worker, chunk: Chunk) -> tenacity.Retrying:
-        def announce(state: tenacity.RetryCallState) -> None:
-            error = state.outcome.exception() if state.outcome else None
+    def _attempts(self, worker: Worker, chunk: Chunk) -> Iterable[tenacity.AttemptManager]:
+        def announce(attempt: int, wait_seconds: float, error: BaseException | None) -> None:
             self._observe(
                 events.ChunkRetried(
                     chunk=chunk.number,
                     worker=worker.number,
-                    attempt=state.attempt_number,
-                    wait_seconds=state.next_action.sleep if state.next_action else 0.0,
+                    attempt=attempt,
+                    wait_seconds=wait_seconds,
                     error=self._clean(error) if error else "",
                 )
             )
 
-        def sleep(seconds: float) -> None:
-            began = time.monotonic()
-            self._control.cancelled.wait(seconds)
-            worker.waited_seconds += time.monotonic() - began
+        def waited(seconds: float) -> None:
+            worker.waited_seconds += seconds
 
-        return tenacity.Retrying(
-            stop=tenacity.stop_any(
-                tenacity.stop_after_attempt(self._task.job.retries + 1),
-                tenacity.stop_when_event_set(self._control.cancelled),
-            ),
-            wait=tenacity.wait_exponential(multiplier=0.2, max=10) + tenacity.wait_random(0, 0.5),
-            retry=tenacity.retry_if_exception_type(TransientError),
-            sleep=sleep,
-            before_sleep=announce,
-            reraise=True,
-        )
+        return attempts(self._task.job.retries, self._control.cancelled, announce, waited)
 
     def _failed(self, worker: Worker, failed: FailedChunk, last: int) -> None:
         """Record a chunk that is given up, of a merged one all cuts up to the `last`."""

@@ -25,38 +25,22 @@ from keyhaul.quality_across import check_across
 from keyhaul.quality_drift import drifted, measured
 from keyhaul.quality_files import FileSystem
 from keyhaul.quality_postgres import PostgresSystem
-from keyhaul.quality_records import FileRecords, LedgerRecords, Records
+from keyhaul.quality_records import FileRecords, Keep, LedgerRecords, Records, called, records_of
 from keyhaul.quality_rules import check_rules
-from keyhaul.quality_sql import ROW, System, count_of, distinct_of, overview, quoted, sum_of
+from keyhaul.quality_sql import ROW, System, count_of, distinct_of, overview, quoted, sum_of, text_between_numbers
 from keyhaul.verdict import Verdict, Verdicts, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from keyhaul.config import Job
+    from keyhaul.steps import Rule
 
 
 HOURS_TOLD = 48
 """From this age on, days are told."""
 
 __all__ = ["KINDS", "Asked", "Keep", "Verdict", "Verdicts", "check"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Keep:
-    """Where results are kept, as the caller asks; None leaves it to the file.
-
-    Attributes:
-        ledger: a database's URI, or ``embedded``.
-        schema: of the ledger; keyhaul by default.
-        state: a file, where there is no database.
-        accept: measure drift from this execution, whatever its outcome.
-    """
-
-    ledger: str | None = None
-    schema: str | None = None
-    state: Path | None = None
-    accept: bool = False
 
 
 def check(
@@ -109,7 +93,7 @@ def _check_file(
 ) -> Verdicts:
     checks = _selected(file.checks, only)
     home = home or environ.get("ETL_HOME")
-    records = _records(file, keep, home, environ)
+    records = records_of(file, keep, home, environ)
     if records is not None:
         stack.callback(records.close)
     elif any(check.kind == "drift" for check in checks):
@@ -135,17 +119,18 @@ def _check_file(
 def _check_job(job: Job, path: Path, only: Sequence[str], keep: Keep, asked: Asked, stack: ExitStack) -> Verdicts:
     if not job.rules and not job.run_rules:
         raise ConfigError(f"check {path}: the job has no rules, expected rules:, run_rules: or a checks file. Add one")
-    names = {rule.name for rule in job.rules} | {rule.name for rule in job.run_rules}
+    columns = {f"not_null:{name}" for rule in job.rules for name in rule.columns}
+    names = columns | {rule.name for rule in job.rules} | {rule.name for rule in job.run_rules}
     unknown = sorted(set(only) - names)
     if unknown:
         msg = f"check {path}: no rule {', '.join(unknown)}, expected one of {', '.join(sorted(names))}"
         raise ConfigError(msg)
-    chosen = replace_rules(job, [rule for rule in job.rules if rule.name in only or not only])
+    chosen = replace_rules(job, [part for rule in job.rules if (part := _selected_part(rule, only))])
     across = [rule for rule in job.run_rules if rule.name in only or not only]
     dsn = find_target(chosen.target.uri, chosen.home)
     uri = keep.ledger or chosen.target.uri
     schema = keep.schema or chosen.ledger_schema
-    kept: Records = LedgerRecords(find_target(uri, chosen.home), schema, _called(uri))
+    kept: Records = LedgerRecords(find_target(uri, chosen.home), schema, called(uri))
     if keep.state and not keep.ledger:
         kept.close()
         kept = FileRecords(keep.state)
@@ -160,6 +145,14 @@ def _check_job(job: Job, path: Path, only: Sequence[str], keep: Keep, asked: Ask
         taken = {verdict.name for verdict in verdicts}
         verdicts += [replace(one, name=f"run_rules:{one.name}") if one.name in taken else one for one in more]
     return _kept(kept, path, label, verdicts, keep, exported)
+
+
+def _selected_part(rule: Rule, only: Sequence[str]) -> Rule | None:
+    """Return a rule, or of ``not_null`` the columns that are named as they are printed; None when it is not meant."""
+    if not only or rule.name in only:
+        return rule
+    columns = tuple(name for name in rule.columns if f"not_null:{name}" in only)
+    return replace(rule, columns=columns) if columns else None
 
 
 def replace_rules(job: Job, rules: Sequence[Any]) -> Job:
@@ -193,26 +186,6 @@ def _selected(checks: Sequence[Expectation], only: Sequence[str]) -> list[Expect
         msg = f"--only: got {', '.join(unknown)}, expected one of {', '.join(names)}. See name: in the file"
         raise ConfigError(msg)
     return [check for check in checks if check.name in only or not only]
-
-
-def _records(file: CheckFile, keep: Keep, home: str | None, environ: Mapping[str, str]) -> Records | None:
-    """Return where results go: the first of --ledger, --state, ledger:, state:, ETL_TARGET_URL, the embedded server."""
-    uri = keep.ledger
-    if uri is None:
-        state = keep.state or (file.state if file.ledger_uri is None else None)
-        if state is not None:
-            return FileRecords(state)
-        beside = EMBEDDED if file.source.file is None and file.source.uri == EMBEDDED else None
-        uri = file.ledger_uri or environ.get("ETL_TARGET_URL") or beside
-    if uri is None:
-        return None
-    schema = keep.schema or environ.get("ETL_LEDGER_SCHEMA") or file.ledger_schema or "keyhaul"
-    return LedgerRecords(find_target(uri, home), schema, _called(uri))
-
-
-def _called(uri: str) -> str:
-    """Return what a ledger's database is called: the embedded server's port is another one each time."""
-    return "the embedded warehouse" if uri == EMBEDDED else ""
 
 
 def _open(where: Where, file: CheckFile, home: str | None, checks: Sequence[Expectation] = ()) -> System:
@@ -266,6 +239,8 @@ def _misfit(check: Expectation, file: CheckFile, system: System) -> str:
     if missing:
         return f"no column {', '.join(missing)}, expected one of {', '.join(system.columns)}"
     if check.kind == "matches" and (wrong := system.misread_pattern(check.demand.text)):
+        return wrong
+    if check.kind == "between" and (wrong := text_between_numbers(check.demand, system)):
         return wrong
     where = check.demand.where
     if check.kind == "references" and where and (where.file is None) != (file.source.file is None):
@@ -413,7 +388,7 @@ def _late(found: Mapping[str, Any]) -> str:
     if not found["late"]:
         return ""
     if found["age"] is None:
-        return "there is no value"
+        return "the newest value is -infinity" if found["there"] else "there is no value"
     hours = float(found["age"]) / 3600
     age = f"{hours:,.1f} hours" if hours < HOURS_TOLD else f"{hours / 24:,.1f} days"
     return f"the newest value is {age} old"

@@ -16,7 +16,7 @@ def measured(check: Expectation, rows: int, found: Mapping[str, Any]) -> dict[st
     """Return the measures that a check asks for, from what the system counted."""
     mean = None if found.get("mean") is None else float(found["mean"])
     values: dict[str, float | None] = {
-        "null_share": 1 - int(found["present"]) / rows if rows else None,
+        "null_share": (rows - int(found["present"])) / rows if rows else None,
         "mean": mean if mean is not None and isfinite(mean) else None,  # JSON has no other
         "distinct": found.get("distinct"),
     }

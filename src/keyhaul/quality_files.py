@@ -93,9 +93,15 @@ class FileSystem:
             raise ConfigError(_told(error)) from error
 
     def stream(self, query: str) -> Iterator[pa.RecordBatch]:
-        """Run a query and yield its rows, `BATCH_ROWS` at a time, in the types that DuckDB gives them."""
+        """Run a query and yield its rows, `BATCH_ROWS` at a time, in the types that DuckDB gives them.
+
+        The first batch is empty, so that a query without rows tells its columns.
+        """
+        import pyarrow as pa
+
         try:
             reader: Any = self._con.sql(query).to_arrow_reader(BATCH_ROWS)
+            yield pa.RecordBatch.from_pylist([], schema=reader.schema)
             yield from reader
         except duckdb.Error as error:
             raise ConfigError(_told(error)) from error

@@ -112,7 +112,7 @@ def as_json(verdicts: Verdicts) -> str:
     """Return everything as one JSON object."""
     listed = [asdict(verdict) for verdict in verdicts.verdicts]
     whole = {**asdict(verdicts), "good": verdicts.good, "verdicts": listed}
-    return json.dumps(whole, indent=2, ensure_ascii=False)
+    return json.dumps(whole, indent=2)  # ASCII: no control character of a value reaches a terminal
 
 
 def write_junit(verdicts: Verdicts, path: Path) -> None:

@@ -184,6 +184,8 @@ def _joined(pattern: Pattern) -> list[Piece]:
     """Return the pieces, neighbours of one class as one piece; without the end, a last class has its least length."""
     pieces: list[Piece] = []
     for piece in pattern.pieces:
+        if piece.high == 0:
+            continue  # it stands nowhere, and keeps nothing apart
         before = pieces[-1] if pieces else None
         if before and piece.kind == before.kind == "class" and piece.text == before.text:
             high = None if piece.high is None or before.high is None else piece.high + before.high

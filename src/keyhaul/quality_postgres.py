@@ -103,7 +103,10 @@ class PostgresSystem:
             raise ConfigError(self._told(error)) from error
 
     def stream(self, query: str) -> Iterator[pa.RecordBatch]:
-        """Run a query and yield its rows, every column as PostgreSQL's own text, `BATCH_ROWS` at a time."""
+        """Run a query and yield its rows, every column as PostgreSQL's own text, `BATCH_ROWS` at a time.
+
+        The first batch is empty, so that a query without rows tells its columns.
+        """
         import pyarrow as pa
 
         try:
@@ -111,6 +114,7 @@ class PostgresSystem:
                 cursor.execute(query.encode())
                 names = [column.name for column in cursor.description or ()]
                 schema = pa.schema([(name, pa.string()) for name in names])
+                yield pa.RecordBatch.from_pylist([], schema=schema)
                 while rows := cursor.fetchmany(BATCH_ROWS):
                     columns = [pa.array(values, pa.string()) for values in zip(*rows, strict=True)]
                     yield pa.record_batch(columns, schema=schema)
@@ -210,17 +214,19 @@ class PostgresSystem:
     def has_type(self, column: str, wanted: str) -> str:
         """Return what is wrong with a column's type, or an empty string; without a modifier, any one is right."""
         have = self.columns[column]
-        base, paren, rest = wanted.partition("(")
-        modifier = (paren + rest).replace(" ", "") if paren else ""
-        found = self.fetch(
-            f"select pg_catalog.format_type(to_regtype({literal(wanted)}), null), "
-            f"pg_catalog.format_type(to_regtype({literal(base)}), null)"
-        )[0]
-        if found[0] is None and found[1] is None:
+        if "(" in wanted:
+            try:
+                with self._conn.transaction():
+                    query = f"select cast(null as {wanted}) as x"
+                    (meant,) = catalog.describe_query(self._conn, query, "type").columns
+            except ConfigError:
+                return f"there is no type {wanted}"
+            return "" if have == meant.pg_type else f"{have}, expected {wanted}"
+        found = self.fetch(f"select pg_catalog.format_type(to_regtype({literal(wanted)}), null)")[0][0]
+        if found is None:
             return f"there is no type {wanted}"
-        names = {wanted, f"{found[1]}{modifier}"} if modifier else {wanted, str(found[0])}
-        plain = have if modifier else re.sub(r"\([0-9,-]+\)", "", have)
-        return "" if have in names or plain in names else f"{have}, expected {wanted}"
+        plain = re.sub(r"\([0-9,-]+\)", "", have)
+        return "" if {have, plain} & {wanted, str(found)} else f"{have}, expected {wanted}"
 
     def other(self, where: Where) -> str:
         """Return another table or query of the same database, for FROM."""

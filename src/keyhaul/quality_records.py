@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -15,14 +15,16 @@ import psycopg
 from psycopg.rows import dict_row
 
 import keyhaul
-from keyhaul.connecting import connect
+from keyhaul.connecting import connect, find_target
 from keyhaul.errors import ConfigError, RefusedError
+from keyhaul.layers import EMBEDDED
 from keyhaul.sql import statement
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from keyhaul.checkfile import CheckFile
     from keyhaul.dsn import Dsn
     from keyhaul.verdict import Verdict
 
@@ -41,6 +43,23 @@ _KEPT: Final = (
     "accepted",
 )
 """What a state file has of each check."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keep:
+    """Where results are kept, as the caller asks; None leaves it to the file.
+
+    Attributes:
+        ledger: a database's URI, or ``embedded``.
+        schema: of the ledger; keyhaul by default.
+        state: a file, where there is no database.
+        accept: measure drift from this execution, whatever its outcome.
+    """
+
+    ledger: str | None = None
+    schema: str | None = None
+    state: Path | None = None
+    accept: bool = False
 
 
 class Records(Protocol):
@@ -250,3 +269,23 @@ def _stored(verdict: Verdict, accepted: frozenset[str]) -> dict[str, Any]:
     """Return what is kept of a verdict: no keys and no values of rows."""
     kept = {key: value for key, value in asdict(verdict).items() if key not in {"offenders", "at", "line"}}
     return kept | {"statistics": dict(verdict.statistics), "accepted": verdict.name in accepted}
+
+
+def records_of(file: CheckFile, keep: Keep, home: str | None, environ: Mapping[str, str]) -> Records | None:
+    """Return where results go: the first of --ledger, --state, ledger:, state:, ETL_TARGET_URL, the embedded server."""
+    uri = keep.ledger
+    if uri is None:
+        state = keep.state or (file.state if file.ledger_uri is None else None)
+        if state is not None:
+            return FileRecords(state)
+        beside = EMBEDDED if file.source.file is None and file.source.uri == EMBEDDED else None
+        uri = file.ledger_uri or environ.get("ETL_TARGET_URL") or beside
+    if uri is None:
+        return None
+    schema = keep.schema or environ.get("ETL_LEDGER_SCHEMA") or file.ledger_schema or "keyhaul"
+    return LedgerRecords(find_target(uri, home), schema, called(uri))
+
+
+def called(uri: str) -> str:
+    """Return what a ledger's database is called: the embedded server's port is another one each time."""
+    return "the embedded warehouse" if uri == EMBEDDED else ""

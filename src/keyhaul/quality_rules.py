@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 import pyarrow as pa
+from polars import selectors as cs
 
 from keyhaul import catalog, pgtypes
 from keyhaul.connecting import connect, session_settings, with_login
@@ -32,6 +33,12 @@ BATCH_ROWS: Final = 50_000
 _ODD: Final = "_odd:"
 """Beginning of the name of a column that says whether another one holds ±infinity."""
 _MOMENTS: Final = frozenset({"date", "timestamp", "timestamptz"})
+_MOMENT_TEXTS: Final = (
+    cs.date().dt.to_string("%Y-%m-%d"),
+    cs.datetime(time_zone=None).dt.to_string("%Y-%m-%d %H:%M:%S%.f"),
+    cs.datetime(time_zone="*").dt.to_string("%Y-%m-%d %H:%M:%S%.f%:z"),
+)
+"""Python has no year beyond 9999 and none before 1."""
 
 
 def check_rules(job: Job, dsn: Dsn, place: str, asked: Asked) -> tuple[str, list[Verdict], int | None]:
@@ -99,8 +106,8 @@ def _query(columns: Mapping[str, Column], relation: Relation, conn: Any) -> str:
     for name, column in columns.items():
         told = quoted(name)
         if column.base_type in _MOMENTS:
-            # ADBC would wrap these values without a word.
-            fits = f"isfinite({told}) and {told} between '1-01-01' and '9999-12-31'"
+            # ADBC would wrap others without a word. A load takes these, too (pgtypes.TIMESTAMP_CEILING_MICROSECONDS).
+            fits = f"isfinite({told}) and {told} < '248000-01-01'"
             parts += [f"case when {fits} then {told} end as {told}", f"not ({fits}) as {quoted(_ODD + name)}"]
         else:
             parts.append(f"{told}::text as {told}" if pgtypes.route(column).select_text else told)
@@ -146,6 +153,7 @@ class _Run:
         self._failures = dict.fromkeys((check.name for check in checks), 0)
         self._offenders: dict[str, list[dict[str, str | None]]] = {check.name: [] for check in checks}
         self._rows = 0
+        self._columns_written = False
         self.exported = 0
 
     def over(self, batches: Iterator[pa.Table], write: Callable[[pa.RecordBatch], None]) -> None:
@@ -174,9 +182,11 @@ class _Run:
             frame = frame.with_columns(fits)
         frame = frame.with_row_index(RECORD).with_columns(pl.col(RECORD).cast(pl.Int64))
         self._rows += frame.height
+        if self._asked.export is not None and not self._columns_written:
+            # A file without rows, too, has its columns.
+            write(pa.RecordBatch.from_pylist([], schema=self._offending(frame.clear(), "").schema))
+            self._columns_written = True
         if not frame.height:
-            if self._asked.export is not None:
-                write(self._offending(frame, "").to_batches()[0])  # its columns, for a table without rows
             return
         found = stager.failing(frame)
         # The pass over all rules does not say which of them could not be evaluated.
@@ -196,7 +206,7 @@ class _Run:
         kept = self._offenders[check.name]
         shown = list(dict.fromkeys([*self._key, *(sorted(check.columns) if self._asked.show_values else ())]))
         if shown and len(kept) < self._asked.sample_rows:
-            few = rows.select(shown).head(self._asked.sample_rows - len(kept))
+            few = rows.select(shown).head(self._asked.sample_rows - len(kept)).with_columns(*_MOMENT_TEXTS)
             kept += [{name: None if v is None else str(v) for name, v in row.items()} for row in few.to_dicts()]
         if self._asked.export is not None and rows.height:
             self.exported += rows.height

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 ROW: Final = "t"
 """What the rows that are checked are called in FROM."""
+LARGEST_REAL: Final = Decimal("3.4e38")
 HASHED_FROM: Final = 9
 """PostgreSQL's MIN_ARRAY_SIZE_FOR_HASHED_SAOP."""
 
@@ -76,7 +77,7 @@ class System(Protocol):
         """Run a query and return its rows."""
 
     def stream(self, query: str) -> Iterator[pa.RecordBatch]:
-        """Run a query and yield its rows in bounded memory."""
+        """Run a query and yield its rows in bounded memory, first a batch without rows."""
 
     def refuses(self, query: str) -> str:
         """Return why a query cannot be asked, or an empty string; nothing is run."""
@@ -145,7 +146,11 @@ def _constant(value: str | int | Decimal | bool, system: System | None, column: 
     if isinstance(value, int | Decimal):
         # `rating in (1, 2)` for a column of text means the texts 1 and 2; neither system would say so.
         of_text = system is not None and system.columns[column].startswith(system.dialect.text_types)
-        return literal(str(value)) if of_text else f"{value:f}" if isinstance(value, Decimal) else str(value)
+        if of_text:
+            return literal(str(value))
+        # `real` is compared as double precision otherwise, in which 0.1 is another number than the real 0.1.
+        real = system is not None and system.columns[column] == "real" and abs(Decimal(value)) < LARGEST_REAL
+        return f"{Decimal(value):f}" + "::real" * real
     return literal(value)
 
 
@@ -168,6 +173,18 @@ def _outside(value: str, demand: Demand, system: System | None) -> str:
     limits = ((demand.low, "<"), (demand.high, ">"))
     return " or ".join(
         f"{value} {sign} {_constant(limit, system, column)}" for limit, sign in limits if limit is not None
+    )
+
+
+def text_between_numbers(demand: Demand, system: System) -> str:
+    """Return what is wrong with a number as the limit of a text (its order is that of texts), or an empty string."""
+    kind = system.columns[demand.columns[0]]
+    limits = [limit for limit in (demand.low, demand.high) if isinstance(limit, int | Decimal)]
+    if not limits or not kind.startswith(system.dialect.text_types):
+        return ""
+    return (
+        f"got the number {limits[0]} for a column of text, where '1000' comes before '50'. Give a CSV file's column a "
+        "type (types:), use expression: with a cast, or quote the limit to compare texts"
     )
 
 
@@ -241,9 +258,12 @@ def overview(checks: Sequence[Expectation], system: System) -> tuple[str, list[t
                     else f"{literal(check.demand.since)}::timestamptz"
                 )
                 newest = f"max({column})::timestamptz"
+                # PostgreSQL takes infinity from nothing only since 17, DuckDB never.
+                age = f"case when isfinite({newest}) then extract(epoch from now() - {newest}) end"
                 parts += [
                     (check.name, "late", f"{newest} is null or {newest} < {limit}"),
-                    (check.name, "age", f"extract(epoch from now() - {newest})"),
+                    (check.name, "age", age),
+                    (check.name, "there", f"{newest} is not null"),
                 ]
             case "sum_equals":
                 parts.append((check.name, "sum", sum_of(column)))

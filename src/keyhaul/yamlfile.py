@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from keyhaul.draft import Draft, Place, shown, spell
+from keyhaul.draft import Draft, Place, WrittenNumber, shown, spell
 from keyhaul.errors import ConfigError
 from keyhaul.redaction import remember_variables
 
@@ -189,7 +189,7 @@ def _scalar(node: yaml.Node, place: Place, draft: Draft, environ: Mapping[str, s
         return text == "true"
     if tag == _INT:
         return _whole_number(text, place, draft)
-    return float(text) if tag == _FLOAT else text
+    return WrittenNumber(text) if tag == _FLOAT else text
 
 
 def _joined(text: str, place: Place, draft: Draft) -> str:

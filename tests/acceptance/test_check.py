@@ -130,7 +130,14 @@ def test_a_file_without_any_database_needs_no_ledger_and_says_so(etl, tmp_path):
 
 def test_a_jobs_rules_are_checked_on_its_target_with_the_meaning_of_the_load(etl, uri, database, server, tmp_path):
     target = database(server, "ruled")
-    run_sql(target, *ITEMS, "update public.items set amount = 0, made = 'infinity' where id = 5")
+    run_sql(
+        target,
+        *ITEMS,
+        "update public.items set amount = 0, made = 'infinity' where id = 5",
+        "update public.items set made = '1999-05-05' where id = 6",
+        "update public.items set made = '9999-12-31 23:59:59.5Z' where id = 8",
+        "update public.items set made = '0044-03-15 BC' where id = 9",
+    )
     job = tmp_path / "job.yaml"
     job.write_text(
         f"source: {{uri: '{uri}', table: public.items}}\nkey: id\ntarget: {{uri: '{target}', table: public.items}}\n"
@@ -149,16 +156,20 @@ def test_a_jobs_rules_are_checked_on_its_target_with_the_meaning_of_the_load(etl
     assert {name: verdict["failures"] for name, verdict in verdicts.items()} == {
         "fits": 10,
         "quotient": 11,
-        "made": 1,
+        "made": 2,
         "odd": 50,
         "not_null:name": 1,
     }
     assert verdicts["not_null:name"]["offenders"] == [{"id": "7"}]
     assert verdicts["odd"]["status"] == "warned"
     assert verdicts["odd"]["line"] == 8
+    assert rows(target, "select count(*) from keyhaul.checks")[0][0] == 5
+    shown = quality.check(job, only=["made"], asked=Asked(show_values=True)).verdicts[0].offenders
+    assert list(shown) == [{"id": "5", "made": None}, {"id": "8", "made": "9999-12-31 23:59:59.500+00:00"}]
+    (only,) = quality.check(job, only=["not_null:name"]).verdicts
+    assert (only.name, only.failures) == ("not_null:name", 1)
     table = parquet.read_table(tmp_path / "bad.parquet")
     assert table.num_rows == sum(v["failures"] for v in verdicts.values())
-    assert rows(target, "select count(*) from keyhaul.checks")[0][0] == 5
 
 
 def test_a_jobs_rules_across_the_run_are_checked_beside_its_rules(etl, uri, database, server, tmp_path):
@@ -238,6 +249,125 @@ def test_all_offenders_can_be_exported_and_the_file_is_never_replaced_by_acciden
     assert out.stat().st_mode & 0o777 == 0o600
     with pytest.raises(ConfigError, match="exists already"):
         quality.check(path, asked=Asked(export=out))
+
+
+@pytest.mark.parametrize("kind", ["table", "file", "job", "job without rows"])
+def test_an_export_with_nothing_to_export_has_the_columns_of_one_that_has(checks, database, server, tmp_path, kind):
+    out, path = tmp_path / "bad.parquet", tmp_path / "job.yaml"
+    if kind == "file":
+        parquet.write_table(pa.table({"id": [1], "name": ["a"]}), tmp_path / "good.parquet")
+        path = checks([{"not_null": "name"}], source={"file": str(tmp_path / "good.parquet")})
+    else:
+        uri = database(server, "good")
+        run_sql(uri, *ITEMS, *(["truncate public.items"] if kind == "job without rows" else []))
+        if kind == "table":
+            path = checks([{"not_null": "id"}], source={"uri": uri, "table": "public.items"})
+        else:
+            text = f"source: {{uri: '{uri}', table: public.items}}\nkey: id\n"
+            path.write_text(f"{text}target: {{uri: '{uri}', table: public.items}}\nrules: {{there: 'amount >= 0'}}\n")
+    assert quality.check(path, asked=Asked(export=out)).exported == 0
+    table = parquet.read_table(out)
+    assert table.num_rows == 0
+    assert table.column_names[:2] == ["_check", "id"]
+
+
+def test_a_number_is_no_limit_of_a_text_and_one_in_quotes_is(checks, tmp_path, uri):
+    (tmp_path / "v.csv").write_text("v\n50\n1000\n")
+    for more in ({}, {"source": {"file": str(tmp_path / "v.csv")}}):
+        column = "v" if more else "name"
+        with pytest.raises(ConfigError, match="got the number 1 for a column of text"):
+            found(checks([{"between": {"column": column, "min": 1, "max": 200}}], **more))
+        assert found(checks([{"between": {"column": column, "max": "z"}, "name": "c"}], **more))["c"].failures == 0
+    typed = {"source": {"file": str(tmp_path / "v.csv"), "types": {"v": "integer"}}}
+    assert found(checks([{"between": {"column": "v", "max": 200}, "name": "c"}], **typed))["c"].failures == 1
+
+
+def test_a_number_keeps_its_digits(checks, tmp_path):
+    (tmp_path / "v.csv").write_text("v,n\n1.1,1\n1.10,99999999999999.99\n")
+    path = tmp_path / "checks.yaml"
+    path.write_text(
+        f"source: {{file: {tmp_path / 'v.csv'}, types: {{n: 'decimal(20,2)'}}}}\nstate: {tmp_path / 'state'}\nchecks:\n"
+        "- {name: a, accepted: {column: v, values: [1.10]}}\n"
+        "- {name: b, between: {column: n, max: 99999999999999.98}}\n"
+        "- {name: c, drift: {column: n, null_share: 0.00005}}\n"
+    )
+    assert [verdict.failures for verdict in quality.check(path).verdicts] == [1, 1, 0]
+
+
+def test_a_share_that_moves_by_its_whole_tolerance_is_near(checks, database, server):
+    uri = database(server, "share")
+    run_sql(uri, *ITEMS, "update public.items set name = ''")
+    source = {"uri": uri, "table": "public.items"}
+    for percent in (1, 7, 29, 57):
+        listed = [{"drift": {"column": "name", "null_share": percent / 100}, "name": str(percent)}]
+        run_sql(uri, "update public.items set name = ''")
+        assert found(checks(listed, source=source, ledger=uri))[str(percent)].status == "passed"
+        run_sql(uri, f"update public.items set name = null where id <= {percent}")
+        assert found(checks(listed, source=source, ledger=uri))[str(percent)].status == "passed"
+
+
+TYPED = {
+    "a": "timestamptz(3)",
+    "b": "timestamp(0)",
+    "c": "time(3)",
+    "d": "numeric(12)",
+    "e": "varchar(3)",
+    "f": "float(24)",
+    "g": "bit varying(4)",
+    "h": "numeric(5,2)[]",
+}
+
+
+def test_a_type_with_a_modifier_is_right_however_it_is_written(checks, database, server):
+    uri = database(server, "typed")
+    run_sql(uri, f"create table public.typed ({', '.join(f'{name} {kind}' for name, kind in TYPED.items())})")
+    source = {"uri": uri, "table": "public.typed"}
+    right = {"columns": {"types": TYPED, "only": True}, "name": "right"}
+    wrong = {"columns": {"types": {"a": "timestamptz(2)", "e": "varchar(4)", "d": "numeric(12,1)"}}, "name": "wrong"}
+    none = {"columns": {"types": {"a": "nothing(3)"}}, "name": "none"}
+    verdicts = found(checks([right, wrong, none], source=source))
+    assert (verdicts["right"].message, verdicts["right"].status) == ("", "passed")
+    assert verdicts["wrong"].message.count("expected") == 3
+    assert verdicts["none"].message == "a is there is no type nothing(3)"
+
+
+def test_real_numbers_are_compared_as_real(checks, database, server):
+    uri = database(server, "real")
+    run_sql(uri, "create table public.r (id int primary key, x real)", "insert into public.r values (1, 0.1), (2, 0.2)")
+    source = {"uri": uri, "table": "public.r"}
+    listed = [
+        {"accepted": {"column": "x", "values": [0.1]}, "name": "a"},
+        {"between": {"column": "x", "max": 0.1}, "name": "b"},
+    ]
+    assert [verdict.failures for verdict in found(checks(listed, source=source)).values()] == [1, 1]
+
+
+@pytest.mark.parametrize("kind", ["table", "file"])
+def test_a_newest_value_that_is_infinite_is_fresh_or_late_and_no_mistake(checks, database, server, tmp_path, kind):
+    uri = database(server, "moments")
+    for moment, message in (("infinity", ""), ("-infinity", "the newest value is -infinity")):
+        if kind == "table":
+            run_sql(
+                uri, "drop table if exists public.m", f"create table public.m as select timestamptz '{moment}' as t"
+            )
+            source = {"uri": uri, "table": "public.m"}
+        else:
+            query = f"copy (select timestamptz '{moment}' as t) to '{tmp_path / 'm.parquet'}' (format parquet)"
+            duckdb.sql(query)
+            source = {"file": str(tmp_path / "m.parquet")}
+        assert (
+            found(checks([{"fresh": {"column": "t", "max_age": "1 h"}, "name": "f"}], source=source))["f"].message
+            == message
+        )
+
+
+def test_no_control_character_of_a_key_is_in_the_json(etl, checks, database, server):
+    uri = database(server, "control")
+    run_sql(uri, "create table public.c (k text primary key, v int)", "insert into public.c values (U&'\\009b31m')")
+    done = etl("check", str(checks([{"not_null": "v"}], source={"uri": uri, "table": "public.c"})), "--json")
+    assert done.returncode == 1, done.stderr
+    assert "\\u009b31m" in done.stdout
+    assert done.stdout.isascii()
 
 
 # --- drift -------------------------------------------------------------------------------------------

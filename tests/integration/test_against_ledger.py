@@ -422,6 +422,25 @@ def test_a_key_that_may_sort_otherwise_in_a_table_that_is_only_made_is_refused_a
     move(databases, chunk="1", checksum=None)
 
 
+def test_a_bound_that_the_keys_domain_refuses_is_only_compared_with(databases):
+    fill(databases, 300)
+    run_sql(
+        databases[0],
+        "update public.t set id = id - 150 where id <= 150",
+        "update public.t set id = id - 151 where id < 1",
+    )
+    in_the_target(
+        databases,
+        "create domain public.pos as int check (value > 0)",
+        "create table public.t (id public.pos primary key, ref int, name text)",
+    )
+    report = move(databases, allow_quarantined="100%", chunk="50")
+    refused = rows(databases[0], "select count(*) from public.t where id <= 0")[0][0]
+    assert report.counts.quarantined == refused > 100
+    assert look(databases).equal
+    assert verify(job(databases, chunk="50")).equal
+
+
 def test_a_run_goes_on_with_its_checksums_and_not_when_the_table_has_changed(databases):
     fill(databases)
     run_sql(databases[0], "alter table public.t add v int", "update public.t set v = id")

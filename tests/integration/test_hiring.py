@@ -5,6 +5,7 @@ import time
 
 import psycopg
 import pytest
+import support
 from benchmarks.link import throttled
 from moving import rows, run_sql
 
@@ -13,6 +14,7 @@ from keyhaul.config import load_job
 from keyhaul.control import Control
 from keyhaul.crew import DEFAULT_WORKERS, room_for_workers
 from keyhaul.engine import run
+from keyhaul.errors import ChunkError
 from keyhaul.hiring import MOST_WORKERS
 
 ROWS = 24_000
@@ -133,6 +135,39 @@ def test_those_who_are_let_go_end_with_their_chunk_and_the_others_do_not_wait_fo
     assert len([worker for worker in begun if worker > 1]) <= 3  # taken just before, told just after
     assert begun.count(1) > 5
     assert (report.counts.loaded, report.workers, report.held) == (ROWS, 1, {})
+
+
+def test_what_a_worker_gives_back_that_was_let_go_is_moved_by_another(filled, monkeypatch, tmp_path):
+    script = [
+        hiring.Decision(action="change", workers=4, reason="the test says so"),
+        hiring.Decision(action="change", workers=1, reason="the test says so again"),
+    ]
+    seen, held = [], []
+    move = pool.Worker.move
+
+    def decide(now):
+        waits = len(script) == 1 and not held  # for the fourth to have a merged chunk
+        return hiring.Decision(action="wait", workers=now.workers) if waits else script.pop(0)
+
+    def alone():
+        others = {thread for thread in threading.enumerate() if thread.name.startswith("keyhaul-worker-")}
+        return others == {threading.current_thread()}
+
+    def move_or_hold(worker, chunk, attempt):
+        if worker.number == 4 and chunk.cuts and not held:
+            held.append(chunk.number)
+            support.wait_until(alone, "the other workers to end")
+            raise ChunkError("move chunk: the test says no")
+        return move(worker, chunk, attempt)
+
+    monkeypatch.setattr(hiring, "decide", decide)
+    monkeypatch.setattr(pool.Worker, "move", move_or_hold)
+    file = tmp_path / "auto.yaml"
+    file.write_text("chunk: {min_rows: 300, max_rows: 900, target_seconds: 60}\n")
+    given = {"source": filled[0], "target": filled[1], "table": "public.t", "key": "id", "job": "t"}
+    report = run(load_job(file, given, {}), seen.append, Control())
+    assert [event.chunk for event in seen if isinstance(event, events.ChunkHalved)][:1] == held
+    assert (report.outcome, report.counts.loaded, report.workers) == ("done", ROWS, 1)
 
 
 def test_memory_that_suffices_for_no_more_chunks_at_a_time_is_the_bound(filled, monkeypatch):

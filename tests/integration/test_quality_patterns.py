@@ -60,6 +60,7 @@ def answers(conn, pattern, texts):
 
 @settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(asked=questions())
+@example(asked=(r"^[0-9]{4}-{0}[0-9a-f]{4}$", ["1abcdef0", "12345678", "1234abcd", "1234-abc"]))
 @example(asked=(r"^[0-9]{4}-[0-9]{2}$", ["1234-56", "12345-6", "123-456", "1234-5", "1234-567", "1234-5a", "٣234-56"]))
 @example(asked=(r"^a [0-9]{4}", ["a 1234", "a 123", "a 12345", "a 123a4", "xa 1234", "b 1234", "a 1234\n"]))
 @example(asked=(r"^[ab-]{2}-[ab]{3}$", ["ab-aba", "a--bab", "--abab", "ab-ab-"]))

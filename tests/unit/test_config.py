@@ -53,7 +53,7 @@ def test_the_example_uses_every_kind_of_step_and_rule() -> None:
     loaded = load_job(FLIGHTS, {}, {})
     assert (loaded.job, loaded.key, loaded.chunk) == ("flights", ("id",), 50000)
     assert (loaded.source.uri, loaded.source.table, loaded.source.query) == ("embedded", "public.flights", None)
-    assert (loaded.target.uri, loaded.target.table, loaded.target.mode) == ("embedded", "public.flights", "append")
+    assert (loaded.target.uri, loaded.target.table, loaded.target.mode) == ("embedded", "public.flights_2013", "append")
     assert loaded.transform == (
         Step(kind="set", set={"speed_mph": "distance / (air_time / 60.0)", "tailnum": "upper(tailnum)"}),
         Step(kind="where", where="year = 2013"),

@@ -32,6 +32,7 @@ ROWS = [
         "timeline",
         "links",
         "team",
+        "retrying",
     },
     {
         "ledgerrows",

@@ -138,11 +138,12 @@ def test_a_worker_above_the_allowed_number_waits():
 def test_with_more_or_fewer_workers_the_cpu_limit_moves_with_them_and_without_one_nobody_waits():
     governor = Governor(85.0, 2)
     governor.change_workers(4)
+    assert governor.fewest == 4  # it has held nobody
     governor.sample(99)
-    assert governor.allowed == 3
+    assert (governor.allowed, governor.fewest) == (3, 3)
     governor.change_workers(1)
     assert governor.sample(50) is False
-    assert governor.allowed == 3
+    assert (governor.allowed, governor.fewest) == (3, 3)
     made = limits(Clock(), workers=4)
     made.begin(4)
     for chunk in (1, 2, 3):

@@ -11,6 +11,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from keyhaul.draft import WrittenNumber
 from keyhaul.errors import ConfigError
 from keyhaul.yamlfile import read_yaml
 
@@ -74,7 +75,7 @@ def test_every_key_and_item_has_its_line(tmp_path: Path) -> None:
         ("0x1F", "0x1F"),
         ("12:30", "12:30"),
         ("2013-01-01", "2013-01-01"),
-        ("1.5", 1.5),
+        ("1.50", WrittenNumber("1.50")),
         ("5%", "5%"),
         ("'5'", "5"),
     ],
@@ -83,6 +84,7 @@ def test_scalars_are_what_they_look_like(tmp_path: Path, text: str, value: objec
     found = read(tmp_path, f"a: {text}\n").data["a"]
     assert found == value
     assert type(found) is type(value)
+    assert getattr(found, "text", None) == getattr(value, "text", None)
 
 
 def test_on_is_a_key_like_any_other(tmp_path: Path) -> None:

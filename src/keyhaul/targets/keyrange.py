@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 def within(chunk: Chunk, key: Sequence[Column], nullable: Sequence[str]) -> sql.Composable:
     """Return the condition for the target's rows of a chunk; bounds are cast to the target's types.
 
+    Of a domain to the type beneath: a bound need not be a value of it.
+
     Args:
         chunk: a range or the NULL keys.
         key: the target's columns that are the job's key, compared there as in the source.
@@ -36,6 +38,6 @@ def within(chunk: Chunk, key: Sequence[Column], nullable: Sequence[str]) -> sql.
 def _bound(bound: Sequence[str], key: Sequence[Column]) -> sql.Composable:
     parts = zip(bound, key, strict=True)
     return sql.SQL(", ").join(
-        sql.SQL("{}::{}").format(sql.Literal(text), sql.SQL(column.cast_type or column.pg_type))
+        sql.SQL("{}::{}").format(sql.Literal(text), sql.SQL(column.bare_type or column.pg_type))
         for text, column in parts
     )
