@@ -252,12 +252,12 @@ def test_the_page_says_what_each_limit_did_in_all_sittings_together(orders, tmp_
         ("rate_limit", "12,000 rows/s"),
         ("memory_limit", "1MB"),
     ]
-    assert one[0]["waited_seconds"] > 0.3
+    assert one[0]["waited_seconds"] > 0
     run_sql(orders[1], "update keyhaul.runs set limits = jsonb_set(limits, '{rate_limit,waited_seconds}', '1000')")
     report = keyhaul.run(path)
     assert (first.outcome, report.outcome, report.run_id) == ("stopped", "done", first.run_id)
     waited = keyhaul.runs(orders[1])["limits"].to_list()[0][0]["waited_seconds"]
-    assert 1000.3 < waited < 1100, "added to what the first sitting had"
+    assert 1000 < waited < 1100, "added to what the first sitting had"
     words = words_of(orders[1])
     assert "rate_limit 12,000 rows/s workers waited 16:4" in words
     assert re.search(r"memory_limit 1MB (did not act|workers waited)", words)
