@@ -98,7 +98,8 @@ def drop_database(server: embedded.EmbeddedServer, uri: str) -> None:
 
 def clean_environment(home: Path, extra: Mapping[str, str | None] | None = None) -> dict[str, str]:
     """This process's environment with no ETL_*, PG* or XDG_* variable, the same keyhaul, and `home` as HOME."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("ETL_", "PG", "XDG_"))}
+    left_out = ("ETL_", "PG", "XDG_", "PYTHONDONTWRITEBYTECODE")  # a thousand processes compile keyhaul once
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
     ours = {
         "HOME": str(home),
         "ETL_HOME": str(home / "etl"),
