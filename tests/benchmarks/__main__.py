@@ -27,13 +27,10 @@ def main() -> int:
     if asked.rows < MINIMUM_ROWS or asked.rounds < 1:
         sys.exit(f"read options: expected --rows from {MINIMUM_ROWS} and --rounds from 1")
     result = json.loads(asked.pages_from.read_text(encoding="utf-8")) if asked.pages_from else measure(asked)
-    if asked.json:
-        asked.json.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    _keep(result, asked.json)
     if asked.docs:
         asked.docs.mkdir(parents=True, exist_ok=True)
-        (asked.docs / "performance.json").write_text(
-            json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        _keep(result, asked.docs / "performance.json")
         pages.write(result, asked.docs)
     return 1 if any(one["wrong"] for one in result["results"]) else 0
 
@@ -60,10 +57,13 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
                     chosen = [one for one in chosen if one.name == contenders.RAW or asked.only in one.name]
                 result["results"] = results.summarise(chosen, rounds.race(chosen, ends, asked.rounds), asked.rows)
                 print(results.table(result["results"]), flush=True)
+                _keep(result, asked.json)
                 if asked.small:
                     result["small"] = extras.small(ends, asked.rounds)
+                    _keep(result, asked.json)
                 if asked.link:
                     result["link"] = extras.link(ends, asked.rounds, asked.link)
+                    _keep(result, asked.json)
                 if asked.memory:
                     result["memory"] = extras.memory(ends, asked.memory)
             finally:
@@ -71,6 +71,12 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return result
+
+
+def _keep(result: dict[str, Any], file: Path | None) -> None:
+    """Write what is measured so far: a run of an hour that is broken off keeps its table."""
+    if file is not None:
+        file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -43,7 +43,7 @@ def page(result: dict[str, Any]) -> str:
     """Return the page as Markdown."""
     parts = [
         "# Performance\n",
-        f"Written by `{result['command']}` from performance.json; that command repeats it.\n",
+        f"Written by `{result['command']}` from performance.json; that command repeats it.{result.get('remark', '')}\n",
         JOB,
         "![Ratio to a raw COPY](performance.svg)\n",
         _machine(result["machine"]),
