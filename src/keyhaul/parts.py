@@ -89,7 +89,7 @@ class AutoChunk(Part):
     )
     max_rows: int = setting(1_000_000, "Most rows of a chunk.", "a whole number from min_rows", ge=1, le=MOST_ROWS)
     max_bytes: SizeOf = setting(
-        read_size("32MB"),
+        read_size("12MB"),
         "Most bytes of a chunk as it is read (Arrow), by the widest rows met so far; it comes before min_rows.",
         "a size from 1MB such as 64MB",
     )

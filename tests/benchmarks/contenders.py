@@ -99,7 +99,7 @@ def keyhaul_variants(ends: Ends) -> Iterator[Contender]:
         reader="adbc",
         chunk="auto",
         quarantines=True,
-        note="chunks of about two seconds, of at most 32 MB",
+        note="chunks of about two seconds, of at most 12 MB",
     )
     for reader in ("connectorx", "adbc"):
         yield _keyhaul(

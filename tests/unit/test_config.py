@@ -569,7 +569,7 @@ def test_limits_that_mean_nothing_are_refused_with_what_is_expected(tmp_path: Pa
     ]
 
 
-@pytest.mark.parametrize("given", ["auto", {}, {"target_seconds": 2, "max_bytes": "32MB"}])
+@pytest.mark.parametrize("given", ["auto", {}, {"target_seconds": 2, "max_bytes": "12MB"}])
 def test_an_auto_chunk_is_a_word_or_a_mapping_and_the_same_job_whatever_its_settings(given: object) -> None:
     loaded = load_job(None, {"key": "id", "chunk": given}, {})
     assert loaded.chunk == AutoChunk(target_seconds=2.0, min_rows=10_000, max_rows=1_000_000)
