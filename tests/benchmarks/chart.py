@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 WIDTH = 760
-LABEL = 250
+LABEL = 290
 RIGHT = 60
 BAR = 18
 GAP = 10
