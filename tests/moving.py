@@ -7,12 +7,16 @@ from keyhaul.control import Control
 from keyhaul.engine import run
 
 
+def job(databases, *, file=None, **flags):
+    """Return the job that moves public.t; a flag that is None is left out."""
+    source, target = databases
+    given = {"source": source, "target": target, "table": "public.t", "key": "id", "job": "move", **flags}
+    return load_job(file, {name: value for name, value in given.items() if value is not None}, {})
+
+
 def move(databases, table, *, key="id", **flags):
     """Move `table` from the first database to the second as a fresh run; returns the report."""
-    source, target = databases
-    given = {"source": source, "target": target, "table": table, "key": key, "job": "move", **flags}
-    given = {name: value for name, value in given.items() if value is not None}
-    return run(load_job(None, given, {}), lambda _event: None, Control(), fresh=True)
+    return run(job(databases, table=table, key=key, **flags), lambda _event: None, Control(), fresh=True)
 
 
 def rows(uri, query):

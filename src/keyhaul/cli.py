@@ -330,7 +330,7 @@ def _plan(job: Job, *, full: bool) -> None:
 @app.command("schema", help="Print the JSON schema of a job file, for editors.")
 def schema() -> None:
     """Print the JSON schema of a job file, for editors."""
-    from keyhaul.config import json_schema
+    from keyhaul.jobschema import json_schema
 
     typer.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
 

@@ -12,23 +12,23 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import psycopg
-import tenacity
 from psycopg import sql
 
 from keyhaul import events
 from keyhaul.accepted import Accepted
-from keyhaul.connecting import connect, find_ends
+from keyhaul.connecting import cancel_queries, find_ends
 from keyhaul.control import Control
 from keyhaul.copies import across_chunks
 from keyhaul.dsn import redact
 from keyhaul.engine import Sitting
-from keyhaul.errors import ChunkError, ConfigError, RefusedError, StopRunError, TransientError
+from keyhaul.errors import ChunkError, ConfigError, RefusedError, StopRunError
 from keyhaul.identity import difference
 from keyhaul.ledger import new_run_id
 from keyhaul.lookback import find_run
 from keyhaul.matching import find_matching
 from keyhaul.model import Chunk
 from keyhaul.prepare import prepare
+from keyhaul.retrying import attempts
 from keyhaul.targets.compare import Kind, RowDifference, Slice, Tally
 from keyhaul.targets.keyrange import within
 from keyhaul.targets.session import CopySession
@@ -328,26 +328,13 @@ class _Comparison:
         for session in list(self._sessions):
             session.cancel()
         try:
-            with connect(self._task.source_dsn, "source", application_name="keyhaul cancel", settings={}) as conn:
-                conn.execute(
-                    "select pg_cancel_backend(pid) from pg_stat_activity where application_name like %s",
-                    [source_application(self._task.run_id, "%")],
-                )
+            cancel_queries(self._task.source_dsn, source_application(self._task.run_id, "%"))
         except (ConfigError, psycopg.Error):
             return  # the daemon threads end with the process
 
     def again(self, accepted: Accepted, part: _Part, number: int) -> None:
         """Compare a part; again after an error that another try may get past."""
-        for attempt in tenacity.Retrying(
-            stop=tenacity.stop_any(
-                tenacity.stop_after_attempt(self._task.job.retries + 1),
-                tenacity.stop_when_event_set(self._team.stopping),
-            ),
-            wait=tenacity.wait_exponential(multiplier=0.2, max=10),
-            retry=tenacity.retry_if_exception_type(TransientError),
-            sleep=tenacity.sleep_using_event(self._team.stopping),
-            reraise=True,
-        ):
+        for attempt in attempts(self._task.job.retries, self._team.stopping):
             with attempt:
                 self._compare(accepted, part, number)
 

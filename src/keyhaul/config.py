@@ -48,7 +48,6 @@ __all__ = [
     "Source",
     "Step",
     "Target",
-    "json_schema",
     "load_job",
     "settings",
 ]
@@ -306,27 +305,6 @@ def _default(info: FieldInfo) -> str:
     if info.is_required() or isinstance(value, BaseModel) or value in (None, (), ""):
         return ""
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def json_schema() -> dict[str, Any]:
-    """Return the JSON schema (draft 2020-12) of a job file, for editors."""
-    schema = Job.model_json_schema()
-    for part in (schema, *schema["$defs"].values()):
-        part.pop("title", None)
-        for value in part["properties"].values():
-            for name in ("title", "expected", "flag", "variable"):
-                value.pop(name, None)
-            if not isinstance(value.get("default"), str | int):
-                value.pop("default", None)
-    schema["properties"]["allow_quarantined"]["default"] = "0"
-    chunk = schema["properties"]["chunk"]
-    chunk["anyOf"] = [*chunk.pop("oneOf"), {"const": AUTO}]
-    for part in (schema, schema["$defs"]["Target"]):
-        for value in part["properties"].values():
-            if value.get("default") == "":
-                del value["default"]
-    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "keyhaul job"}
-    return {**head, **schema, "description": "A job file of keyhaul."}
 
 
 def load_job(path: Path | None, flags: Mapping[str, object], environ: Mapping[str, str]) -> Job:

@@ -138,6 +138,18 @@ def _reason(error: psycopg.Error, text: str, end: str) -> str:
     return next((told for holds, told in causes if holds), f"{text}. Check {flag}")
 
 
+def cancel_queries(dsn: Dsn, applications: str) -> None:
+    """Cancel what the source's sessions run whose application_name is LIKE `applications`.
+
+    Raises:
+        ConnectError: the source cannot be reached.
+        psycopg.Error: it does not let us.
+    """
+    with connect(dsn, "source", application_name="keyhaul cancel", settings={}) as conn:
+        query = "select pg_cancel_backend(pid) from pg_stat_activity where application_name like %s"
+        conn.execute(query, [applications])
+
+
 def connect_ledger(job: Job, target: Dsn, run_id: str) -> psycopg.Connection[Any]:
     """Connect to the target for the ledger, with the ledger's schema out of the search path.
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import psycopg
-import tenacity
 from psycopg import sql
 
 from keyhaul import catalog, events, pgtypes
@@ -18,10 +17,11 @@ from keyhaul.checksums import find
 from keyhaul.connecting import connect, find_target, noticing, with_login
 from keyhaul.crew import DEFAULT_WORKERS, free_connections
 from keyhaul.dsn import redact
-from keyhaul.errors import ChunkError, RefusedError, StopRunError, TransientError
+from keyhaul.errors import ChunkError, RefusedError, StopRunError
 from keyhaul.ledger import new_run_id
 from keyhaul.lookback import find_run
 from keyhaul.model import Chunk
+from keyhaul.retrying import attempts
 from keyhaul.sql import statement
 from keyhaul.targets.rowhash import TAG, hash_part
 from keyhaul.targets.session import CopySession
@@ -318,7 +318,7 @@ class _Comparison:
     def __init__(
         self, conn: Connection, place: Place, dsn: Dsn, name: str, settings: dict[str, str], run: _Run
     ) -> None:
-        self._place = place
+        self.place = place
         self.run = run
         self._free = free_connections(conn)
         self._snapshot = conn.execute("select pg_export_snapshot()").fetchall()[0][0]
@@ -339,7 +339,7 @@ class _Comparison:
                 "An index on the key helps"
             )
             observe(events.Notice(message=message, level="warning"))
-        wanted = max(1, min(self._place.workers or DEFAULT_WORKERS, len(parts)))
+        wanted = max(1, min(self.place.workers or DEFAULT_WORKERS, len(parts)))
         self.team.work(parts, max(1, min(wanted, self._free)))
         return sorted(self.differences, key=lambda one: one.chunk)
 
@@ -350,19 +350,6 @@ class _Comparison:
         session.execute(sql.SQL("set transaction isolation level repeatable read, read only"))
         session.execute(sql.SQL("set transaction snapshot {}").format(sql.Literal(self._snapshot)))
         return session
-
-    def retrying(self) -> tenacity.Retrying:
-        """Return the tries of one part."""
-        return tenacity.Retrying(
-            stop=tenacity.stop_any(
-                tenacity.stop_after_attempt(self._place.retries + 1),
-                tenacity.stop_when_event_set(self.team.stopping),
-            ),
-            wait=tenacity.wait_exponential(multiplier=0.2, max=10),
-            retry=tenacity.retry_if_exception_type(TransientError),
-            sleep=tenacity.sleep_using_event(self.team.stopping),
-            reraise=True,
-        )
 
     def _cancel(self) -> None:
         for session in list(self.sessions):
@@ -377,7 +364,7 @@ class _Hand:
         self._session: CopySession | None = None
 
     def do(self, part: _Part) -> None:
-        for attempt in self._comparison.retrying():
+        for attempt in attempts(self._comparison.place.retries, self._comparison.team.stopping):
             with attempt:
                 self._compare(part)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import psycopg
 
 from keyhaul import events
-from keyhaul.connecting import connect
+from keyhaul.connecting import cancel_queries
 from keyhaul.dispatch import Dispatch
 from keyhaul.dsn import redact
 from keyhaul.errors import (
@@ -196,11 +196,7 @@ class Pool:
         for worker in self._workers:
             worker.cancel()
         try:
-            with connect(self._task.source_dsn, "source", application_name="keyhaul cancel", settings={}) as conn:
-                conn.execute(
-                    "select pg_cancel_backend(pid) from pg_stat_activity where application_name like %s",
-                    [source_application(self._task.run_id, "%")],
-                )
+            cancel_queries(self._task.source_dsn, source_application(self._task.run_id, "%"))
         except (ConfigError, psycopg.Error) as error:
             message = f"cancel the source's queries: {self._clean(error)}; they end at their statement timeout"
             self._observe(events.Notice(message=message, level="warning"))

@@ -1,4 +1,4 @@
-"""How often a chunk is tried, and how long is waited in between; a cancelled run does not wait to the end."""
+"""How often a chunk, or a part of a comparison, is tried, and how long is waited; who is cancelled does not wait on."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 def attempts(
     retries: int,
     cancelled: threading.Event,
-    announce: Callable[[int, float, BaseException | None], None],
-    waited: Callable[[float], None],
+    announce: Callable[[int, float, BaseException | None], None] | None = None,
+    waited: Callable[[float], None] | None = None,
 ) -> Iterable[tenacity.AttemptManager]:
-    """Return the attempts at one chunk; only a `TransientError` leads to another one, the last error is raised.
+    """Return the attempts; only a `TransientError` leads to another one, the last error is raised.
 
     Args:
         retries: after the first attempt.
@@ -31,12 +31,14 @@ def attempts(
 
     def before_sleep(state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
-        announce(state.attempt_number, state.next_action.sleep if state.next_action else 0.0, error)
+        if announce is not None:
+            announce(state.attempt_number, state.next_action.sleep if state.next_action else 0.0, error)
 
     def sleep(seconds: float) -> None:
         began = time.monotonic()
         cancelled.wait(seconds)
-        waited(time.monotonic() - began)
+        if waited is not None:
+            waited(time.monotonic() - began)
 
     return tenacity.Retrying(
         stop=tenacity.stop_any(tenacity.stop_after_attempt(retries + 1), tenacity.stop_when_event_set(cancelled)),

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from functools import partial
 
+import moving
 import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,7 +15,6 @@ from psycopg import sql
 import keyhaul
 from keyhaul import events
 from keyhaul.comparing import verify
-from keyhaul.config import load_job
 from keyhaul.control import Control
 from keyhaul.engine import run
 from keyhaul.errors import RefusedError, StopRunError
@@ -46,10 +46,7 @@ ODD = {
 
 
 def job(databases, *, file=None, **flags):
-    source, target = databases
-    given = {"source": source, "target": target, "table": "public.t", "key": "id", "job": "move", "chunk": "100"}
-    given |= {"checksum": True} | flags
-    return load_job(file, {name: value for name, value in given.items() if value is not None}, {})
+    return moving.job(databases, file=file, **{"chunk": "100", "checksum": True, **flags})
 
 
 def move(databases, observe=lambda _event: None, *, fresh=True, **flags):

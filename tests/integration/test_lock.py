@@ -1,5 +1,7 @@
 """The job's lock: whoever goes on over a new connection has it, however the first was lost."""
 
+import threading
+
 import psycopg
 import pytest
 
@@ -49,25 +51,40 @@ USES = {
 }
 
 
+@pytest.mark.parametrize("away", [False, True], ids=["at once", "the server was away at first"])
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
-def test_the_lock_is_taken_again_before_anything_else_is_done(place, use):
+def test_the_lock_is_taken_again_before_anything_else_is_done(place, use, away):
     place.lose()
+    if away:
+        place.down = True
+        with pytest.raises(ConnectError):
+            place.ledger.touch()
+        place.down = False
     second(place)  # nobody has it now
     use(place.ledger)
     with pytest.raises(RefusedError, match="is being run by"):
         second(place)
 
 
-@pytest.mark.parametrize("use", USES.values(), ids=USES)
-def test_it_is_taken_again_also_when_the_server_was_away_at_first(place, use):
+def test_who_cannot_wait_is_told_while_another_thread_opens_the_connection(place):
     place.lose()
-    place.down = True
-    with pytest.raises(ConnectError):
-        place.ledger.touch()
-    place.down = False
-    use(place.ledger)
-    with pytest.raises(RefusedError, match="is being run by"):
-        second(place)
+    connect, opening, go_on = place.connect, threading.Event(), threading.Event()
+
+    def slowly():
+        opening.set()
+        assert go_on.wait(30)
+        return connect()
+
+    place.ledger._open = slowly
+    thread = threading.Thread(target=lambda: place.ledger.connection)
+    thread.start()
+    try:
+        assert opening.wait(30)
+        with pytest.raises(ConnectError, match="another thread is at it"):
+            _ = place.ledger.connection_now
+    finally:
+        go_on.set()
+        thread.join()
 
 
 @pytest.mark.parametrize("use", USES.values(), ids=USES)

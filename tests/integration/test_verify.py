@@ -1,11 +1,11 @@
 """A comparison finds what was changed in the target, names it, and calls a clean move equal."""
 
+import moving
 import psycopg
 import pytest
 from moving import rows, run_sql
 
 from keyhaul.comparing import verify
-from keyhaul.config import load_job
 from keyhaul.control import Control
 from keyhaul.engine import run
 from keyhaul.errors import RefusedError, StopRunError
@@ -43,10 +43,7 @@ WIDE = {
 
 
 def job(databases, *, file=None, **flags):
-    source, target = databases
-    given = {"source": source, "target": target, "table": "public.t", "key": "id", "job": "move", "chunk": "100"}
-    given |= flags
-    return load_job(file, {name: value for name, value in given.items() if value is not None}, {})
+    return moving.job(databases, file=file, **{"chunk": "100", **flags})
 
 
 def move(databases, **flags):

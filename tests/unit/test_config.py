@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from keyhaul.allowance import Allowance
-from keyhaul.config import AutoChunk, Dedup, Job, json_schema, load_job, settings
+from keyhaul.config import AutoChunk, Dedup, Job, load_job, settings
 from keyhaul.configdoc import configuration
 from keyhaul.errors import ConfigError
 from keyhaul.identity import difference
+from keyhaul.jobschema import json_schema
 from keyhaul.steps import Rule, Step
 
 ROOT = Path(__file__).parents[2]

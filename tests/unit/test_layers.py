@@ -56,6 +56,7 @@ ROWS = [
     {"layers", "fields", "perchunk"},
     {"parts", "checkkinds"},
     {"config", "checkfile"},
+    {"jobschema"},
     {"catalog", "cuts", "pace", "casts", "shapes", "quality_sql"},
     {"transform", "computed", "quality_patterns"},
     {"mapping", "copies"},
