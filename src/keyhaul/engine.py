@@ -75,7 +75,7 @@ def run(job: Job, observe: Observer, control: Control, *, fresh: bool = False, f
         observe(events.Notice(message=FILLED))
     preload(choose_reader(job, ends.source))
     run_id = new_run_id()
-    with prepare(job, ends, run_id=run_id) as prepared:
+    with prepare(job, ends, run_id=run_id, alone=True) as prepared:
         sitting = Sitting(prepared, observe, control, run_id, started)
         try:
             return sitting.execute(fresh=fresh, full=full)

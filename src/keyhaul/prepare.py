@@ -30,6 +30,7 @@ from keyhaul.dsn import redact
 from keyhaul.errors import ConfigError, RefusedError
 from keyhaul.faults import pass_point
 from keyhaul.incremental import check_incremental
+from keyhaul.ledger import Ledger
 from keyhaul.links import blocker
 from keyhaul.mapping import build_mapping
 from keyhaul.model import RECORD
@@ -127,13 +128,20 @@ class Prepared:
         self.watchdog.stop()
 
 
-def prepare(job: Job, ends: Ends, *, run_id: str = "plan") -> Prepared:
+def prepare(job: Job, ends: Ends, *, run_id: str = "plan", alone: bool = False) -> Prepared:
     """Connect to both ends, take the snapshot, and compile the job against what is really there.
+
+    Args:
+        job: validated.
+        ends: the databases that it means.
+        run_id: in the names of the sessions.
+        alone: take the job's lock before either end is looked at. What is found would not be true any more if
+            another process of this job ended between the look and the lock.
 
     Raises:
         ConnectError: an end cannot be reached.
         ConfigError: a table, key, column, expression or rule does not fit.
-        RefusedError: a column cannot be carried, or has no place in the target.
+        RefusedError: a column cannot be carried, or has no place in the target; or another process has the lock.
     """
     choose_reader(job, ends.source)
     with ExitStack() as stack:
@@ -150,6 +158,8 @@ def prepare(job: Job, ends: Ends, *, run_id: str = "plan") -> Prepared:
         stack.callback(target_conn.close)
         ends = replace(ends, source=with_login(ends.source, source_conn), target=with_login(ends.target, target_conn))
         try:
+            if alone:
+                Ledger(lambda: target_conn, job.ledger_schema, job.job).lock()
             ends = replace(ends, source=noticing(ends.source, source_conn), target=noticing(ends.target, target_conn))
             prepared = _compile(job, ends, source_conn, target_conn, watchdog)
             check_run_rules(target_conn, prepared.target, prepared.source, job.run_rules)

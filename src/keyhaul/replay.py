@@ -74,7 +74,7 @@ def replay(job: Job, run: str, observe: Observer, control: Control, *, rule: str
     """
     started = time.perf_counter()
     run_id = new_run_id()
-    with prepare(job, find_ends(job), run_id=run_id) as prepared:
+    with prepare(job, find_ends(job), run_id=run_id, alone=True) as prepared:
         sitting = Sitting(prepared, observe, control, run_id, started)
         try:
             return _Replay(prepared, sitting, observe, control, run_id).execute(run, rule)

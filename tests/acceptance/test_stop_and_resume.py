@@ -23,6 +23,8 @@ from aftermath import (
 )
 from proxy import losing
 
+from keyhaul.ledger import Ledger
+
 ROWS = 400
 
 # `slow` takes its time when a chunk is read, and only then: planning and counting are not held up.
@@ -192,6 +194,51 @@ def test_a_second_process_on_the_same_job_is_refused_with_the_first_ones_pid_and
     assert first.end() == 0
     assert check_ledger(target, "public.items")["loaded"] == ROWS
     assert value(target, "select sittings from keyhaul.runs") == 1
+
+
+WAIT_FOR_ANOTHER = """
+do $$ begin
+    while not exists (select from pg_stat_activity where query like '%pg_try_advisory_lock%' and pid <> pg_backend_pid()
+                      and datname = current_database()) loop
+        perform pg_sleep(0.01), pg_stat_clear_snapshot();
+    end loop;
+end $$
+"""
+
+
+def begin_while_another_ends(start_etl, target, args, end):
+    """Start a process while another has the job; `end` is what happens before that one is gone."""
+    with psycopg.connect(target, autocommit=True) as another:
+        Ledger(lambda: another, "keyhaul", "items").lock()
+        begun = start_etl(*args)
+        another.execute(WAIT_FOR_ANOTHER)
+        end()
+    return begun.end(), begun.stderr
+
+
+def test_who_waits_for_the_job_has_not_looked_at_the_target_yet(start_etl, source, target):
+    fetch(target, "create table public.items (id bigint, name text, amount numeric(12,2), doc jsonb)")
+
+    def load():
+        fetch(target, "insert into public.items values (1)")
+
+    code, said = begin_while_another_ends(start_etl, target, command(source, target, "--job", "items"), load)
+    assert code == 2, said
+    assert "load public.items: it already holds rows and no mode is given" in said
+    assert value(target, "select count(*) from public.items") == 1
+
+
+def test_who_waits_for_the_job_has_not_looked_at_the_source_yet(etl, start_etl, source, target):
+    def write():
+        fetch(source, f"insert into public.items values ({ROWS + 1})")
+
+    args = command(source, target, "--job", "items", "--mode", "replace")
+    try:
+        code, said = begin_while_another_ends(start_etl, target, args, write)
+        assert code == 0, said
+        assert value(target, "select count(*) from public.items") == ROWS + 1
+    finally:
+        fetch(source, f"delete from public.items where id > {ROWS}")
 
 
 def test_a_process_that_still_plans_is_named_too_and_not_one_that_was_killed(etl, start_etl, source, target):
