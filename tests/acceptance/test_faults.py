@@ -14,6 +14,7 @@ import time
 from itertools import chain, count
 from urllib.parse import quote
 
+import mutants
 import psycopg
 import pytest
 import soak
@@ -269,6 +270,21 @@ def test_the_oracle_sees_each_kind_of_damage(mutation, server, clean, truths, tm
     with psycopg.connect(target, autocommit=True) as connection:
         connection.execute(mutation)
     assert problems(truths("append"), target, "public.items", servers=[target], **seen) != []
+    support.drop_database(server, target)
+
+
+@pytest.mark.parametrize("mutant", mutants.MUTANTS, ids=lambda mutant: mutant.__name__)
+def test_the_oracle_sees_a_mistake_in_the_tool(mutant, start_etl, server, ends, truths, new_target, tmp_path):
+    target, work, log = new_target("append"), tmp_path / "work", tmp_path / "log.jsonl"
+    mutants.put(mutant, tmp_path)
+    path = f"{tmp_path}:{support.clean_environment(tmp_path)['PYTHONPATH']}"
+    run = start_etl(*command(ends, target, "append", work, log), env={"PYTHONPATH": path})
+    code = run.end(LIMIT_SECONDS)
+    support.wait_until(lambda: not sessions(ends) and not sessions(target), "sessions to end")
+    left = {"folders": [work], "logs": [log], "processes": [run]}
+    wrong = problems(truths("append"), target, "public.items", key="id", servers=[ends, target], **left)
+    assert wrong
+    assert mutants.MUTANTS[mutant] in "\n".join([*wrong, run.stderr if code == 3 else ""])
     support.drop_database(server, target)
 
 
