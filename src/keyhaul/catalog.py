@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from psycopg import errors, sql
+from psycopg import errors, pq, sql
 
 from keyhaul.definition import quote_name
 from keyhaul.errors import ConfigError
@@ -188,8 +188,10 @@ def describe_query(conn: psycopg.Connection[Any], query: str, what: str = "sourc
     Raises:
         ConfigError: the server does not accept the query, or two of its columns have one name.
     """
-    item = sql.SQL("(\n{}\n) as q").format(sql.SQL(without_end(query)))
+    alone = without_end(query)
+    item = sql.SQL("(\n{}\n) as q").format(sql.SQL(alone))
     try:
+        check_statement(conn, alone)
         cursor = conn.execute(sql.SQL("select * from {} limit 0").format(item))
     except errors.Error as error:
         msg = f"read {what}: {error.diag.message_primary or error}, expected one SELECT"
@@ -207,6 +209,20 @@ def describe_query(conn: psycopg.Connection[Any], query: str, what: str = "sourc
         raise ConfigError(msg)
     columns = _columns(conn, names, [result.ftype(i) for i in numbers], [result.fmod(i) for i in numbers])
     return Relation(from_item=item, label="query", oid=None, kind="q", columns=tuple(columns))
+
+
+def check_statement(conn: psycopg.Connection[Any], text: str) -> None:
+    """Let the server parse a text as one whole statement, and nothing more; it is not executed.
+
+    A text that closes a parenthesis which it did not open would be another one inside of ours, and a text of several
+    statements could end the read-only transaction.
+
+    Raises:
+        psycopg.Error: it is none, or more than one.
+    """
+    result = conn.pgconn.prepare(b"", text.encode())
+    if result.status != pq.ExecStatus.COMMAND_OK:
+        raise errors.error_from_result(result, "utf-8")
 
 
 _TOKEN = re.compile(

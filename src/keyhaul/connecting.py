@@ -89,10 +89,23 @@ def connect(dsn: Dsn, end: str, *, application_name: str, settings: Mapping[str,
         # No prepared statements: a pooler between us and the server may not keep them.
         conn = psycopg.connect(conninfo, autocommit=True, prepare_threshold=None, client_encoding="UTF8")
     except psycopg.Error as error:
-        text = redact(" ".join(str(error).split()), dsn)
+        text = redact(" ".join(str(error).split()), dsn, _sent(dsn, error))
         raise ConnectError(f"connect to {end} {dsn.label}: {_reason(error, text, end)}") from None
     links.watch(conn, end, application_name)
     return conn
+
+
+def _sent(dsn: Dsn, error: psycopg.Error) -> Dsn:
+    """Return `dsn` with the password of a login that came to nothing, wherever libpq has found it.
+
+    The server was given it, and may repeat it in what it says.
+    """
+    tried = error.pgconn
+    if tried is None:
+        return dsn
+    found = replace(dsn, user=tried.user.decode(errors="replace"), password=tried.password.decode(errors="replace"))
+    redaction.remember(found.password, found.user)
+    return found
 
 
 def _reason(error: psycopg.Error, text: str, end: str) -> str:

@@ -7,6 +7,7 @@ a socket directory as the host (``?host=`` is rejected by connectorx), settings 
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import re
 import ssl
 from dataclasses import dataclass, field
@@ -169,7 +170,12 @@ class Dsn:
 
 
 def _is_local(host: str) -> bool:
-    return host.startswith(("/", "127.")) or host.lower() in {"localhost", "::1"}
+    if host.startswith("/") or host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback  # not by its first letters: 127.example.com is elsewhere
+    except ValueError:
+        return False
 
 
 def _with_tls(options: Mapping[str, str]) -> Mapping[str, str]:

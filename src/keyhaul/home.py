@@ -28,11 +28,13 @@ def prepare_home(home: Path, owner: int | None) -> None:
         owner: the uid that runs the server, if it is not our own.
 
     Raises:
-        ConfigError: the folder holds something else, or `owner` cannot reach it.
+        ConfigError: the folder holds something else, others could exchange it, or `owner` cannot reach it.
     """
     if not home.exists():
         home.mkdir(parents=True, exist_ok=True)
         home.chmod(0o700 if owner is None else 0o711)
+    if others := exchangeable(home):
+        raise ConfigError(f"use home {home}: {others}, expected a folder of this user or root. Give another --home.")
     mark = home / "users.lock"
     if not mark.exists():
         if any(home.iterdir()) and not mark.exists():
@@ -47,6 +49,20 @@ def prepare_home(home: Path, owner: int | None) -> None:
             f"use home {home}: {closed} is closed to other users, expected that uid {owner} can pass, because "
             "PostgreSQL does not run as root. Give a --home under /var or /srv, or leave it out for /var/cache/keyhaul."
         )
+
+
+def exchangeable(folder: Path) -> str:
+    """Return who else could put other files in the place of those in `folder`; an empty string: root alone.
+
+    The folders above it are trusted, and so is its group.
+    """
+    ours = {0, os.geteuid()}
+    for status in (folder.lstat(), folder.stat()):
+        if status.st_uid not in ours:
+            return f"it belongs to uid {status.st_uid}"
+        if not stat.S_ISLNK(status.st_mode) and status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
+            return "everybody may write there"
+    return ""
 
 
 def closed_folder(path: Path, uid: int) -> Path | None:

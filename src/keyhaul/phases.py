@@ -23,6 +23,7 @@ from keyhaul.copies import across_chunks
 from keyhaul.decoding import parsed
 from keyhaul.errors import ConfigError, RefusedError, StopRunError
 from keyhaul.gather import Contest, Gathered, Store, remove
+from keyhaul.home import exchangeable
 from keyhaul.model import RECORD, ChunkResult, Staged
 from keyhaul.stage import REJECTED
 from keyhaul.text import plural
@@ -74,7 +75,7 @@ class Phases:
         """Look at the work folder; makes it, but nothing in it.
 
         Raises:
-            ConfigError: it cannot be written.
+            ConfigError: it cannot be written, or another user could put a folder of his in the place of ours.
         """
         self._job = prepared.job
         self._prepared = prepared
@@ -91,6 +92,12 @@ class Phases:
             raise ConfigError(msg) from error
         if not os.access(self._base, os.W_OK | os.X_OK):
             msg = f"use work folder {self._base}: this user cannot write there. Give another one in --work-dir"
+            raise ConfigError(msg)
+        if others := exchangeable(self._base):
+            msg = (
+                f"use work folder {self._base}: {others}, expected a folder of this user or root, because rows will "
+                "lie in it. Give another one in --work-dir"
+            )
             raise ConfigError(msg)
 
     @classmethod

@@ -188,6 +188,7 @@ def _aggregate(rule: RunRule, item: sql.Composable) -> sql.Composed:
 
 def _explain(conn: Connection, query: sql.Composed) -> None:
     with conn.transaction():
+        catalog.check_statement(conn, query.as_string(conn))
         conn.execute(sql.SQL("explain {}").format(query))
 
 

@@ -21,6 +21,8 @@ import psycopg
 import pytest
 import support
 from aftermath import text_of_ledger
+from echo import Echo
+from listener import listening
 from moving import run_sql
 from psycopg import sql
 
@@ -349,6 +351,32 @@ def test_no_secret_is_told_whatever_fails(etl_home, databases, server, roles, tm
     with contextlib.suppress(psycopg.Error):
         left.append(("ledger", text_of_ledger(databases[1])))
     assert {name: forms_in(data) for name, data in left if forms_in(data)} == {}
+
+
+PLACES = {
+    "PGPASSFILE": lambda port, file: (file.write_text(f"127.0.0.1:{port}:*:*:{CANARIES['plain']}\n"), str(file))[1],
+    "PGPASSWORD": lambda _port, _file: "hunter",  # an ordinary word, which `hide` would not know
+    "PGSERVICEFILE": lambda _port, file: (file.write_text(f"[s]\npassword={CANARIES['variable']}\n"), str(file))[1],
+}
+
+
+@pytest.mark.parametrize("command", [("chunked", *FLAGS, "--target"), ("show", "last", "--target")], ids=lambda c: c[0])
+@pytest.mark.parametrize("place", PLACES)
+def test_a_server_that_repeats_the_password_it_was_given_does_not_tell_it(
+    etl_home, databases, tmp_path, place, command
+):
+    file = tmp_path / "login"
+    with listening(Echo()) as server:
+        env = {place: PLACES[place](server.port, file), "ETL_SOURCE_URL": databases[0]}
+        env |= {"PGSERVICE": "s"} if place == "PGSERVICEFILE" else {}
+        file.touch()
+        file.chmod(0o600)
+        done = support.run_etl(
+            etl_home, *command, f"postgresql://bob@127.0.0.1:{server.port}/db", env=env, cwd=tmp_path
+        )
+    assert done.returncode == 2, done.stderr
+    assert "no login with ***, which is ***" in done.stderr
+    assert not forms_in(done.stderr.encode())
 
 
 def _text(path):

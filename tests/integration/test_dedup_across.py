@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import shutil
 import stat
@@ -322,6 +323,30 @@ def test_a_folder_that_others_could_have_changed_is_refused(ends, work):
     next(work.iterdir()).chmod(0o755)
     with pytest.raises(ConfigError, match="others could have changed it"):
         move(ends, work)
+
+
+def exchange(folder):
+    """Let a folder be everybody's, or another user's, as far as we may."""
+    folder.chmod(0o777)
+    yield "everybody may write there"
+    folder.chmod(0o700)
+    if os.geteuid() == 0:
+        os.chown(folder, 12345, -1)
+        yield "it belongs to uid 12345"
+
+
+def test_rows_are_not_put_into_a_folder_that_others_could_exchange(ends, tmp_path):
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    (tmp_path / "link").symlink_to(folder)
+    for why in exchange(folder):
+        for work in (folder, tmp_path / "link"):
+            with pytest.raises(ConfigError, match=f"use work folder .*: {why}, expected a folder of this user"):
+                move(ends, work)
+    assert list(folder.iterdir()) == []
+    os.chown(folder, os.geteuid(), -1)
+    folder.chmod(0o1777)  # as /tmp: nobody can exchange what is another's
+    assert move(ends, folder).outcome == "done"
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_anything_is_made(ends, tmp_path):

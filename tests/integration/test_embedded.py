@@ -294,6 +294,14 @@ def test_programs_that_the_servers_user_cannot_reach_are_copied_once(home, monke
             (package / "pginstall18" / name).mkdir()
 
 
+def test_a_home_that_others_could_exchange_is_refused_and_left_alone(new_home):
+    new_home.mkdir()
+    new_home.chmod(0o777)
+    with pytest.raises(ConfigError, match="everybody may write there"):
+        embedded.start(new_home, settings=FAST)
+    assert list(new_home.iterdir()) == []
+
+
 def test_a_folder_with_other_files_is_refused_and_left_alone(new_home):
     new_home.mkdir()
     (new_home / "letter.txt").touch()

@@ -45,6 +45,10 @@ WRITING = {
     "its setting": "select id, set_config('default_transaction_read_only', 'off', false), public.add() from public.items",
     "a second statement": "select id, name from public.items; delete from public.items",
     "the end of the transaction": "select id, name from public.items; commit; delete from public.items; select 1 as id",
+    "a way out of our parentheses": (
+        "select id, name from public.items) as q; commit; begin read write; delete from public.items; commit;"
+        " begin isolation level repeatable read; select * from (select id, name from public.items"
+    ),
     "a sequence": "select id, nextval('public.numbers') as name from public.items",
     "a table that is made": "select id, name into public.other from public.items",
     "rows that are locked": "select id, name from public.items for update",
@@ -73,6 +77,27 @@ def test_a_source_query_that_writes_is_refused_and_changes_nothing(databases, re
     assert rows(databases[0], "select last_value, is_called from public.numbers") == [(1, False)]
 
 
+@pytest.mark.parametrize("own", [True, False], ids=["no table yet", "a table that is there"])
+def test_a_rule_across_the_run_that_leaves_its_parentheses_changes_nothing_at_either_end(databases, tmp_path, own):
+    run_sql(databases[0], *ITEMS)
+    run_sql(
+        databases[1],
+        "create table public.kept (id int)",
+        *(() if own else ("create table public.items (id int, name text)",)),
+    )
+    before = [contents(uri) for uri in databases]
+    out = "1)::text; commit; begin read write; create table public.made (id int); delete from public.items; commit; begin; select (1"
+    path = tmp_path / "job.yaml"
+    path.write_text(
+        f"job: j\nkey: id\nsource: {{uri: '{databases[0]}', table: public.items}}\n"
+        f"target: {{uri: '{databases[1]}', table: public.items}}\nrun_rules:\n  - equals_source: \"{out}\"\n"
+    )
+    for done in (keyhaul.plan, keyhaul.run):
+        with pytest.raises(ConfigError, match="multiple commands"):
+            done(load_job(path, {}, {}))
+    assert [contents(uri) for uri in databases] == before
+
+
 @pytest.mark.parametrize("reader", ["connectorx", "adbc"])
 def test_a_function_that_writes_only_while_chunks_are_read_writes_nothing(databases, reader):
     # Nothing calls it until a row is read: the readers' own sessions have to be read-only as well.
@@ -85,7 +110,7 @@ def test_a_function_that_writes_only_while_chunks_are_read_writes_nothing(databa
     assert contents(databases[0]) == before
 
 
-@pytest.mark.parametrize("query", list(WRITING.values())[:7], ids=list(WRITING)[:7])
+@pytest.mark.parametrize("query", list(WRITING.values())[:8], ids=list(WRITING)[:8])
 def test_a_lookup_that_writes_is_refused_and_changes_nothing(databases, tmp_path, query):
     run_sql(databases[0], *ITEMS)
     before = contents(databases[0])

@@ -174,7 +174,7 @@ PLANES = "source: {table: public.planes}, on: tailnum"
     ("text", "expected"),
     [
         ("source: {table: public.plains}, on: tailnum, take: year", "read lookup plains: public.plains is not there. Tables in this database: public.flights, public.planes. Change source.table of the lookup"),
-        ("source: {query: 'selec 1'}, on: tailnum, take: year", 'read lookup query: syntax error at or near "1", expected one SELECT'),
+        ("source: {query: 'selec 1'}, on: tailnum, take: year", 'read lookup query: syntax error at or near "selec", expected one SELECT'),
         ("source: {query: 'select 1 as tailnum, 1/0 as year'}, on: tailnum, take: year", "division by zero"),
         (f"{PLANES}, take: [yaer, kind]", "read lookup planes: it has no column yaer, kind, expected one of tailnum, year, type"),
         (f"{PLANES}, take: year, first: when", "it has no column when"),

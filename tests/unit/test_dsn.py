@@ -71,7 +71,17 @@ def test_an_ipv6_address_keeps_its_brackets() -> None:
     assert dsn.uri(application_name="k", options={}).startswith("postgresql://ann:pw@[::1]:6000/shop?")
 
 
-@pytest.mark.parametrize(("host", "local"), [("localhost", True), ("127.0.0.9", True), ("db.example", False)])
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [
+        *((host, True) for host in ("localhost", "LocalHost", "127.0.0.9", "::1")),
+        *(
+            (host, False)
+            for host in ("db.example", "127.example.com", "127.0.0.1.example.com", "localhost.example.com")
+        ),
+        *((host, False) for host in ("127.1", "128.0.0.1", "fe80::1", "10.0.0.1")),
+    ],
+)
 def test_a_loopback_host_is_local(host: str, *, local: bool) -> None:
     assert make(host=host).is_local is local
 
