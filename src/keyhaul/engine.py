@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -22,10 +22,10 @@ from keyhaul.hiring import MOST_WORKERS, Staffing
 from keyhaul.identity import check_same
 from keyhaul.incremental import begin_delta, limit_again
 from keyhaul.ledger import Ledger, new_run_id
-from keyhaul.ledgerrows import NewRun
+from keyhaul.ledgerrows import NewRun, lost
 from keyhaul.memory import cpu_seconds
 from keyhaul.model import Report
-from keyhaul.outset import check_new, check_there, surprises
+from keyhaul.outset import check_new, check_still_empty, check_there, surprises
 from keyhaul.pace import Pace
 from keyhaul.parts import AutoChunk
 from keyhaul.phases import Phases, sweep
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from keyhaul.config import Job
-    from keyhaul.ledgerrows import Totals
+    from keyhaul.ledgerrows import Totals, Unfinished
     from keyhaul.limits import Limits
-    from keyhaul.model import Observer, Outcome, RunCheck
+    from keyhaul.model import FailedChunk, Observer, Outcome, RunCheck, TableCounts
     from keyhaul.sizing import Sizing
     from keyhaul.targets.rowhash import Hashing
 
@@ -83,6 +83,16 @@ def run(job: Job, observe: Observer, control: Control, *, fresh: bool = False, f
             raise sitting.explain(error) from error
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What the ledger has for a run's report beside the balance."""
+
+    quarantined_by_reason: Mapping[str, int]
+    failed: tuple[FailedChunk, ...]
+    warned: Mapping[str, int]
+    tables: tuple[TableCounts, ...]
+
+
 class Sitting:
     """One sitting of one run, and what a replay needs of it too.
 
@@ -101,6 +111,7 @@ class Sitting:
         self._sitting = 1
         self._begun = False
         self._expected_rows: int | None = None
+        self._cuts = 0
         self._hashing: Hashing | None = None
         self.ledger = Ledger(self._connect_ledger, self._job.ledger_schema, self._job.job)
 
@@ -118,27 +129,10 @@ class Sitting:
         ledger.lock()
         phases = Phases.of(self._prepared, self._observe, self._control)
         unfinished = ledger.unfinished() if ledger.exists() and not fresh else None
-        if unfinished is not None:
-            now = self._job.fingerprint(), self._job.identity()
-            check_same(unfinished.run_id, (unfinished.fingerprint, unfinished.config), now)
-            check_there(self._prepared, ledger, unfinished)
-            self._hashing = checksums.resume(self._prepared, ledger.checksum(unfinished.run_id))
-            left = len(ledger.open_chunks(unfinished.run_id))
-            loaded = ledger.totals(unfinished.run_id).done
-            gathered = phases is not None and phases.resume(unfinished.run_id, loaded=loaded, left=left)
-            workers = self.count_workers(left)
-            self._run_id, resumed = unfinished.run_id, True
-            message = "going on with an unfinished run; " + (
-                "all its rows are gathered, and the source is not read again"
-                if gathered
-                else "its remaining chunks are read from a newer snapshot"
-            )
-            message += limit_again(self._job, self._prepared.source, ledger, self._run_id, full=full)
-            ledger.upgrade()
-            self._sitting = ledger.resume(self._run_id, workers)
-            self._notice(message, "warning")
-        else:
-            workers, resumed = self._begin(fresh=fresh, full=full), False
+        resumed = unfinished is not None
+        workers = (
+            self._begin(fresh=fresh, full=full) if unfinished is None else self._go_on(unfinished, phases, full=full)
+        )
         chunks = ledger.open_chunks(self._run_id)
         totals = ledger.totals(self._run_id)
         self.begin(totals, sum(c.estimated_rows for c in chunks), workers, resumed=resumed)
@@ -156,8 +150,36 @@ class Sitting:
             workers = staffing.workers
             ledger.staffed(self._run_id, workers, staffing.reason)
         report = self._finish(pool, workers, resumed=resumed)
-        sweep(self._job, ledger, self._observe)
+        try:
+            sweep(self._job, ledger, self._observe)
+        except (psycopg.Error, ConfigError):  # the run has had its last word: nothing is to be said against it
+            self._notice("could not ask the ledger which work folders can go; the next run does", "warning")
         return report
+
+    def _go_on(self, unfinished: Unfinished, phases: Phases | None, *, full: bool) -> int:
+        """Take the unfinished run over, and say so; returns the number of workers."""
+        ledger = self.ledger
+        now = self._job.fingerprint(), self._job.identity()
+        check_same(unfinished.run_id, (unfinished.fingerprint, unfinished.config), now)
+        check_there(self._prepared, ledger, unfinished)
+        self._hashing = checksums.resume(self._prepared, ledger.checksum(unfinished.run_id))
+        left = len(ledger.open_chunks(unfinished.run_id))
+        loaded = ledger.totals(unfinished.run_id).done
+        gathered = phases is not None and phases.resume(unfinished.run_id, loaded=loaded, left=left)
+        workers = self.count_workers(left)
+        self._run_id = unfinished.run_id
+        message = "going on with an unfinished run; " + (
+            "all its rows are gathered, and the source is not read again"
+            if gathered
+            else "its remaining chunks are read from a newer snapshot"
+        )
+        message += limit_again(self._job, self._prepared.source, ledger, self._run_id, full=full)
+        ledger.upgrade()
+        self._sitting = ledger.resume(self._run_id, workers)
+        if phases is not None:
+            phases.check_still(ledger.totals(self._run_id).done, loaded, self._run_id)
+        self._notice(message, "warning")
+        return workers
 
     def _staffing(self, workers: int, limits: Limits) -> Staffing | None:
         """Return what chooses the number of workers; None when the job says it."""
@@ -179,7 +201,7 @@ class Sitting:
 
     def begin(self, totals: Totals, rows_left: int, workers: int, *, resumed: bool) -> None:
         """Say that the plan is in the ledger: from here on, an error leaves something to go on with."""
-        self._begun = True
+        self._begun, self._cuts = True, self.ledger.cuts(self._run_id)
         source, target = self._prepared.places
         self._observe(
             events.RunStarted(
@@ -264,6 +286,8 @@ class Sitting:
                 plan,
                 fresh=fresh,
             )
+            if fresh and not empty_first:
+                check_still_empty(prepared)
             for table in replacing.leftovers(conn, self.ledger.fresh_tables()):
                 conn.execute(sql.SQL("drop table {}").format(table))
         pass_point("plan.written")
@@ -316,17 +340,20 @@ class Sitting:
 
     def why_incomplete(self, totals: Totals) -> str:
         """Return why chunks are left, or an empty string when none is."""
+        if self.ledger.cuts(self._run_id) != self._cuts:
+            return self._control.reason or lost(self._run_id)
         if totals.done == totals.planned:
             return ""
         failed = self.ledger.failed_chunks(self._run_id)
-        lost = "the target has lost chunks that it had committed (a crash with synchronous_commit = off?)"
-        return self._control.reason or (f"{len(failed):,} of {totals.planned:,} chunks failed" if failed else lost)
+        again = "the target has lost chunks that it had committed (a crash with synchronous_commit = off?)"
+        return self._control.reason or (f"{len(failed):,} of {totals.planned:,} chunks failed" if failed else again)
 
     def _finish(self, pool: Pool, workers: int, *, resumed: bool) -> Report:
         ledger = self.ledger
         totals = ledger.totals(self._run_id)
         reason = self.why_incomplete(totals)
         ledger.limited(self._run_id, self.sizing.told(self._job, pool.limits, workers))
+        told = self.ask("run")
         end = Ended(status="stopped", reason=reason)
         if not reason:
             ending = Ending(self._prepared, ledger, self._run_id, self._control, self._notice)
@@ -336,16 +363,25 @@ class Sitting:
         if end.status == "abandoned" and self._prepared.target.fresh:
             ledger.connection.execute(sql.SQL("drop table if exists {}").format(self._prepared.target.loaded))
         pass_point("run.closed")
-        reasons = ledger.quarantined_by_rule(self._run_id)
         return self.report(
-            pool, totals, reasons, workers=workers, resumed=resumed, stop_reason=end.reason, checks=end.checks
+            pool, totals, told, workers=workers, resumed=resumed, stop_reason=end.reason, checks=end.checks
+        )
+
+    def ask(self, kind: Literal["run", "replay"]) -> Told:
+        """Ask the ledger for what the report tells, before the run's last word: when it is done, nothing can fail."""
+        run_id, ledger = self._run_id, self.ledger
+        return Told(
+            quarantined_by_reason=ledger.quarantined_by_rule(run_id, kind),
+            failed=ledger.failed_chunks(run_id),
+            warned=ledger.warned(run_id),
+            tables=ledger.tables(run_id),
         )
 
     def report(
         self,
         pool: Pool,
         totals: Totals,
-        reasons: Mapping[str, int],
+        told: Told,
         *,
         workers: int,
         resumed: bool,
@@ -364,14 +400,14 @@ class Sitting:
             timings=pool.timings,
             chunks_planned=totals.planned,
             chunks_done=totals.done,
-            failed=self.ledger.failed_chunks(self._run_id),
+            failed=told.failed,
             seconds=time.perf_counter() - self._started,
             workers=workers,
-            quarantined_by_reason=reasons,
-            warned=self.ledger.warned(self._run_id),
+            quarantined_by_reason=told.quarantined_by_reason,
+            warned=told.warned,
             run_checks=checks,
             target_table=self._prepared.target.label,
-            tables=self.ledger.tables(self._run_id),
+            tables=told.tables,
             stop_reason=stop_reason,
             signal=self._control.signal,
             chunks_timed=pool.chunks,

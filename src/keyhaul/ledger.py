@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -14,18 +15,19 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import psycopg
+from psycopg import errors
 
 import keyhaul
-from keyhaul.errors import ConnectError, RefusedError
-from keyhaul.ledgerrows import Replayable, Totals, Unfinished, Watermark
-from keyhaul.model import Chunk, Counts, FailedChunk, TableCounts
+from keyhaul.errors import ConnectError, RefusedError, StopRunError
+from keyhaul.ledgerrows import Replayable, Totals, Unfinished, Watermark, chunk_of, lost
+from keyhaul.model import Counts, FailedChunk, TableCounts
 from keyhaul.sql import statement
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from keyhaul.ledgerrows import NewRun
-    from keyhaul.model import Plan, RunCheck
+    from keyhaul.model import Chunk, Plan, RunCheck
 
 LOCK_SECONDS: Final = 1.0
 """How long to wait for the job's lock: the server needs a moment to notice that a killed process is gone."""
@@ -161,6 +163,15 @@ class Ledger:
             self._execute("upgrade")
         return bool(row and row[0])
 
+    def settle(self) -> None:
+        """Wait for what killed processes of this job have left under way in the target, a COMMIT for example.
+
+        What is looked at after that stays as it is. Only who has the job's lock may rely on it.
+        """
+        if exists(self.connection, self.schema):
+            with contextlib.suppress(errors.ReadOnlySqlTransaction):  # such a target is refused for that
+                self._execute("settle", job=self.job)
+
     def lock(self) -> None:
         """Take the job's lock until the connection closes.
 
@@ -226,12 +237,15 @@ class Ledger:
             self._execute("insert_chunks", run_id=run.run_id, chunks=chunks)
 
     def abandon(self, kind: Literal["run", "replay"]) -> None:
-        """Give up what is unfinished of this job."""
+        """Give up what is unfinished of this job; waits for chunks that are being loaded."""
+        self._execute("settle", job=self.job)
         self._execute("abandon", job=self.job, kind=kind)
 
     def resume(self, run_id: str, workers: int) -> int:
         """Record another sitting of a run; returns its number, from 2."""
-        row = self._execute("resume_run", run_id=run_id, workers=workers, **_process()).fetchone()
+        with self.connection.transaction():
+            self._execute("settle", job=self.job)  # one that had the lock before us may still load
+            row = self._execute("resume_run", run_id=run_id, workers=workers, **_process()).fetchone()
         return int(row[0]) if row else 1
 
     def staffed(self, run_id: str, workers: int, reason: str) -> None:
@@ -267,12 +281,12 @@ class Ledger:
     def open_chunks(self, run_id: str) -> tuple[Chunk, ...]:
         """Return the chunks that are not committed, with the bounds of the persisted plan."""
         rows = self._execute_again("open_chunks", run_id=run_id).fetchall()
-        return tuple(_chunk(row) for row in rows)
+        return tuple(chunk_of(row) for row in rows)
 
     def all_chunks(self, run_id: str) -> tuple[tuple[Chunk, bool], ...]:
         """Return every chunk of a run in its order, and whether it is committed."""
         rows = self._execute("verify_chunks", run_id=run_id).fetchall()
-        return tuple((_chunk(row[:5]), row[5]) for row in rows)
+        return tuple((chunk_of(row[:5]), row[5]) for row in rows)
 
     def chunk_failed(self, run_id: str, failed: FailedChunk, *, last: int, worker: int, sitting: int) -> None:
         """Record that a chunk was given up, with the reason; a committed chunk stays as it is.
@@ -298,6 +312,10 @@ class Ledger:
         return Totals(
             done=done, failed=failed, planned=planned, counts=Counts(**dict(zip(names, numbers, strict=True)))
         )
+
+    def cuts(self, run_id: str) -> int:
+        """Return how many cuts the plan of a run has; merging chunks does not change it."""
+        return int(self._execute_again("count_cuts", run_id=run_id).fetchall()[0][0])
 
     def failed_chunks(self, run_id: str) -> tuple[FailedChunk, ...]:
         """Return what was given up and is not committed yet."""
@@ -356,7 +374,7 @@ class Ledger:
 
     def end_within(self, conn: psycopg.Connection[Any], run_id: str) -> None:
         """Write that the run is done, in the transaction under way on `conn`: never over another connection."""
-        conn.execute(statement("end_run", self.schema, run_id=run_id, status="done", stop_reason=None))
+        _demand(conn.execute(statement("end_run", self.schema, run_id=run_id, status="done", stop_reason=None)), run_id)
 
     def is_done(self, run_id: str) -> bool:
         """Ask whether a run is done, over a new connection when the first is lost."""
@@ -372,20 +390,23 @@ class Ledger:
         self._execute_again("limited", run_id=run_id, limits=json.dumps(limits))
 
     def end(self, run_id: str, status: str, stop_reason: str | None) -> None:
-        """Write the run's last word: ``done`` or ``stopped``."""
-        self._execute_again("end_run", run_id=run_id, status=status, stop_reason=stop_reason)
+        """Write the run's last word: ``done`` or ``stopped``.
+
+        Raises:
+            StopRunError: the ledger does not have the run any more.
+        """
+        _demand(self._execute_again("end_run", run_id=run_id, status=status, stop_reason=stop_reason), run_id)
+
+
+def _demand(written: psycopg.Cursor[Any], run_id: str) -> None:
+    if written.fetchone() is None:
+        raise StopRunError(lost(run_id))
 
 
 def exists(conn: psycopg.Connection[Any], schema: str) -> bool:
     """Whether `schema` holds a ledger in this database."""
     row = conn.execute(statement("exists", schema, runs=_runs(schema))).fetchone()
     return bool(row and row[0])
-
-
-def _chunk(row: Sequence[Any]) -> Chunk:
-    number, kind, lower, upper, estimated = row
-    lower, upper = (None if bound is None else tuple(bound) for bound in (lower, upper))
-    return Chunk(number=number, kind=kind, lower=lower, upper=upper, estimated_rows=estimated)
 
 
 def _runs(schema: str) -> str:

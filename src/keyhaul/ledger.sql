@@ -156,6 +156,11 @@ select host, run_id from {schema}.runs
 select run_id, fingerprint, config, coalesce(to_jsonb(r) ->> 'fresh_table', '') from {schema}.runs r
  where job = {job} and kind = 'run' and status in ('running', 'stopped') order by started_at desc limit 1;
 
+-- name: settle
+-- Wait for every transaction that loads a chunk of an unfinished run of this job: a killed process may have left a
+-- COMMIT behind that the server is still at.
+select run_id from {schema}.runs where job = {job} and status in ('running', 'stopped') order by run_id for update;
+
 -- name: abandon
 -- What was unfinished will not be resumed: runs by `--fresh`, replays by the next replay.
 update {schema}.runs set status = 'abandoned', ended_at = clock_timestamp()
@@ -225,15 +230,24 @@ select chunk, kind, lower_bound, upper_bound, estimated_rows from {schema}.chunk
  where run_id = {run_id} and status <> 'done' order by chunk;
 
 -- name: claim_chunk
--- Lock the chunk's row, of a merged chunk those of all its cuts, in their order: a second task with one of them waits
+-- Hold the run, so that nobody takes it over or gives it up before this transaction has ended, if it is still this
+-- sitting's; lock the chunk's row, of a merged chunk those of all its cuts, in their order: a second task with one of them waits
 -- here, and then finds it done or gone. The last column is how long it waited, by the server's clock: outside the CTE,
 -- since a list beside FOR UPDATE is computed before the lock.
-with claimed as materialized (
+with held as materialized (
+    select run_id from {schema}.runs
+     where run_id = {run_id} and status = 'running' and sittings = {sitting} for key share
+), claimed as materialized (
     select chunk, cuts, status, rows_read, rows_loaded, rows_unchanged, rows_duplicate, rows_filtered, rows_quarantined,
            rows_updated, bytes_read, attempts
-      from {schema}.chunks where run_id = {run_id} and chunk between {chunk} and {last} order by chunk for update
+      from {schema}.chunks where run_id = (select run_id from held) and chunk between {chunk} and {last}
+     order by chunk for update
 )
 select claimed.*, extract(epoch from clock_timestamp() - statement_timestamp())::double precision from claimed;
+
+-- name: holder_of_run
+-- Which sitting has the run, and as what it stands there.
+select sittings, status from {schema}.runs where run_id = {run_id};
 
 -- name: covering
 -- Whether a committed chunk has any of these cuts.
@@ -419,6 +433,10 @@ select count(*) filter (where status = 'done'), count(*) filter (where status = 
        coalesce(sum(rows_quarantined), 0)::bigint, coalesce(sum(rows_updated), 0)::bigint
   from {schema}.chunks where run_id = {run_id};
 
+-- name: count_cuts
+-- How many cuts the plan has; merging chunks does not change it.
+select coalesce(sum(cuts), 0)::bigint from {schema}.chunks where run_id = {run_id};
+
 -- name: range_rows_read
 -- Rows read by the chunks with a key range, to compare with what an exact plan expected.
 select coalesce(sum(rows_read), 0)::bigint from {schema}.chunks where run_id = {run_id} and kind = 'range';
@@ -471,7 +489,8 @@ update {schema}.runs r set limits = r.limits || (
 
 -- name: end_run
 -- The run's last word: done when no chunk is left, else stopped and resumable.
-update {schema}.runs set status = {status}, ended_at = clock_timestamp(), stop_reason = {stop_reason} where run_id = {run_id};
+update {schema}.runs set status = {status}, ended_at = clock_timestamp(), stop_reason = {stop_reason} where run_id = {run_id}
+returning run_id;
 
 -- name: status
 -- What the ledger says of a run, when the answer to a COMMIT was lost.

@@ -5,10 +5,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from keyhaul.model import Chunk
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from keyhaul.model import Counts
+
+
+def chunk_of(row: Sequence[Any]) -> Chunk:
+    """Return a chunk from its ledger row's number, kind, bounds and estimate."""
+    number, kind, lower, upper, estimated = row
+    lower, upper = (None if bound is None else tuple(bound) for bound in (lower, upper))
+    return Chunk(number=number, kind=kind, lower=lower, upper=upper, estimated_rows=estimated)
+
+
+def lost(run_id: str) -> str:
+    """Return what to say when the ledger does not have a run, or chunks of its plan, that it had."""
+    return (
+        f"ask ledger: the target does not have the whole plan of run {run_id} any more. Somebody has deleted it, or "
+        "the target has lost what it had committed (a failover to a server that had not got it). Compare the "
+        "table with the source before you load anything else"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

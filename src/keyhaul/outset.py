@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
+from psycopg import sql
+
 from keyhaul import checksums
 from keyhaul.errors import RefusedError
 from keyhaul.parts import AutoChunk
@@ -41,6 +43,25 @@ def check_new(prepared: Prepared) -> bool:
         )
         raise RefusedError(msg)
     return empty_first
+
+
+def check_still_empty(prepared: Prepared) -> None:
+    """Refuse a new run without a mode when rows came in since the target was looked at.
+
+    Asked when the run before it is given up, for which its chunks under way were waited for.
+
+    Raises:
+        RefusedError: a table that is to be empty holds rows.
+    """
+    several = [table.target for table in prepared.tables if table.entry.mode is None]
+    single = [prepared.target] if prepared.job.target.mode is None and not prepared.tables else []
+    for target in [*several, *single]:
+        if not target.holds_rows and not target.ddl.before:
+            query = sql.SQL("select exists (select from {})").format(target.identifier)
+            row = prepared.target_conn.execute(query).fetchone()
+            if row and row[0]:
+                msg = f"load {target.label}: another process has loaded rows just now. Look at them, and begin anew"
+                raise RefusedError(msg)
 
 
 def check_there(prepared: Prepared, ledger: Ledger, unfinished: Unfinished) -> None:

@@ -135,6 +135,17 @@ class Phases:
             raise RefusedError(msg)
         return False
 
+    @staticmethod
+    def check_still(now: int, loaded: int, run_id: str) -> None:
+        """Refuse to go on when chunks came in after `resume` was asked: they chose among other gathered rows.
+
+        Raises:
+            RefusedError: `now` more chunks are loaded than were.
+        """
+        if now != loaded:
+            msg = f"resume run {run_id}: another process has loaded chunks of it just now. Wait for its end"
+            raise RefusedError(msg)
+
     def _open(self, run_id: str, *, resumed: bool) -> Store:
         """Return the store that `resume` has found, or a new one; the ledger knows the run by now."""
         if self._store is not None:

@@ -304,8 +304,11 @@ class Pool:
         """Ask the ledger after the last try, too: perhaps only the answer to its COMMIT was lost."""
         try:
             return worker.committed(chunk)
+        except StopRunError as error:
+            self._control.stop(self._clean(error))
         except ChunkError:
-            return None
+            pass
+        return None
 
     def _try(self, worker: Worker, chunk: Chunk, attempt: int) -> ChunkResult:
         """Move a chunk; after a doubt, ask the ledger first."""

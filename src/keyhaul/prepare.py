@@ -135,8 +135,8 @@ def prepare(job: Job, ends: Ends, *, run_id: str = "plan", alone: bool = False) 
         job: validated.
         ends: the databases that it means.
         run_id: in the names of the sessions.
-        alone: take the job's lock before either end is looked at. What is found would not be true any more if
-            another process of this job ended between the look and the lock.
+        alone: take the job's lock, and wait for what a killed process has left under way, before either end is
+            looked at: what is found would not be true any more if another process of this job ended after the look.
 
     Raises:
         ConnectError: an end cannot be reached.
@@ -159,7 +159,9 @@ def prepare(job: Job, ends: Ends, *, run_id: str = "plan", alone: bool = False) 
         ends = replace(ends, source=with_login(ends.source, source_conn), target=with_login(ends.target, target_conn))
         try:
             if alone:
-                Ledger(lambda: target_conn, job.ledger_schema, job.job).lock()
+                ledger = Ledger(lambda: target_conn, job.ledger_schema, job.job)
+                ledger.lock()
+                ledger.settle()
             ends = replace(ends, source=noticing(ends.source, source_conn), target=noticing(ends.target, target_conn))
             prepared = _compile(job, ends, source_conn, target_conn, watchdog)
             check_run_rules(target_conn, prepared.target, prepared.source, job.run_rules)

@@ -233,10 +233,10 @@ class _Replay:
         totals = ledger.totals(self._run_id)
         reason = sitting.why_incomplete(totals)
         ledger.limited(self._run_id, sitting.sizing.told(job, pool.limits, workers))
+        told = sitting.ask("replay")
         ledger.end(self._run_id, "stopped" if reason else "done", reason or None)
         pass_point("run.closed")
-        reasons = ledger.quarantined_by_rule(self._run_id, "replay")
-        return sitting.report(pool, totals, reasons, workers=workers, resumed=False, stop_reason=reason)
+        return sitting.report(pool, totals, told, workers=workers, resumed=False, stop_reason=reason)
 
     def _keep_checksums(self, original: Replayable) -> tuple[dict[str, Any] | None, Hashing | None]:
         """Return how the checksums of the original run are kept true, if it has any and that can be."""

@@ -23,6 +23,9 @@ from aftermath import (
 )
 from proxy import losing
 
+import keyhaul
+from keyhaul.config import load_job
+from keyhaul.errors import ConnectError
 from keyhaul.ledger import Ledger
 
 ROWS = 400
@@ -319,6 +322,82 @@ DROPPING = (
     " $$ begin if {} then return new; end if; return null; end $$;"
     "create trigger fair before insert on public.items for each row execute function public.fair()"
 )
+
+
+def late(target, run, rows):
+    """Return a connection that is at the COMMIT of a run's first chunk, as a killed process may leave one behind."""
+    conn = psycopg.connect(target)
+    conn.execute("select from keyhaul.runs where run_id = %s and status = 'running' for key share", [run])
+    conn.execute("select from keyhaul.chunks where run_id = %s and chunk = 1 for update", [run])
+    stored = conn.execute(rows).rowcount
+    conn.execute(
+        "update keyhaul.chunks set status = 'done', rows_read = %s, rows_loaded = %s where run_id = %s and chunk = 1",
+        [stored, stored, run],
+    )
+    return conn
+
+
+def killed(start_etl, target, args):
+    """Kill a run before its first chunk is loaded; return its name."""
+    assert start_etl(*args, env={"KEYHAUL_FAULT": "claim.after:1:kill"}).end() == -signal.SIGKILL
+    return value(target, "select run_id from keyhaul.runs")
+
+
+def waits(target):
+    query = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+    support.wait_until(lambda: value(target, query), "a session to wait")
+
+
+def test_fresh_waits_for_a_commit_that_a_killed_process_has_left_behind(start_etl, source, target):
+    fetch(target, "create table public.items (id bigint, name text, amount numeric(12,2), doc jsonb)")
+    args = command(source, target, "--job", "items")
+    run_id = killed(start_etl, target, args)
+    with late(target, run_id, "insert into public.items select g, 'late' from generate_series(1, 10) g"):
+        second = start_etl(*args, "--fresh")
+        waits(target)
+    assert second.end() == 2, second.printed
+    assert "it already holds rows and no mode is given" in second.stderr
+    assert value(target, "select count(*) from public.items") == 10
+    assert fetch(target, "select status from keyhaul.runs") == [("running",)]
+
+
+def test_a_dedup_is_not_decided_anew_beside_a_commit_that_a_killed_process_has_left_behind(
+    start_etl, source, target, tmp_path
+):
+    fetch(target, "create table public.items (id bigint, name text, amount numeric(12,2), doc jsonb)")
+    args = command(source, target, "--job", "items", "--dedup", "amount", chunk=100)
+    run_id = killed(start_etl, target, [*args, "--work-dir", str(tmp_path / "one")])
+    with late(target, run_id, "insert into public.items select g, 'late' from generate_series(1, 100) g"):
+        second = start_etl(*args, "--work-dir", str(tmp_path / "two"))
+        waits(target)
+    assert second.end() == 2, second.printed
+    assert "1 of its chunks are loaded, and the rows of the others" in second.stderr
+    assert value(target, "select count(*) from public.items") == 100
+
+
+def test_a_run_whose_ledger_rows_are_deleted_under_it_is_not_told_as_done(start_etl, source, target):
+    going = start_etl(*command(source, target, "--progress", "json", table="public.slow"))
+    going.wait_for("ChunkDone", 2)
+    fetch(target, "delete from keyhaul.runs")
+    assert going.end() == 3, going.printed
+    assert "does not have the whole plan of run" in going.printed
+
+
+def test_nothing_is_asked_after_the_last_word_of_a_run(source, target, monkeypatch):
+    end = Ledger.end
+
+    def end_and_go(self, *args):
+        end(self, *args)
+        self._open = gone
+
+    def gone():
+        raise ConnectError("connect to the target: got nothing, expected a server. Wait")
+
+    monkeypatch.setattr(Ledger, "end", end_and_go)
+    monkeypatch.setattr("keyhaul.ledger.RECONNECT_SECONDS", 1.0)
+    given = {"source": source, "target": target, "table": "public.items", "key": "id", "job": "items"}
+    report = keyhaul.run(load_job(None, given, {}))
+    assert (report.outcome, report.counts.loaded) == ("done", ROWS)
 
 
 def test_ten_failures_in_a_row_stop_the_run_and_a_repair_resumes_it(etl, source, target):

@@ -17,7 +17,7 @@ from psycopg import sql
 from keyhaul import catalog
 from keyhaul.cuts import chunks_between, merged
 from keyhaul.dsn import Dsn
-from keyhaul.errors import ChunkError, RejectedError, StaleChunkError, TransientError
+from keyhaul.errors import ChunkError, RejectedError, StaleChunkError, StopRunError, TransientError
 from keyhaul.ledger import Ledger
 from keyhaul.ledgerrows import NewRun
 from keyhaul.mapping import write_column
@@ -252,9 +252,38 @@ def test_the_wait_for_the_ledger_row_is_told_apart_from_the_load(bench):
 
 
 def test_a_chunk_that_the_ledger_does_not_know_is_refused(bench):
-    with pytest.raises(ChunkError, match=f"run {RUN} has no chunk 9; someone has deleted it"):
+    with pytest.raises(StopRunError, match=f"does not have the whole plan of run {RUN} any more"):
         bench.load(bench.table("id int"), numbers(1), entry=replace(ENTRY, chunk=Chunk(number=9)))
     assert bench.stored() == NOTHING
+
+
+TAKEN = {
+    "another sitting": "update keyhaul.runs set sittings = 2",
+    "given up": "update keyhaul.runs set status = 'abandoned'",
+    "done": "update keyhaul.runs set status = 'done'",
+}
+
+
+@pytest.mark.parametrize("change", TAKEN.values(), ids=TAKEN)
+def test_who_has_lost_the_run_to_another_process_loads_nothing_more(bench, change):
+    bench.conn.execute(change)
+    with pytest.raises(StopRunError, match=rf"run {RUN} is another process's by now .*this is {ENTRY.sitting}"):
+        bench.load(bench.table("id int"), numbers(1))
+    assert bench.stored() == NOTHING
+
+
+def test_a_run_is_not_taken_over_or_given_up_while_a_chunk_of_it_is_being_loaded(bench):
+    session = bench.session()
+    transaction.claim(session, ENTRY)
+    with psycopg.connect(bench.uri, autocommit=True) as other:
+        other.execute("set lock_timeout = 200")
+        ledger = Ledger(lambda: other, "keyhaul", "job")
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            ledger.settle()
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            ledger.abandon("run")
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            ledger.resume(RUN, 1)
 
 
 def test_one_session_loads_one_chunk_after_another(bench):
@@ -344,9 +373,8 @@ def test_who_wants_a_merged_chunk_waits_for_each_of_its_cuts_and_goes_on_when_th
 
 def test_a_cut_that_someone_has_deleted_from_the_ledger_is_told(bench):
     bench.conn.execute("delete from keyhaul.chunks where chunk = 2")
-    with pytest.raises(ChunkError, match="has no chunk 1; someone has deleted it") as caught:
+    with pytest.raises(StopRunError, match=f"does not have the whole plan of run {RUN} any more"):
         bench.load(bench.table("id int"), numbers(1), entry=MERGED)
-    assert not isinstance(caught.value, StaleChunkError)
     assert bench.stored() == (0, 0, ["planned", "planned"])
 
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import polars as pl
 from psycopg import sql
 
-from keyhaul.errors import ChunkError, StaleChunkError
+from keyhaul.errors import ChunkError, StaleChunkError, StopRunError
 from keyhaul.faults import pass_point
+from keyhaul.ledgerrows import lost
 from keyhaul.model import RECORD, ChunkResult, Counts, Timings
 from keyhaul.sql import statement
 from keyhaul.targets.isolate import write_chunk
@@ -66,19 +67,18 @@ def claim(session: Session, entry: LedgerEntry) -> ChunkResult | float:
 
     Raises:
         StaleChunkError: some of its cuts are committed, in a chunk that is another one.
-        ChunkError: the ledger has no such chunk.
+        StopRunError: the run is gone from the ledger, or another process has taken it over or given it up.
     """
     first, last = entry.chunk.number, entry.chunk.last
     which = {"run_id": entry.run_id, "chunk": first, "last": last}
-    rows = session.execute(statement("claim_chunk", entry.ledger_schema, **which))
+    rows = session.execute(statement("claim_chunk", entry.ledger_schema, **which, sitting=entry.sitting))
     if len(rows) == entry.cuts and all(row[2] != "done" for row in rows):
         return float(rows[-1][-1])  # the last lock came last
     if not rows or tuple(rows[0][:3]) != (first, entry.cuts, "done"):
         if session.execute(statement("covering", entry.ledger_schema, **which))[0][0]:
             msg = f"ask ledger: of the cuts {first} to {last} some are loaded already, in another chunk"
             raise StaleChunkError(msg)
-        msg = f"ask ledger: run {entry.run_id} has no chunk {first}; someone has deleted it"
-        raise ChunkError(msg)
+        raise StopRunError(_why_not(session, entry))
     read, loaded, unchanged, duplicate, filtered, quarantined, updated, size, attempts, _ = rows[0][3:]
     counts = Counts(
         read=read,
@@ -90,6 +90,18 @@ def claim(session: Session, entry: LedgerEntry) -> ChunkResult | float:
         updated=updated,
     )
     return ChunkResult(chunk=entry.chunk.number, counts=counts, timings=Timings(), attempts=attempts, bytes_read=size)
+
+
+def _why_not(session: Session, entry: LedgerEntry) -> str:
+    """Say why a chunk cannot be claimed, though no other transaction holds it."""
+    found = session.execute(statement("holder_of_run", entry.ledger_schema, run_id=entry.run_id))
+    if not found or tuple(found[0]) == (entry.sitting, "running"):
+        return lost(entry.run_id)
+    sitting, status = found[0]
+    return (
+        f"ask ledger: run {entry.run_id} is another process's by now ({status}, sitting {sitting}; this is "
+        f"{entry.sitting}). `etl show {entry.run_id}` tells what became of it"
+    )
 
 
 def load(
