@@ -62,7 +62,7 @@ def check_data(
         # 3 says that a run can be resumed, and there is none.
         raise ConfigError(str(error)) from error
     if as_json:
-        sys.stdout.write(quality_output.as_json(verdicts) + "\n")
+        quality_output.print_json(verdicts, sys.stdout)
     else:
         quality_output.print_verdicts(verdicts, sys.stdout)
     if github:

@@ -332,7 +332,8 @@ def schema() -> None:
     """Print the JSON schema of a job file, for editors."""
     from keyhaul.jobschema import json_schema
 
-    typer.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+    # Our own words alone: nothing to hide, and a secret that is one of them would damage it.
+    typer.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False), file=redaction.bare(sys.stdout))
 
 
 def _version(wanted: bool) -> None:

@@ -12,6 +12,8 @@ import io
 import re
 from typing import TYPE_CHECKING, Literal, TextIO
 
+from keyhaul.redaction import bare, to_json
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -74,6 +76,14 @@ def write_line(stream: TextIO, line: str) -> None:
     with contextlib.suppress(OSError, ValueError):
         stream.write(_encodable(_harmless(line, colours=False), stream) + "\n")
         stream.flush()
+
+
+def write_json(stream: TextIO, value: object, *, indent: int | None = None) -> None:
+    """Write JSON without secrets and flush: ASCII, so that no control character of a value reaches a terminal."""
+    text = to_json(value, indent=indent)
+    clean = bare(stream)
+    clean.write(text + "\n")
+    clean.flush()
 
 
 def _harmless(text: str, *, colours: bool) -> str:

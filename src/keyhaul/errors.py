@@ -73,6 +73,9 @@ def without_values(text: str) -> str:
     return re.sub(r'".*"', '"…"', text) if _ABOUT_A_VALUE.search(text) else text
 
 
+_NUMBERS = re.compile(r"(?<=value )-?\d\S*|(\()-?\d\S*+( [-+*/%] \S+(?=\)))?")
+
+
 def safe_message(error: BaseException) -> str:
     """Return the first line of a driver's message without the row values that it may quote."""
     line = str(error).strip().split("\n", 1)[0]
@@ -80,6 +83,9 @@ def safe_message(error: BaseException) -> str:
         return DIVISION_BY_ZERO
     if "from `i128` to `i64` failed" in line:
         return "bigint out of range"
-    line = re.sub(r"\[[^\]]*\]", "[…]", line)
-    line = re.sub(r"(?<=value )-?\d\S*|(?<=\()-?\d\S* [-+*/%] \S+(?=\))", "…", line)
+    # In time proportional to the length: no bracket before the last closing one is without its own, and a number
+    # after a parenthesis is taken to its end also where no operation follows.
+    lists, closing, rest = line.rpartition("]")
+    line = re.sub(r"\[[^\]]*\]", "[…]", lists + closing) + rest
+    line = _NUMBERS.sub(lambda found: "…" if found[1] is None else "(…" if found[2] else found[0], line)
     return re.sub(r"(\"[^\"]*\"|'[^']*'(?= to value|: ))", "…", line)[:300]

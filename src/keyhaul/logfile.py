@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import threading
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Self
 
 from keyhaul.errors import ConfigError
 from keyhaul.events import RunStarted, as_json
-from keyhaul.redaction import hide
+from keyhaul.redaction import to_json
 
 if TYPE_CHECKING:
     from pathlib import Path
+_NOT_IN_A_LINE = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""What JSON need not escape, and what ends a line for some readers, moves a terminal's cursor, or is no UTF-8."""
 
 
 class LogFile:
-    """An observer that appends each event to a file that only its owner may read.
+    """An observer that appends each event to a file.
 
-    Every line has ``time`` (UTC), ``run`` (null before the run has its name), ``event`` and that event's
-    fields, of which ``chunk`` is the chunk's number; no line holds a password or a row's value. A line is
-    written whole and at once, so that the file can be followed, and survives a kill of the process.
+    A new file is for its owner alone (0600); one that is there keeps its mode.
+
+    Every line has ``time`` (UTC), ``run`` (null before `RunStarted`, also in what ends a run that fails before it
+    started), ``event`` and that event's fields, of which ``chunk`` is the chunk's number; no line holds a password or
+    a row's value. A line is written whole and at once, so that the file can be followed, and survives a kill of the
+    process.
 
     Attributes:
         problem: why lines are missing (a full disk), or an empty string. The run goes on without its log.
@@ -62,8 +67,8 @@ class LogFile:
 
     def _write(self, fields: dict[str, object]) -> None:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = json.dumps({"time": now, "run": self._run, **fields}, default=str, ensure_ascii=False)
-        line = hide(line) + "\n"
+        line = to_json({"time": now, "run": self._run, **fields}, ensure_ascii=False)
+        line = _NOT_IN_A_LINE.sub(lambda found: f"\\u{ord(found[0]):04x}", line) + "\n"
         with self._lock:
             if self.problem:
                 return

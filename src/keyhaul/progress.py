@@ -7,14 +7,13 @@ stream is gone falls silent.
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import threading
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal, Protocol, Self, TextIO
 
-from keyhaul.console import can_move_cursor, write_line
+from keyhaul.console import can_move_cursor, write_json, write_line
 from keyhaul.events import (
     ChunkFailed,
     ChunkHalved,
@@ -359,9 +358,9 @@ class JsonProgress:
 
     def __call__(self, event: object) -> None:
         """Write one event and flush."""
-        with self._lock:
+        with self._lock, contextlib.suppress(OSError, ValueError):  # of a stream that is gone
             at = datetime.now(UTC).isoformat(timespec="milliseconds")
-            write_line(self._stream, json.dumps({"time": at, **as_json(event)}, default=str))
+            write_json(self._stream, {"time": at, **as_json(event)})
 
 
 def make_progress(mode: ProgressMode, *, quiet: bool = False, stdout: TextIO, stderr: TextIO) -> Progress:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import asdict
 from typing import TYPE_CHECKING, TextIO
 from xml.etree import ElementTree as ET  # only written, never parsed
 
-from keyhaul.console import grid, write
+from keyhaul.console import grid, write, write_json
 from keyhaul.errors import ConfigError
+from keyhaul.redaction import hide
 from keyhaul.text import duration, one_line, plural
 
 if TYPE_CHECKING:
@@ -108,11 +108,11 @@ def _outcome(verdicts: Verdicts) -> Iterable[str]:
     )
 
 
-def as_json(verdicts: Verdicts) -> str:
-    """Return everything as one JSON object."""
+def print_json(verdicts: Verdicts, stream: TextIO) -> None:
+    """Print everything as one JSON object, without secrets."""
     listed = [asdict(verdict) for verdict in verdicts.verdicts]
     whole = {**asdict(verdicts), "good": verdicts.good, "verdicts": listed}
-    return json.dumps(whole, indent=2)  # ASCII: no control character of a value reaches a terminal
+    write_json(stream, whole, indent=2)
 
 
 def write_junit(verdicts: Verdicts, path: Path) -> None:
@@ -143,8 +143,8 @@ def write_junit(verdicts: Verdicts, path: Path) -> None:
 
 
 def _xml(text: str) -> str:
-    """Return `text` without the characters that XML 1.0 cannot hold."""
-    return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)
+    """Return `text` without secrets and without the characters that XML 1.0 cannot hold."""
+    return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", hide(text))
 
 
 def github_commands(verdicts: Verdicts) -> list[str]:

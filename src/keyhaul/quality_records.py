@@ -18,6 +18,7 @@ import keyhaul
 from keyhaul.connecting import connect, find_target
 from keyhaul.errors import ConfigError, RefusedError
 from keyhaul.layers import EMBEDDED
+from keyhaul.redaction import hide
 from keyhaul.sql import statement
 
 if TYPE_CHECKING:
@@ -268,6 +269,7 @@ def _measures(one: Mapping[str, Any]) -> bool:
 def _stored(verdict: Verdict, accepted: frozenset[str]) -> dict[str, Any]:
     """Return what is kept of a verdict: no keys and no values of rows."""
     kept = {key: value for key, value in asdict(verdict).items() if key not in {"offenders", "at", "line"}}
+    kept["message"] = hide(verdict.message)
     return kept | {"statistics": dict(verdict.statistics), "accepted": verdict.name in accepted}
 
 

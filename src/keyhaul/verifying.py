@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from keyhaul.console import write_line
+from keyhaul.console import write_json, write_line
 from keyhaul.errors import ConfigError, RefusedError
 from keyhaul.shell import Home, app, find_ledger, open_ledger
 from keyhaul.text import duration, one_line, plural
@@ -150,7 +149,7 @@ def _print(found: Verification | LedgerComparison, *, as_json: bool) -> None:
     from keyhaul.comparing import Verification
 
     if as_json:
-        typer.echo(json.dumps({"equal": found.equal, "different": found.different, **asdict(found)}))
+        write_json(sys.stdout, {"equal": found.equal, "different": found.different, **asdict(found)})
         return
     for line in _lines(found) if isinstance(found, Verification) else _chunk_lines(found):
         write_line(sys.stdout, line)

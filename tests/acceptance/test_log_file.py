@@ -79,3 +79,52 @@ def test_a_full_disk_costs_the_log_and_not_the_run(databases, etl):
     )
     assert done.returncode == 0
     assert "The run goes on without its log" in done.stderr
+
+
+def test_what_looks_like_a_password_in_a_message_leaves_the_lines_json(databases, etl, tmp_path):
+    source, target = databases
+    log = tmp_path / "run.jsonl"
+    done = etl(
+        "chunked",
+        "--query",
+        'select * from "host=h password=abc"',
+        "--key",
+        "id",
+        "--source",
+        source,
+        "--target",
+        target,
+        "--into",
+        "public.t",
+        "--progress",
+        "json",
+        "--log-file",
+        str(log),
+    )
+    assert done.returncode == 2
+    assert 'relation "host=h password=***" does not exist' in done.stderr
+    assert 'relation "host=h password=***" does not exist' in json.loads(log.read_text().splitlines()[-1])["message"]
+    assert all(json.loads(line) for line in done.stdout.splitlines())
+
+
+def test_what_looks_like_a_password_in_the_name_of_a_check_leaves_its_results_json(etl, tmp_path):
+    (tmp_path / "a.csv").write_text("id,a\n1,2\n")
+    (tmp_path / "checks.yaml").write_text(
+        f"source: {{file: {tmp_path / 'a.csv'}}}\n"
+        "checks:\n"
+        "  - expression: a = '5'\n"
+        "    name: 'say \"password=abc\" loud'\n"
+        "  - expression: a = '6'\n"
+        "    name: 'see \"https://h/?password=x\"'\n"
+    )
+    done = etl("check", str(tmp_path / "checks.yaml"), "--json", "--junit", str(tmp_path / "junit.xml"))
+    assert done.returncode == 1, done.stderr
+    told = json.loads(done.stdout)["verdicts"]
+    assert [one["name"] for one in told] == ['say "password=***" loud', 'see "https://h/?password=***"']
+    assert "abc" not in (tmp_path / "junit.xml").read_text()
+
+
+def test_a_secret_that_is_a_word_of_the_schema_does_not_damage_it(etl):
+    plain, with_secret = etl("schema"), etl("schema", env={"API_TOKEN": "order_by"})
+    assert "order_by" in plain.stdout
+    assert with_secret.stdout == plain.stdout

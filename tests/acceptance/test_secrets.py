@@ -34,6 +34,8 @@ CANARIES = {
     "lookup": "Bison!Marble/Scarlet+3",
     "variable": "Falcon-Obsidian-Magenta-5",
     "plain": "Tapir.Feldspar.Ochre.2",
+    "account": "/Lynxes8/Onyx+Cobalt4==",
+    "signature": "Ibexes5/Umber+Sienna7=",
 }
 """What may stand nowhere. Each has characters that drivers, shells, URIs, JSON and SQL treat in their own ways."""
 
@@ -316,6 +318,8 @@ def test_no_secret_is_told_whatever_fails(etl_home, databases, server, roles, tm
         "ETL_TARGET_URL": "{TARGET}",
         "API_TOKEN": CANARIES["variable"],
         "PW": CANARIES["wrong"],
+        "AZURE_STORAGE_CONNECTION_STRING": f"AccountName=n;AccountKey={CANARIES['account']};EndpointSuffix=x",
+        "AZURE_SAS": f"sv=2022&sig={login['signature']}",
         "PGPASSFILE": str(pgpass),
         "ETL_WORK_DIR": str(tmp_path / "work"),
         "PYTHONPATH": f"{support.clean_environment(etl_home)['PYTHONPATH']}:{tmp_path}",
