@@ -189,7 +189,7 @@ inserted, updated, unchanged, and duplicate (another row of the chunk has the sa
 `${NAME}` in a value is the environment variable, which must be set; `${NAME:-text}` has a default for a variable
 that is unset or empty; `$${` is a plain `${`. An unquoted `${NAME}` that holds a number is a number. Only `true` and
 `false` are truth values; `on`, `yes` and dates are text. Refused, with the line: unknown and repeated keys, anchors,
-aliases, merge keys, tags, a second document, a file above 250,000 bytes or with more than 10,000 keys and values.
+aliases, merge keys, tags, a second document, a file above 128,000 bytes or with more than 10,000 keys and values.
 
 `etl schema` prints the JSON schema for editors.
 
