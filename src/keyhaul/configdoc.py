@@ -78,6 +78,10 @@ as filtered |
 table, query or file by key; see below |
 | `python` | `python: "module:function"` | calls a function from LazyFrame to LazyFrame; only with `--allow-python` |
 
+A Polars SQL expression has at most 500 operators, keywords and brackets. About 60 operators can follow each other, as
+in `a = 1 or a = 2 or …` (20 in arithmetic), and 45 brackets can stand in each other; in a rule it is 300 of both. A
+list `in (…)` may have 10,000 values.
+
 ### Lookups
 
 | key | value | default | meaning |

@@ -10,6 +10,7 @@ import duckdb
 import polars as pl
 
 from keyhaul.errors import ConfigError
+from keyhaul.expressions import SHORTER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,6 +29,8 @@ _SETTINGS: Final = {
     "autoload_known_extensions": "false",
     "allow_community_extensions": "false",
 }
+
+_TOO_DEEP: Final = f"got operators nested too deeply, expected 300 in a row at the most. {SHORTER}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,18 +113,28 @@ def _columns_in(con: duckdb.DuckDBPyConnection, text: str, schema: Mapping[str, 
 
 def _parsed(con: duckdb.DuckDBPyConnection, expression: str) -> dict[str, Any]:
     """Return DuckDB's syntax tree of ``select EXPRESSION``; ``error`` is true in it when there is none."""
-    serialized = con.execute("select json_serialize_sql(?)", [f"select {expression}"]).fetchall()
-    return json.loads(serialized[0][0]) if serialized else {"error": True}
+    try:
+        serialized = con.execute("select json_serialize_sql(?)", [f"select {expression}"]).fetchall()
+        return json.loads(serialized[0][0]) if serialized else {"error": True}
+    except RecursionError:  # deeper than Python reads, which is less deep than DuckDB does
+        return {"error": True, "error_message": _TOO_DEEP}
+
+
+def told(line: str) -> str:
+    """Return a line of DuckDB's about an expression; its advice to change a setting is nothing for a job file."""
+    return _TOO_DEEP if "expression depth limit" in line else line
 
 
 def _nodes(tree: object) -> Iterator[dict[str, Any]]:
-    """Yield every object of parsed JSON."""
-    if isinstance(tree, dict):
-        yield tree
-        tree = list(tree.values())
-    if isinstance(tree, list):
-        for branch in tree:
-            yield from _nodes(branch)
+    """Yield every object of parsed JSON, however deep."""
+    pending = [tree]
+    while pending:
+        one = pending.pop()
+        if isinstance(one, dict):
+            yield one
+            pending += one.values()
+        elif isinstance(one, list):
+            pending += one
 
 
 def _bind(con: duckdb.DuckDBPyConnection, check: Check, schema: Mapping[str, pl.DataType]) -> str:
@@ -134,7 +147,7 @@ def _bind(con: duckdb.DuckDBPyConnection, check: Check, schema: Mapping[str, pl.
         con.execute(f"select 1 from {CHUNK} where {check.sql}").fetchall()
         described = con.execute(f"describe select {condition} as x from {CHUNK}").fetchall()
     except duckdb.Error as error:
-        text = str(error).strip().split("\n", 1)[0].rstrip("!.")
+        text = told(str(error).strip().split("\n", 1)[0].rstrip("!."))
         known = f", expected one of {', '.join(schema)}" if "not found in FROM clause" in text else ""
         return f"{check.at}: read rule {check.name}: {text}{known}{_cast_hint(text, check, schema)}"
     if described[0][1] != "BOOLEAN":
@@ -172,7 +185,7 @@ def not_one_expression(con: duckdb.DuckDBPyConnection, expression: str) -> str:
     for text in (expression, f"(\n{expression}\n)"):
         tree = _parsed(con, text)
         if tree.get("error") or len(tree.get("statements", [])) != 1:
-            return str(tree.get("error_message", "it is not one expression"))
+            return told(str(tree.get("error_message", "it is not one expression")))
         classes = {node.get("class") for node in _nodes(tree)}
         if "SUBQUERY" in classes:
             return "it has a subquery, expected an expression over one row. Compare with another table after the load"
