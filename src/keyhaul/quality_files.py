@@ -120,7 +120,7 @@ class FileSystem:
 
     def misread(self, expression: str) -> str:
         """Return why a text is not one boolean expression over one row, or an empty string."""
-        problem = not_one_expression(self._con, expression)
+        problem = not_one_expression(self._con, expression, self.columns)
         if problem:
             return problem
         try:

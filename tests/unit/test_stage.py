@@ -147,7 +147,7 @@ def test_a_rule_that_raises_for_too_many_rows_fails_the_chunk(monkeypatch):
         ("s > 1", r"an explicit cast is required\. In rules, s is text, .* cast it, as in s::decimal"),
         ("columns('a') > 0", "it has a \\*"),
         ("read_text('/etc/hostname') is null", "table function"),
-        ("getenv('HOME') is null", "does not exist"),
+        ("getenv('HOME') is null", "it calls getenv"),
         ("nosuch(a)", "does not exist"),
         ("_record > 0", '"_record" not found'),
         ("a > ?", "parameters"),
