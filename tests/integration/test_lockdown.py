@@ -198,6 +198,22 @@ def test_a_column_may_have_the_name_of_such_a_function():
     assert check.columns == {"User", "version"}
 
 
+@pytest.mark.parametrize(
+    ("flag", "text", "message"),
+    [
+        ("--where", " or ".join(f"id = {n}" for n in range(9_000)), "expected 500 at the most"),
+        ("--set", "x = " + " or ".join(f"id = {n}" for n in range(100)), "got operators nested too deeply"),
+        ("--rule", "r: " + " + ".join(["id"] * 9_000) + " > 0", "got operators nested too deeply"),
+    ],
+)
+def test_an_expression_that_is_too_long_ends_the_command_as_a_wrong_setting_does(databases, etl, flag, text, message):
+    run_sql(databases[0], *ITEMS)
+    ends = ("--source", databases[0], "--target", databases[1])
+    done = etl("chunked", "--table", "public.items", "--key", "id", *ends, flag, text)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in " ".join(done.stderr.split())
+
+
 WITHOUT_HARM = {
     *("current_date", "get_current_time", "get_current_timestamp", "now", "today", "transaction_timestamp"),
     *("error", "gen_random_uuid", "random", "uuid", "uuidv4", "uuidv7"),
