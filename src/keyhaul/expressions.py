@@ -56,7 +56,7 @@ _TOKEN: Final = re.compile(
     """,
     re.VERBOSE,
 )
-_ODD_QUOTES: Final = re.compile(r"--|/\*|[#$`\\]")
+_ODD_QUOTES: Final = re.compile(r"--|/\*|[#$`\\]|\b[nN]?[qQ]'")
 """What may end or begin a literal elsewhere than `_TOKEN` sees it."""
 
 Schema = "Mapping[str, pl.DataType]"

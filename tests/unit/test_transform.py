@@ -388,6 +388,9 @@ def test_a_column_that_is_set_and_dropped_again_with_its_inputs_is_still_evaluat
 LONG = {
     "or": " or ".join(f"a = {n}" for n in range(20_000)),
     "or in comments and quotes": "/*'*/ " + " or ".join(f"a = {n}" for n in range(2_000)) + " /*'*/ and s = ''",
+    "or behind another way of quoting": "s = q'[''']' or "
+    + " or ".join(f"a = {n}" for n in range(2_000))
+    + " or s = ''",
     "brackets": "(" * 20_000 + "a" + ")" * 20_000,
     "functions": "abs(" * 3_000 + "a" + ")" * 3_000,
     "branches": "case " + " ".join(f"when a = {n} then {n}" for n in range(3_000)) + " end",
