@@ -356,13 +356,13 @@ def _validate(draft: Draft, data: dict[str, Any]) -> Job | None:
     try:
         return Job.model_validate(data)
     except ValidationError as errors:
+        known: dict[Place, Setting] = {one.place: one for one in settings()}
         for error in errors.errors(include_url=False, include_context=False):
-            _note(draft, error)
+            _note(draft, error, known)
     return None
 
 
-def _note(draft: Draft, error: ErrorDetails) -> None:
-    known: dict[Place, Setting] = {one.place: one for one in settings()}
+def _note(draft: Draft, error: ErrorDetails, known: Mapping[Place, Setting]) -> None:
     place = tuple(error["loc"])
     if place[:1] == ("chunk",):  # without the tag of the kind that was tried
         place = (*place[:1], *place[2:])

@@ -78,6 +78,10 @@ as filtered |
 table, query or file by key; see below |
 | `python` | `python: "module:function"` | calls a function from LazyFrame to LazyFrame; only with `--allow-python` |
 
+A Polars SQL expression has at most 500 operators, keywords and brackets. About 60 operators can follow each other, as
+in `a = 1 or a = 2 or …` (20 in arithmetic), and 45 brackets can stand in each other; in a rule it is 300 of both. A
+list `in (…)` may have 10,000 values.
+
 ### Lookups
 
 | key | value | default | meaning |
@@ -189,7 +193,7 @@ inserted, updated, unchanged, and duplicate (another row of the chunk has the sa
 `${NAME}` in a value is the environment variable, which must be set; `${NAME:-text}` has a default for a variable
 that is unset or empty; `$${` is a plain `${`. An unquoted `${NAME}` that holds a number is a number. Only `true` and
 `false` are truth values; `on`, `yes` and dates are text. Refused, with the line: unknown and repeated keys, anchors,
-aliases, merge keys, tags, a second document, a file above 250,000 bytes or with more than 10,000 keys and values.
+aliases, merge keys, tags, a second document, a file above 128,000 bytes or with more than 10,000 keys and values.
 
 `etl schema` prints the JSON schema for editors.
 

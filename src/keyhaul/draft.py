@@ -16,6 +16,10 @@ Place = tuple[str | int, ...]
 """The way to a value, for example ``("transform", 1, "set")``."""
 
 _SHOWN_CHARACTERS = 60
+_SHOWN_PROBLEMS = 50
+"""Lines of one message; more mistakes than that have one cause, and each costs time to word."""
+_SUGGESTIONS = 20
+"""Unknown keys that are compared with the known ones: each costs 0.3 ms."""
 
 
 class WrittenNumber(float):
@@ -42,6 +46,7 @@ class Draft:
         overrides: place → the flag or variable that the value is from.
         secret: places whose text came from the environment; messages do not show it.
         problems: place → the line that tells the user; the first one of a place stays.
+        suggested: how many unknown keys were compared with the known ones.
     """
 
     file: str = ""
@@ -50,6 +55,7 @@ class Draft:
     overrides: dict[Place, str] = field(default_factory=dict)
     secret: set[Place] = field(default_factory=set)
     problems: dict[Place, str] = field(default_factory=dict)
+    suggested: int = 0
 
     def override(self, place: Place, value: object, origin: str) -> None:
         """Put `value` at `place`; whatever stood there before, right or wrong, is forgotten."""
@@ -105,8 +111,12 @@ class Draft:
 
     def refuse_unknown(self, place: Place, known: Iterable[str]) -> None:
         """Note an unknown key with the nearest known one, or all of them."""
+        if len(self.problems) >= _SHOWN_PROBLEMS:
+            self.refuse(place, "an unknown key", "a known one")
+            return
         names = sorted(known)
-        near = difflib.get_close_matches(str(place[-1]), names, 1)
+        self.suggested += 1
+        near = difflib.get_close_matches(str(place[-1]), names, 1) if self.suggested <= _SUGGESTIONS else []
         self.refuse(place, "an unknown key", near[0] if near else f"one of {', '.join(names)}")
 
     def show(self, place: Place, value: object) -> str:
@@ -116,13 +126,19 @@ class Draft:
         return shown(value)
 
     def raise_if_wrong(self) -> None:
-        """Raise one error with all mistakes, one a line.
+        """Raise one error with all mistakes, one a line; of very many the first, and how many more there are.
 
         Raises:
             ConfigError: there is a mistake.
         """
-        if self.problems:
-            raise ConfigError("\n".join(self.problems.values()))
+        if not self.problems:
+            return
+        lines = list(self.problems.values())
+        if len(lines) > _SHOWN_PROBLEMS:
+            more = len(lines) - _SHOWN_PROBLEMS
+            heading = f"{self.file}: " if self.file else ""
+            lines[_SHOWN_PROBLEMS:] = [f"{heading}got {more} more mistakes, expected none. Correct the first ones"]
+        raise ConfigError("\n".join(lines))
 
 
 def shown(value: object) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
@@ -36,6 +37,28 @@ _OPERATORS: Final = {
 }  # fmt: skip
 _DIVISIONS: Final = frozenset({"/", "//", "%"})
 
+MAX_OPERATORS: Final = 500
+"""Operators, keywords and brackets of one expression. Polars 2.1 parses and serialises by recursion, up to 8 kB of
+stack for each: 500 nested ones crash with 2 MB of stack (`interval interval …`), 3,000 to 6,000 `or` with 8 MB."""
+MAX_LEVELS: Final = 127
+"""Levels of JSON that Polars reads back (serde_json stops at 128); an operator makes two, exact arithmetic six."""
+_NESTED: Final = 45
+"""Brackets or prefixes in each other that Polars' parser takes; it stops at 49, in words about the syntax."""
+SHORTER: Final = (
+    "Write a list as `in (…)`, put a table of values into a lookup, or compute it in the source's query or a view"
+)
+_TOO_DEEP: Final = f"operators nested too deeply, expected about 60 in a row, or 20 of arithmetic. {SHORTER}"
+_SHOWN_CHARACTERS: Final = 300
+_TOKEN: Final = re.compile(
+    r"""
+    (?P<literal> '(?:[^']|'')*' | "(?:[^"]|"")*" | [+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)? )
+    | (?P<word> \w+ ) | (?P<start> [\[({] ) | (?P<comma> , ) | (?P<end> [\])}] ) | (?P<operator> [^\s\w] )
+    """,
+    re.VERBOSE,
+)
+_ODD_QUOTES: Final = re.compile(r"--|/\*|[#$`\\]|\b[nN]?[qQ]'")
+"""What may end or begin a literal elsewhere than `_TOKEN` sees it."""
+
 Schema = "Mapping[str, pl.DataType]"
 Tree = Any
 
@@ -44,27 +67,63 @@ def parse(text: str, at: str, columns: Iterable[str]) -> pl.Expr:
     """Parse one Polars SQL expression over the named columns; it may look at one row only.
 
     Raises:
-        ConfigError: it does not parse, names an unknown column, or looks at other rows.
+        ConfigError: it does not parse, is too long or too deep, names an unknown column, or looks at other rows.
     """
+    count = operators(text)
+    if count > MAX_OPERATORS:
+        found = f"{count:,} operators, keywords and brackets, expected {MAX_OPERATORS} at the most. {SHORTER}"
+        raise ConfigError(f"{at}: read expression {short(text)}: got {found}")
     try:
         expression = pl.sql_expr(text)
         tree = _tree(expression)
+    except RecursionError as error:
+        raise ConfigError(too_deep(text, at)) from error
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         line = str(error).strip().split("\n", 1)[0]
-        msg = f"{at}: read expression {text!r}: {line}, expected one Polars SQL expression"
+        if "recursion limit" in line:
+            raise ConfigError(too_deep(text, at)) from error
+        line = line if len(line) <= _SHOWN_CHARACTERS else f"{line[:_SHOWN_CHARACTERS]}…"
+        hint = f", nested no more than {_NESTED} times. {SHORTER}" if count > _NESTED else ""
+        msg = f"{at}: read expression {short(text)}: {line}, expected one Polars SQL expression{hint}"
         raise ConfigError(msg) from error
     if not all(_row_wise(kind, value) for kind, value in _nodes(tree)):
         msg = (
-            f"{at}: read expression {text!r}: it looks at more than one row, expected an expression over one row, "
+            f"{at}: read expression {short(text)}: it looks at more than one row, expected an expression over one row, "
             "because chunks are cut by key. Aggregate in the source's query"
         )
         raise ConfigError(msg)
     known = list(columns)
     unknown = sorted({name for name in expression.meta.root_names() if name not in known})
     if unknown:
-        msg = f"{at}: read expression {text!r}: no column {', '.join(unknown)}, expected one of {', '.join(known)}"
+        msg = f"{at}: read expression {short(text)}: no column {', '.join(unknown)}, expected one of {', '.join(known)}"
         raise ConfigError(msg)
     return expression
+
+
+def operators(text: str) -> int:
+    """Return how many operators, keywords and brackets a text has at the most: how deep its tree can be.
+
+    Literals, commas, and names alone between commas or brackets do not count: a long list is not deep. Neither does
+    what stands in quotes, unless the text has comments or other ways of quoting, where quotes prove nothing.
+    """
+    quoted = not _ODD_QUOTES.search(text)
+    count, alone = 0, True
+    for token in _TOKEN.finditer(text if quoted else re.sub("['\"]", " ", text)):
+        kind = token.lastgroup
+        signed = kind == "literal" and token[0][0] in "+-"
+        count += kind in ("start", "operator") or (kind == "word" and not alone) or (signed and not alone)
+        alone = kind in ("start", "comma")
+    return count
+
+
+def short(text: str) -> str:
+    """Return an expression for a message: quoted, and no longer than a few lines."""
+    return repr(text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…")
+
+
+def too_deep(text: str, at: str) -> str:
+    """Return the message for an expression whose operators stand too deeply in each other."""
+    return f"{at}: read expression {short(text)}: got {_TOO_DEEP}"
 
 
 def exact(expression: pl.Expr, schema: Mapping[str, pl.DataType]) -> pl.Expr:
@@ -75,6 +134,7 @@ def exact(expression: pl.Expr, schema: Mapping[str, pl.DataType]) -> pl.Expr:
 
     Raises:
         polars.exceptions.PolarsError: the operands' types do not fit.
+        RecursionError: it is deeper than Polars reads back.
     """
     rewritten = _load(_rewrite(_tree(expression), schema))
     return rewritten.cast(pl.Int64, strict=True) if type_of(rewritten, schema).is_integer() else rewritten
@@ -90,7 +150,18 @@ def _tree(expression: pl.Expr) -> Tree:
 
 
 def _load(tree: Tree) -> pl.Expr:
+    if _levels(tree) > MAX_LEVELS:
+        raise RecursionError
     return pl.Expr.deserialize(io.BytesIO(json.dumps(tree).encode()), format="json")
+
+
+def _levels(tree: Tree) -> int:
+    """Return how many objects and lists of parsed JSON stand in each other."""
+    count, level = 0, [tree]
+    while level := [item for item in level if isinstance(item, dict | list)]:
+        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
+        count += 1
+    return count
 
 
 def _nodes(tree: Tree) -> Iterator[tuple[str, Tree]]:

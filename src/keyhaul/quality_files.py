@@ -11,7 +11,7 @@ import duckdb
 
 from keyhaul.errors import ConfigError, safe_message
 from keyhaul.quality_sql import DUCKDB, ROW, literal, quoted
-from keyhaul.rules import not_one_expression
+from keyhaul.rules import not_one_expression, told
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -120,7 +120,7 @@ class FileSystem:
 
     def misread(self, expression: str) -> str:
         """Return why a text is not one boolean expression over one row, or an empty string."""
-        problem = not_one_expression(self._con, expression)
+        problem = not_one_expression(self._con, expression, self.columns)
         if problem:
             return problem
         try:
@@ -243,4 +243,4 @@ def _told(error: duckdb.Error) -> str:
         column = re.search(r'column "?([^"\n]+?)"?[,.\n]', str(error))
         line = re.sub(r"'.*'|\".*\"", "'…'", line, flags=re.DOTALL)
         return f"{safe_message(ValueError(line))}" + (f" (column {column[1]})" if column else "")
-    return line
+    return told(line)

@@ -10,6 +10,7 @@ import duckdb
 import polars as pl
 
 from keyhaul.errors import ConfigError
+from keyhaul.expressions import SHORTER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,6 +29,28 @@ _SETTINGS: Final = {
     "autoload_known_extensions": "false",
     "allow_community_extensions": "false",
 }
+
+_TOO_DEEP: Final = f"got operators nested too deeply, expected 300 in a row at the most. {SHORTER}"
+
+_LISTED: Final = """
+    col_description current_catalog current_connection_id current_database current_query current_query_id current_role
+    current_schema current_schemas current_setting current_transaction_id current_user currval format_type
+    get_block_size getenv getvariable has_any_column_privilege has_column_privilege has_database_privilege
+    has_foreign_data_wrapper_privilege has_function_privilege has_language_privilege has_schema_privilege
+    has_sequence_privilege has_server_privilege has_table_privilege has_tablespace_privilege in_search_path index_key
+    inet_client_addr inet_client_port inet_server_addr inet_server_port json_serialize_plan nextval obj_description
+    pg_collation_is_visible pg_conf_load_time pg_conversion_is_visible pg_function_is_visible pg_get_constraintdef
+    pg_get_expr pg_get_viewdef pg_has_role pg_is_other_temp_schema pg_my_temp_schema pg_opclass_is_visible
+    pg_operator_is_visible pg_opfamily_is_visible pg_postmaster_start_time pg_sleep pg_table_is_visible
+    pg_ts_config_is_visible pg_ts_dict_is_visible pg_ts_parser_is_visible pg_ts_template_is_visible pg_type_is_visible
+    session_user setseed setval shobj_description sleep_ms stats txid_current user vector_type version write_log
+"""
+OUTSIDE: Final = frozenset(_LISTED.split())
+"""Functions of DuckDB 2.0 that read settings, variables, the catalog or the session, wait, write, or see other rows."""
+_WITHOUT_BRACKETS: Final = frozenset(
+    {"current_catalog", "current_role", "current_schema", "current_user", "session_user", "user"}
+)
+"""Those of them that a name alone calls, where no column has it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,18 +133,28 @@ def _columns_in(con: duckdb.DuckDBPyConnection, text: str, schema: Mapping[str, 
 
 def _parsed(con: duckdb.DuckDBPyConnection, expression: str) -> dict[str, Any]:
     """Return DuckDB's syntax tree of ``select EXPRESSION``; ``error`` is true in it when there is none."""
-    serialized = con.execute("select json_serialize_sql(?)", [f"select {expression}"]).fetchall()
-    return json.loads(serialized[0][0]) if serialized else {"error": True}
+    try:
+        serialized = con.execute("select json_serialize_sql(?)", [f"select {expression}"]).fetchall()
+        return json.loads(serialized[0][0]) if serialized else {"error": True}
+    except RecursionError:  # deeper than Python reads, which is less deep than DuckDB does
+        return {"error": True, "error_message": _TOO_DEEP}
+
+
+def told(line: str) -> str:
+    """Return a line of DuckDB's about an expression; its advice to change a setting is nothing for a job file."""
+    return _TOO_DEEP if "expression depth limit" in line else line
 
 
 def _nodes(tree: object) -> Iterator[dict[str, Any]]:
-    """Yield every object of parsed JSON."""
-    if isinstance(tree, dict):
-        yield tree
-        tree = list(tree.values())
-    if isinstance(tree, list):
-        for branch in tree:
-            yield from _nodes(branch)
+    """Yield every object of parsed JSON, however deep."""
+    pending = [tree]
+    while pending:
+        one = pending.pop()
+        if isinstance(one, dict):
+            yield one
+            pending += one.values()
+        elif isinstance(one, list):
+            pending += one
 
 
 def _bind(con: duckdb.DuckDBPyConnection, check: Check, schema: Mapping[str, pl.DataType]) -> str:
@@ -134,7 +167,7 @@ def _bind(con: duckdb.DuckDBPyConnection, check: Check, schema: Mapping[str, pl.
         con.execute(f"select 1 from {CHUNK} where {check.sql}").fetchall()
         described = con.execute(f"describe select {condition} as x from {CHUNK}").fetchall()
     except duckdb.Error as error:
-        text = str(error).strip().split("\n", 1)[0].rstrip("!.")
+        text = told(str(error).strip().split("\n", 1)[0].rstrip("!."))
         known = f", expected one of {', '.join(schema)}" if "not found in FROM clause" in text else ""
         return f"{check.at}: read rule {check.name}: {text}{known}{_cast_hint(text, check, schema)}"
     if described[0][1] != "BOOLEAN":
@@ -156,7 +189,7 @@ def _cast_hint(text: str, check: Check, schema: Mapping[str, pl.DataType]) -> st
 def _misread(con: duckdb.DuckDBPyConnection, check: Check, schema: Mapping[str, pl.DataType]) -> str:
     """Return why the text of a check is not one expression over one row, or an empty string."""
     condition = check.sql.removeprefix("not ")
-    problem = not_one_expression(con, condition.removeprefix("(\n").removesuffix("\n)"))
+    problem = not_one_expression(con, condition.removeprefix("(\n").removesuffix("\n)"), schema)
     if problem:
         return problem
     ambiguous = sorted(c for c in check.columns if duck_name(c, schema) != c and not check.name.startswith("not_null:"))
@@ -166,19 +199,32 @@ def _misread(con: duckdb.DuckDBPyConnection, check: Check, schema: Mapping[str, 
     return ""
 
 
-def not_one_expression(con: duckdb.DuckDBPyConnection, expression: str) -> str:
-    """Return why a text is not one expression over one row, or an empty string; it is parsed and not run."""
+def not_one_expression(con: duckdb.DuckDBPyConnection, expression: str, columns: Iterable[str]) -> str:
+    """Return why a text is not one expression over one row of `columns`; it is parsed and not run."""
     # Without our parentheses as well: `a) or (b` is an expression only inside them.
     for text in (expression, f"(\n{expression}\n)"):
         tree = _parsed(con, text)
         if tree.get("error") or len(tree.get("statements", [])) != 1:
-            return str(tree.get("error_message", "it is not one expression"))
+            return told(str(tree.get("error_message", "it is not one expression")))
+        outside = sorted(_called(tree, columns) & OUTSIDE)
+        if outside:
+            called = f"it calls {' and '.join(outside)}, expected an expression over one row"
+            return f"{called}. Leave out what reads settings, the catalog or the session, waits or writes"
         classes = {node.get("class") for node in _nodes(tree)}
         if "SUBQUERY" in classes:
             return "it has a subquery, expected an expression over one row. Compare with another table after the load"
         if "STAR" in classes:
             return "it has a *, expected columns by name"
     return ""
+
+
+def _called(tree: object, columns: Iterable[str]) -> set[str]:
+    """Return the functions that parsed JSON calls, by brackets or by a name alone that no column has."""
+    nodes = list(_nodes(tree))
+    alone = _WITHOUT_BRACKETS - {name.lower() for name in columns}
+    paths = [node["column_names"] for node in nodes if "column_names" in node]
+    found = {str(node["function_name"]).lower() for node in nodes if "function_name" in node}
+    return found | {name for path in paths if len(path) == 1 and (name := path[0].lower()) in alone}
 
 
 def register(con: duckdb.DuckDBPyConnection, frame: pl.DataFrame) -> None:

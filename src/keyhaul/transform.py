@@ -229,8 +229,10 @@ def _typed(text: str, at: str, state: _State) -> tuple[pl.Expr, pl.DataType]:
     try:
         expression = expressions.exact(expression, state.schema)
         return expression, expressions.type_of(expression, state.schema)
+    except RecursionError as error:
+        raise ConfigError(expressions.too_deep(text, at)) from error
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        msg = f"{at}: check expression {text!r}: {safe_message(error)}"
+        msg = f"{at}: check expression {expressions.short(text)}: {safe_message(error)}"
         raise ConfigError(msg) from error
 
 

@@ -7,22 +7,26 @@ merge keys, tags and several documents are refused; ``on``, ``yes``, ``no`` and 
 from __future__ import annotations
 
 import re
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from yaml.composer import Composer
+from yaml.resolver import Resolver
 
 from keyhaul.draft import Draft, Place, WrittenNumber, shown, spell
 from keyhaul.errors import ConfigError
 from keyhaul.redaction import remember_variables
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-MAX_BYTES = 250_000
+MAX_BYTES = 128_000
+"""PyYAML takes up to 2.5 µs for each (lines, or words of one character)."""
 MAX_DEPTH = 20
 MAX_VALUES = 10_000
-"""Keys and values; PyYAML takes 45 µs for each, so that the largest file is read or refused in half a second."""
+"""Keys and values; PyYAML takes up to 40 µs for each, so that the largest file is refused in half a second."""
 MAX_PROBLEMS = 20
 MAX_TEXT = 1_000_000
 """Characters of one value after its variables are put in."""
@@ -32,10 +36,24 @@ _STR = "tag:yaml.org,2002:str"
 _NULL, _BOOL, _INT, _FLOAT = (f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float"))
 
 
-class _Loader(yaml.SafeLoader):
-    """PyYAML's composer with the few scalar types of this module; it constructs nothing."""
+class _Loader(Composer, Resolver):
+    """PyYAML's composer with the few scalar types of this module, over events that are parsed and checked already."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  # PyYAML's own declaration
+
+    def __init__(self, events: Iterable[yaml.Event]) -> None:
+        Composer.__init__(self)
+        Resolver.__init__(self)
+        self._events = deque(events)
+
+    def check_event(self, *kinds: type[yaml.Event]) -> bool:
+        return not kinds or isinstance(self._events[0], kinds)
+
+    def peek_event(self) -> yaml.Event:
+        return self._events[0]
+
+    def get_event(self) -> yaml.Event:
+        return self._events.popleft()
 
 
 for _tag, _pattern, _first in (
@@ -59,11 +77,7 @@ def read_yaml(path: Path, environ: Mapping[str, str]) -> Draft:
     """
     name = str(path)
     text = _read_text(path, name)
-    _check_events(text, name)
-    try:
-        root = yaml.compose(text, _Loader)
-    except yaml.YAMLError as error:  # pragma: no cover - the events have been through the same parser
-        raise ConfigError(_syntax_message(name, error)) from None
+    root = _Loader(_checked_events(text, name)).get_single_node()
     draft = Draft(file=name)
     if not isinstance(root, yaml.MappingNode):
         line = root.start_mark.line + 1 if root else 1
@@ -92,12 +106,14 @@ def _read_text(path: Path, name: str) -> str:
         raise ConfigError(message) from None
 
 
-def _check_events(text: str, name: str) -> None:
-    """Refuse what the format allows and a job file does not, before anything is built or expanded."""
+def _checked_events(text: str, name: str) -> list[yaml.Event]:
+    """Parse, and refuse what the format allows and a job file does not, before anything is built or expanded."""
+    events: list[yaml.Event] = []
     problems: list[str] = []
     depth = documents = values = 0
     try:
-        for event in yaml.parse(text, _Loader):
+        for event in yaml.parse(text, yaml.SafeLoader):
+            events.append(event)
             values += isinstance(event, yaml.NodeEvent)
             if values > MAX_VALUES:
                 problems.append(f"{name}: got more than {MAX_VALUES} keys and values, expected a job file")
@@ -112,8 +128,12 @@ def _check_events(text: str, name: str) -> None:
                 break
     except yaml.YAMLError as error:
         raise ConfigError("\n".join([*problems, _syntax_message(name, error)])) from None
+    except (ValueError, OverflowError):  # a version or a code of a character that Python cannot hold
+        message = f"{name}: got a %YAML version or an escaped character out of range, expected YAML. Correct it"
+        raise ConfigError("\n".join([*problems, message])) from None
     if problems:
         raise ConfigError("\n".join(problems))
+    return events
 
 
 def _forbidden(event: yaml.Event, depth: int, documents: int) -> str:
@@ -182,7 +202,7 @@ def _scalar(node: yaml.Node, place: Place, draft: Draft, environ: Mapping[str, s
         text = _interpolate(text, place, draft, environ)
         if isinstance(node, yaml.ScalarNode) and node.style is None and text:
             # Written without quotes, `chunk: ${ROWS}` is the number that the variable holds.
-            tag = str(_Loader("").resolve(yaml.ScalarNode, text, (True, False)))  # type: ignore[no-untyped-call]  # not in its stubs
+            tag = str(_Loader(()).resolve(yaml.ScalarNode, text, (True, False)))  # type: ignore[no-untyped-call]  # not in its stubs
     if tag == _NULL:
         return None
     if tag == _BOOL:

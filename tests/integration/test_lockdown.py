@@ -17,7 +17,8 @@ import keyhaul
 from keyhaul.config import load_job
 from keyhaul.errors import ConfigError, EtlError
 from keyhaul.expressions import parse
-from keyhaul.rules import CHUNK, limited, locked_down, register
+from keyhaul.rules import CHUNK, OUTSIDE, compile_rules, limited, locked_down, register
+from keyhaul.steps import Rule
 
 ITEMS = (
     "create table public.items (id int primary key, name text)",
@@ -168,6 +169,92 @@ def test_a_rule_reaches_nothing_but_its_row(databases, expression):
 def test_a_polars_expression_reaches_nothing_but_its_row(expression):
     with pytest.raises(ConfigError):
         parse(expression, "here", ["id"])
+
+
+CALLS = (
+    ("current_setting", "current_setting('threads') = '1'"),
+    ("current_setting", "'threads'.current_setting() is null"),
+    ("current_setting", "system.main.\"Current_Setting\"('threads') = '1'"),
+    ("getenv", "getenv('HOME') is null"),
+    ("getvariable", "getvariable('x') is null"),
+    ("getvariable", "len(list_transform([id], lambda x: getvariable('x'))) = 1"),
+    ("pg_sleep", "pg_sleep(30) is null"),
+    ("pg_sleep", "id > 0 or case when id = 1 then pg_sleep(30) is null end"),
+    ("sleep_ms", "sleep_ms(30000) is null"),
+    ("write_log", "write_log('x') is null"),
+    ("nextval", "nextval('x') = 1"),
+    ("setseed", "setseed(0.5) is null"),
+    ("current_query", "current_query() = ''"),
+    ("current_user", "current_user = 'x'"),
+    ("current_schemas", "current_schemas(true) is null"),
+    ("txid_current", "txid_current() > 0"),
+    ("in_search_path", "in_search_path('a', 'b')"),
+    ("stats", "stats(id) is null"),
+    ("json_serialize_plan", "json_serialize_plan('select 1') is null"),
+    ("pg_get_viewdef", "pg_get_viewdef(1) is null"),
+)
+
+
+@pytest.mark.parametrize(("function", "expression"), CALLS)
+def test_a_rule_calls_no_function_that_reads_settings_or_the_session_waits_or_writes(function, expression):
+    with pytest.raises(ConfigError) as caught:
+        compile_rules([Rule(name="r", check=expression, at="job.yaml line 5")], {"id": pl.Int64()})
+    assert str(caught.value) == (
+        f"job.yaml line 5: read rule r: it calls {function}, expected an expression over one row. "
+        "Leave out what reads settings, the catalog or the session, waits or writes"
+    )
+
+
+@pytest.mark.parametrize("expression", ["current_setting('threads') = '1'", "pg_sleep(30) is null", "user = 'x'"])
+def test_an_expression_over_a_file_calls_none_of_them_either(tmp_path, expression):
+    pl.DataFrame({"id": [1]}).write_csv(tmp_path / "items.csv")
+    path = tmp_path / "checks.yaml"
+    path.write_text(
+        f"source: {{file: '{tmp_path / 'items.csv'}', types: {{id: bigint}}}}\n"
+        f'checks:\n  - {{expression: "{expression}", name: n}}\n'
+    )
+    with pytest.raises(ConfigError, match=r"checks.yaml line 3.*it calls (current_setting|pg_sleep|user), expected"):
+        keyhaul.check(path)
+
+
+def test_a_column_may_have_the_name_of_such_a_function():
+    schema = {"User": pl.String(), "version": pl.Int64()}
+    (check,) = compile_rules([Rule(name="r", check="user <> 'x' and version > 1 and now() > '2020-01-01'")], schema)
+    assert check.columns == {"User", "version"}
+
+
+@pytest.mark.parametrize(
+    ("flag", "text", "message"),
+    [
+        ("--where", " or ".join(f"id = {n}" for n in range(9_000)), "expected 500 at the most"),
+        ("--set", "x = " + " or ".join(f"id = {n}" for n in range(100)), "got operators nested too deeply"),
+        ("--rule", "r: " + " + ".join(["id"] * 9_000) + " > 0", "got operators nested too deeply"),
+    ],
+)
+def test_an_expression_that_is_too_long_ends_the_command_as_a_wrong_setting_does(databases, etl, flag, text, message):
+    run_sql(databases[0], *ITEMS)
+    ends = ("--source", databases[0], "--target", databases[1])
+    done = etl("chunked", "--table", "public.items", "--key", "id", *ends, flag, text)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in " ".join(done.stderr.split())
+
+
+WITHOUT_HARM = {
+    *("current_date", "get_current_time", "get_current_timestamp", "now", "today", "transaction_timestamp"),
+    *("error", "gen_random_uuid", "random", "uuid", "uuidv4", "uuidv7"),
+}
+
+
+def test_every_function_of_duckdb_that_has_effects_or_looks_around_is_known():
+    with locked_down() as con:
+        found = con.execute(
+            "select distinct function_name from duckdb_functions() where function_type in ('scalar', 'macro') and ("
+            " has_side_effects or stability <> 'CONSISTENT' or function_name ilike 'current%' or function_name ilike 'has\\_%\\_priv%' escape '\\'"
+            " or function_name similar to 'inet_(client|server)_.*' or function_name ilike '%\\_description' escape '\\'"
+            " or function_name ilike 'pg\\_%' escape '\\' or macro_definition ilike '%select%from%')"
+        ).fetchall()
+    harmless = WITHOUT_HARM | {"pg_size_pretty", "pg_typeof", "current_localtime", "current_localtimestamp"}
+    assert {name for (name,) in found} - OUTSIDE == harmless
 
 
 STATEMENTS = (

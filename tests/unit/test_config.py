@@ -6,6 +6,7 @@ import json
 import pickle
 import re
 import sys
+import time
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -609,3 +610,46 @@ def test_mistakes_in_an_auto_chunk_are_told_with_their_lines(tmp_path: Path) -> 
 def test_the_schema_knows_auto_chunks(value: object, *, accepted: bool) -> None:
     schema = json.loads(json.dumps(json_schema()))
     assert fits({"key": "id", "chunk": value}, schema, schema) is accepted
+
+
+ENDS = (
+    "job: j\nkey: id\nsource: {uri: 'postgresql://u@localhost/a', table: public.a}\n"
+    "target: {uri: 'postgresql://u@localhost/b', table: public.a}\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "first", "more"),
+    [
+        (
+            ENDS + "".join(f"cunk{n}: 1\n" for n in range(4_900)),
+            "job.yaml line 5: cunk0: got an unknown key, expected chunk",
+            4_850,
+        ),
+        (
+            ENDS + "rules:\n  r:\n    check: a > 0\n" + "".join(f"    chek{n}: 1\n" for n in range(4_900)),
+            "job.yaml line 8: rules.r.chek0: got an unknown key, expected check",
+            4_850,
+        ),
+        (
+            ENDS + "transform:\n" + "".join(f"- whre: a > {n}\n" for n in range(3_300)),
+            "job.yaml line 6: transform[0].whre: got an unknown key, expected where",
+            3_250,
+        ),
+        (
+            ENDS + "rules:\n" + "".join(f"  r{n}:\n" for n in range(4_900)),
+            'job.yaml line 6: rules.r0: got nothing, expected a condition such as "distance > 0"',
+            4_850,
+        ),
+    ],
+    ids=["keys", "keys of a rule", "steps", "rules"],
+)
+def test_of_thousands_of_mistakes_the_first_are_told_and_the_others_counted(
+    tmp_path: Path, text: str, first: str, more: int
+) -> None:
+    started = time.process_time()
+    lines = mistakes(tmp_path, text)
+    cost = time.process_time() - started
+    assert (lines[0], len(lines)) == (first, 51)
+    assert lines[-1] == f"job.yaml: got {more} more mistakes, expected none. Correct the first ones"
+    assert cost < 1.2  # 0.4 s on an idle machine

@@ -147,7 +147,7 @@ def test_a_rule_that_raises_for_too_many_rows_fails_the_chunk(monkeypatch):
         ("s > 1", r"an explicit cast is required\. In rules, s is text, .* cast it, as in s::decimal"),
         ("columns('a') > 0", "it has a \\*"),
         ("read_text('/etc/hostname') is null", "table function"),
-        ("getenv('HOME') is null", "does not exist"),
+        ("getenv('HOME') is null", "it calls getenv"),
         ("nosuch(a)", "does not exist"),
         ("_record > 0", '"_record" not found'),
         ("a > ?", "parameters"),
@@ -157,6 +157,34 @@ def test_a_rule_that_raises_for_too_many_rows_fails_the_chunk(monkeypatch):
 def test_a_rule_that_is_not_a_condition_over_one_row_is_refused_with_its_place(check, message):
     with pytest.raises(ConfigError, match=f"^job.yaml line 4: read rule name: .*({message})"):
         compile_rules([rule(check, "name")], SCHEMA)
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        " + ".join(["a"] * 3_000) + " > 0",
+        "not " * 3_000 + "a = 1",
+        "abs(" * 3_000 + "a" + ")" * 3_000 + " > 0",
+        "a" + " is null" * 1_000,
+        "a" + " is null" * 600,
+    ],
+)
+def test_a_rule_that_is_deeper_than_duckdb_allows_is_refused_in_words(check):
+    with pytest.raises(ConfigError) as caught:
+        compile_rules([rule(check)], SCHEMA)
+    assert str(caught.value) == (
+        "job.yaml line 1: read rule r: got operators nested too deeply, expected 300 in a row at the most. Write a list "
+        "as `in (…)`, put a table of values into a lookup, or compute it in the source's query or a view"
+    )
+
+
+def test_a_rule_that_is_long_and_not_deep_is_judged():
+    many = [
+        rule(" or ".join(f"a = {n}" for n in range(1_000)), "ors"),
+        rule(f"a in ({', '.join(map(str, range(10_000)))})"),
+    ]
+    deep = [rule(" + ".join(["a"] * 300) + " > 0", "plus"), rule("a" + " is null" * 300 + " or true", "nulls")]
+    assert records(stage(frame(id=[1, 2], a=[7, -7], s=["", ""]), *many, *deep)) == [0]
 
 
 def test_every_wrong_rule_is_told_at_once():

@@ -381,3 +381,85 @@ def test_a_column_that_is_set_and_dropped_again_with_its_inputs_is_still_evaluat
     steps = [set_(x="a + 1"), Step(kind="drop", drop=("x", "a"), at="job.yaml line 8")]
     transform = compile_transform(steps, SOURCE)
     assert "a" in transform.needed
+
+
+# --- long expressions -------------------------------------------------------------------------------
+
+LONG = {
+    "or": " or ".join(f"a = {n}" for n in range(20_000)),
+    "or in comments and quotes": "/*'*/ " + " or ".join(f"a = {n}" for n in range(2_000)) + " /*'*/ and s = ''",
+    "or behind another way of quoting": "s = q'[''']' or "
+    + " or ".join(f"a = {n}" for n in range(2_000))
+    + " or s = ''",
+    "brackets": "(" * 20_000 + "a" + ")" * 20_000,
+    "functions": "abs(" * 3_000 + "a" + ")" * 3_000,
+    "branches": "case " + " ".join(f"when a = {n} then {n}" for n in range(3_000)) + " end",
+    "nested branches": "case when a = 1 then 1 else " * 3_000 + "0" + " end" * 3_000,
+    "concatenations": " || ".join(["s"] * 3_000),
+    "sums": "+".join(["1"] * 20_000),
+    "casts": "a" + "::bigint" * 6_000,
+    "words": "interval " * 2_000 + "'1'",
+    "suffixes": "a" + " is null" * 6_000,
+}
+
+
+@pytest.mark.parametrize("text", LONG.values(), ids=LONG)
+def test_an_expression_of_thousands_of_operators_is_refused_before_polars_sees_it(text, monkeypatch):
+    monkeypatch.delattr(pl, "sql_expr")
+    with pytest.raises(ConfigError) as caught:
+        compile_transform([where(text)], SOURCE)
+    message = str(caught.value)
+    assert message.startswith(f"job.yaml line 8: read expression {text[:300] + '…'!r}: got ")
+    assert message.endswith(
+        " operators, keywords and brackets, expected 500 at the most. Write a list as `in (…)`, put a table of "
+        "values into a lookup, or compute it in the source's query or a view"
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        " or ".join(f"a = {n}" for n in range(64)),
+        " + ".join(["a"] * 24),
+        " || ".join(["s"] * 40),
+        "case " + " ".join(f"when a = {n} then {n}" for n in range(90)) + " end",
+        "abs(" * 20 + "a" + ")" * 20,
+        "a" + " is null" * 50,
+        " or ".join(f"a = {n}" for n in range(160)),
+        "a" + " is null" * 240,
+    ],
+)
+def test_an_expression_that_is_deeper_than_polars_reads_back_is_refused_in_words(text):
+    with pytest.raises(ConfigError) as caught:
+        compile_transform([where(text) if " or " in text else set_(x=text)], SOURCE)
+    assert str(caught.value).endswith(
+        ": got operators nested too deeply, expected about 60 in a row, or 20 of arithmetic. Write a list as `in (…)`, "
+        "put a table of values into a lookup, or compute it in the source's query or a view"
+    )
+
+
+def test_brackets_that_are_deeper_than_polars_parses_are_refused_in_words():
+    with pytest.raises(ConfigError) as caught:
+        compile_transform([set_(x="(" * 60 + "a" + ")" * 60)], SOURCE)
+    message = str(caught.value)
+    assert "expected one Polars SQL expression, nested no more than 45 times. Write a list as" in message
+    assert len(message) < 1_000
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (" or ".join(f"a = {n}" for n in range(62)), True),
+        (" + ".join(["a"] * 22), 66),
+        (f"a in ({', '.join(map(str, range(10_000)))})", True),
+        (f"a in ({','.join(map(str, range(-5_000, 5_000)))})", True),
+        (f"s in ({', '.join(repr(f'x or {n} and (') for n in range(10_000))})", False),
+        (f"day in ({', '.join(['date ' + repr('2020-01-01')] * 2_000)})", True),
+        (f"coalesce({', '.join(['b'] * 5_000)}, a)", 3),
+        (f"s = '{'or (' * 30_000}'", False),
+        ("case " + " ".join(f"when a = {n} then {n}" for n in range(60)) + " end", 3),
+    ],
+)
+def test_an_expression_that_is_long_and_not_deep_is_computed(text, value):
+    done, _ = apply(set_(x=text), a=[3], s=["x"], day=[date(2020, 1, 1)])
+    assert done["x"].to_list() == [value]
