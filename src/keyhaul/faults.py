@@ -110,4 +110,5 @@ def pass_point(name: str) -> None:
     if fault.action == "raise":
         msg = f"fault at {name}, passage {fault.passage}"
         raise InjectedError(msg)
+    os.write(2, f"stands still at {name}, passage {fault.passage}\n".encode())
     threading.Event().wait()

@@ -179,6 +179,8 @@ def truths(server, ends, etl_home, tmp_path_factory, new_target):
 
 def fail(start_etl, args, fault):
     """Run a command with a fault until it ends by it, or well; return the process, and whether it failed."""
+    point, passage, _ = fault.split(":")
+    where = f"{point}, passage {passage}\n"
     run = start_etl(*args, env={"KEYHAUL_FAULT": fault})
     if fault.endswith("stall"):
         # It neither ends nor does anything. Then somebody kills it.
@@ -190,9 +192,12 @@ def fail(start_etl, args, fault):
         if run.running:
             run.send(signal.SIGKILL)
             run.end()
+            assert f"stands still at {where}" in run.stderr, f"{fault}: it was never come to"
             return run, True
     code = run.end(LIMIT_SECONDS)
     assert code in {0, 70 if fault.endswith("raise") else -signal.SIGKILL}, f"{fault}: {code} {run.stderr}"
+    if code == 70:  # and not by an error of our own
+        assert f"fault at {where}" in run.stderr, f"{fault}: {run.stderr}"
     return run, code != 0
 
 

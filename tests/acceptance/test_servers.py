@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 import psycopg
 import pytest
 import support
-from aftermath import fetch, sessions, value
+from aftermath import checksum, fetch, sessions, value
 from cluster import NOBODY, Cluster, binaries_of
 from oracle import problems, truth_of
 
@@ -62,7 +62,9 @@ def truth(server, source, etl_home):
     fetch(target, TARGET)
     done = support.run_etl(etl_home, *command(source, target))
     assert done.returncode == 0, done.stderr
-    yield truth_of(target, "public.items")
+    known = truth_of(target, "public.items")
+    assert known.rows == checksum(source, "(select * from public.items where amount >= 0)")
+    yield known
     support.drop_database(server, target)
 
 
