@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -18,22 +18,21 @@ from keyhaul import events
 from keyhaul.accepted import Accepted
 from keyhaul.connecting import cancel_queries, find_ends
 from keyhaul.control import Control
-from keyhaul.copies import across_chunks
+from keyhaul.differences import ChunkTally, Difference, Verification
 from keyhaul.dsn import redact
 from keyhaul.engine import Sitting
-from keyhaul.errors import ChunkError, ConfigError, RefusedError, StopRunError
-from keyhaul.identity import difference
+from keyhaul.errors import ChunkError, ConfigError, StopRunError
 from keyhaul.ledger import new_run_id
-from keyhaul.lookback import find_run
 from keyhaul.matching import find_matching
 from keyhaul.model import Chunk
 from keyhaul.prepare import prepare
 from keyhaul.retrying import attempts
-from keyhaul.targets.compare import Kind, RowDifference, Slice, Tally
+from keyhaul.targets.compare import RowDifference, Slice, Tally
 from keyhaul.targets.keyrange import within
 from keyhaul.targets.session import CopySession
 from keyhaul.task import source_application, target_uri
 from keyhaul.team import Team
+from keyhaul.verifiable import find_original
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
     import polars as pl
 
     from keyhaul.config import Job
-    from keyhaul.ledger import Ledger
     from keyhaul.ledgerrows import Replayable
     from keyhaul.matching import Matching
     from keyhaul.model import Observer
@@ -50,81 +48,6 @@ if TYPE_CHECKING:
 
 FIRST_DIFFERENCES = 20
 """How many differences are named, unless more are asked for."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Difference:
-    """A row that differs.
-
-    Attributes:
-        chunk: of the run's plan; 0 when the tables were compared as a whole.
-        kind: ``changed``, ``missing`` (in the target) or ``extra`` (in the target).
-        key: the job's key as text, in its order; empty when the target does not have it.
-        columns: those that differ, for a changed row.
-        expected, found: column → text as the source gives it, and as the target has it; of a changed row
-            only the columns that differ. Empty unless values were asked for.
-    """
-
-    chunk: int
-    kind: Kind
-    key: tuple[str | None, ...]
-    columns: tuple[str, ...] = ()
-    expected: dict[str, str | None] = field(default_factory=dict)
-    found: dict[str, str | None] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChunkTally:
-    """How many rows of one chunk differ; the chunk is 0 when the tables were compared as a whole."""
-
-    chunk: int
-    changed: int
-    missing: int
-    extra: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verification:
-    """What a comparison found.
-
-    Attributes:
-        rows: that the target should have, counted there.
-        chunks: compared.
-        unloaded: chunks of the run that were never loaded; they are not compared, and count as a difference.
-        rejected: rows that the target did not take and the quarantine keeps: their absence is no difference.
-        changed, missing, extra: rows that differ.
-        by_chunk: the chunks with a difference.
-        differences: the first of them.
-        extra_checked: whether rows that only the target has were looked for.
-        whole: why the tables were compared as a whole; empty when chunk by chunk.
-    """
-
-    run_id: str
-    job: str
-    target: str
-    key: tuple[str, ...]
-    rows: int
-    chunks: int
-    unloaded: int
-    rejected: int
-    changed: int
-    missing: int
-    extra: int
-    by_chunk: tuple[ChunkTally, ...]
-    differences: tuple[Difference, ...]
-    extra_checked: bool
-    whole: str
-    seconds: float
-
-    @property
-    def different(self) -> int:
-        """Return the number of rows that differ."""
-        return self.changed + self.missing + self.extra
-
-    @property
-    def equal(self) -> bool:
-        """Whether every chunk of the run is loaded and no row differs."""
-        return not self.different and not self.unloaded
 
 
 def verify(
@@ -156,7 +79,7 @@ def verify(
     with prepare(job, find_ends(job), run_id=run_id) as prepared:
         sitting = Sitting(prepared, observe, Control(), run_id, started)
         try:
-            original = _find(prepared, sitting.ledger, run)
+            original = find_original(prepared, sitting.ledger, run)
             comparison = _Comparison(
                 prepared, sitting, original, observe, limit=limit, extra=extra, show_values=show_values
             )
@@ -167,45 +90,6 @@ def verify(
             raise StopRunError(f"verify {prepared.target.label}: {redact(text, ends.source, ends.target)}") from error
         except ChunkError as error:
             raise StopRunError(redact(str(error), prepared.ends.source, prepared.ends.target)) from error
-
-
-def _find(prepared: Prepared, ledger: Ledger, run: str) -> Replayable:
-    """Return the run, which must be the job's own, with the target as it left it."""
-    job, target = prepared.job, prepared.target
-    original = ledger.replayable(run) if ledger.exists() else None
-    if original is None:
-        name = find_run(ledger.connection, ledger.schema, run)  # raises when there is none
-        msg = f"verify job {job.job}: no run of this job is in the ledger, the newest is {name}. `etl runs` lists them"
-        raise RefusedError(msg)
-    what = f"verify run {original.run_id}"
-    if original.kind == "replay":
-        msg = f"{what}: it is a replay of run {original.replay_of}. Name that run: its records are compared there"
-        raise RefusedError(msg)
-    if original.job != job.job:
-        msg = f"{what}: it is of job {original.job}, expected {job.job}. Give that job, or --job {original.job}"
-        raise RefusedError(msg)
-    if original.lost:
-        raise RefusedError(f"{what}: {original.lost}. Compare a run whose rows are in the target")
-    aside = {"chunk": 0, "checksum": None}  # the run's own rows are compared, whatever these are
-    changed = difference({**original.config, **aside}, {**job.identity(), **aside})
-    if changed:
-        msg = f"{what}: the job given is another one: {'; '.join(changed)}. Give the run's own source and settings"
-        raise RefusedError(msg)
-    if original.target_table != target.label or target.ddl.before:
-        told = "which is not there any more" if original.target_table == target.label else f"not {target.label}"
-        raise RefusedError(f"{what}: it loaded {original.target_table}, {told}. Give the run's target in --into")
-    if job.targets or across_chunks(job, prepared.transform):
-        why = "its dedup decides among rows of different chunks, which a comparison of chunks does not see"
-        why = "its records become rows of several tables" if job.targets else why
-        raise RefusedError(f"{what}: {why}. Compare by a query of your own")
-    row = prepared.target_conn.execute(
-        "select current_setting('transaction_read_only')::bool, has_database_privilege(current_database(), 'temporary')"
-    ).fetchone()
-    if row and (row[0] or not row[1]):
-        why = "it is read-only (a standby?). Give the primary in --target"
-        why = why if row[0] else "this user may not create temporary tables. Grant TEMPORARY on the database"
-        raise RefusedError(f"{what}: rows are compared by way of temporary tables in the target, and {why}")
-    return original
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

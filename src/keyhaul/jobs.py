@@ -20,7 +20,7 @@ from keyhaul.sizing import size_up
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from keyhaul.comparing import Verification
+    from keyhaul.differences import Verification
     from keyhaul.ledgercompare import LedgerComparison
     from keyhaul.model import Observer, Plan, Report
 

@@ -7,41 +7,32 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import psycopg
 from psycopg import sql
 
-from keyhaul import catalog, events, pgtypes
-from keyhaul.checksums import find
+from keyhaul import events, pgtypes
+from keyhaul.checksummed import NULL_KEYS, find_checksummed
 from keyhaul.connecting import connect, find_target, noticing, with_login
 from keyhaul.crew import DEFAULT_WORKERS, free_connections
 from keyhaul.dsn import redact
-from keyhaul.errors import ChunkError, RefusedError, StopRunError
+from keyhaul.errors import ChunkError, StopRunError
 from keyhaul.ledger import new_run_id
-from keyhaul.lookback import find_run
-from keyhaul.model import Chunk
 from keyhaul.retrying import attempts
-from keyhaul.sql import statement
-from keyhaul.targets.rowhash import TAG, hash_part
+from keyhaul.targets.rowhash import hash_part
 from keyhaul.targets.session import CopySession
 from keyhaul.team import Team
+from keyhaul.verifiable import find_named
 from keyhaul.watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+    from keyhaul.checksummed import Checksummed, Part
     from keyhaul.config import Job
     from keyhaul.dsn import Dsn
     from keyhaul.model import Observer
-    from keyhaul.targets.rowhash import Hashing
 
 Connection = psycopg.Connection[Any]
-
-_OTHERWISE: Final = "etl verify without --against-ledger compares with the source"
-
-NULL_KEYS: Final = 0
-"""The number of a part that is no chunk: rows with a NULL key, where the run has no chunk for them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,28 +117,6 @@ class LedgerComparison:
         return not self.different and not self.unloaded
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Part:
-    """A chunk and its checksum."""
-
-    chunk: Chunk
-    rows: int
-    hash: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Run:
-    """A run with checksums, and its target as it is now."""
-
-    run_id: str
-    job: str
-    label: str
-    table: sql.Identifier
-    hashing: Hashing
-    parts: tuple[_Part, ...]
-    unloaded: int
-
-
 def compare_ledger(place: Place, run: str, observe: Observer, *, show_values: bool = False) -> LedgerComparison:
     """Compare the target with what a run has left there, chunk by chunk.
 
@@ -176,10 +145,10 @@ def compare_ledger(place: Place, run: str, observe: Observer, *, show_values: bo
     try:
         with connect(place.dsn, "target", application_name=f"{name} snapshot", settings=settings) as conn:
             dsn = noticing(with_login(place.dsn, conn), conn)
-            run_id = _named(conn, place, run)
+            run_id = find_named(conn, place.ledger_schema, run, place.job)
             with conn.transaction():
                 conn.execute("set transaction isolation level repeatable read, read only")
-                found = _find(conn, place, run_id)
+                found = find_checksummed(conn, place.ledger_schema, run_id)
                 comparison = _Comparison(conn, place, dsn, f"{name} worker", settings, found)
                 differences = comparison.execute(observe)
     except psycopg.Error as error:
@@ -206,109 +175,6 @@ def _without_range(one: ChunkDifference) -> ChunkDifference:
     return ChunkDifference(chunk=one.chunk, rows_stored=one.rows_stored, rows_found=one.rows_found)
 
 
-# --- which run ---------------------------------------------------------------------------------------
-
-
-def _named(conn: Connection, place: Place, run: str) -> str:
-    """Return the run that is meant."""
-    newest = find_run(conn, place.ledger_schema, run)  # raises when there is none
-    query = statement("run_named", place.ledger_schema, run=run, job=place.job)
-    row = conn.execute(query).fetchone()
-    if row is None:
-        what = f"job {place.job}: no run of this job" if place.job else "last: no run that is not a replay"
-        raise RefusedError(f"verify {what} is in the ledger, the newest is {newest}. `etl runs` lists them")
-    run_id, job, replay_of = row
-    what = f"verify run {run_id}"
-    if replay_of:
-        raise RefusedError(f"{what}: it is a replay of run {replay_of}. Name that run: its checksums are kept true")
-    if place.job not in {None, job}:
-        raise RefusedError(f"{what}: it is of job {job}, expected {place.job}. Give that job, or --job {job}")
-    return str(run_id)
-
-
-def _find(conn: Connection, place: Place, run_id: str) -> _Run:
-    """Return the run with its checksums, if they can be compared with the target as it is now.
-
-    Raises:
-        RefusedError: they cannot; says why, and what to do.
-    """
-    schema = place.ledger_schema
-    described = conn.execute(statement("checksum", schema, run_id=run_id)).fetchall()[0][0]
-    if described is None:
-        msg = f"its chunks have no checksums. Give --checksum to the next run (or checksum: true); {_OTHERWISE}"
-        raise RefusedError(f"verify run {run_id} against the ledger: {msg}")
-    original = conn.execute(statement("replay_run", schema, run=run_id, job="")).fetchall()[0]
-    job, label, config, lost = original[1], original[5], original[6], original[8]
-    since = conn.execute(statement("loaded_since", schema, run_id=run_id, target_table=label)).fetchone()
-    rows = conn.execute(statement("checksums", schema, run_id=run_id, tag=TAG)).fetchall()
-    loaded = [row for row in rows if row[5]]
-    try:
-        _refuse_stale(lost, since[0] if since else "", loaded)
-        table = _table(conn, described["table"], label)
-        hashing = find(conn, table, described)
-    except RefusedError as error:
-        raise RefusedError(f"verify run {run_id} against the ledger: {error}") from None
-    parts = [_part(row) for row in loaded]
-    if (
-        hashing.nullable
-        and config["target"].get("mode") in {None, "replace"}
-        and not any(r[1] == "nulls" for r in rows)
-    ):
-        # The source has no NULL keys, and the table was empty.
-        parts.append(_Part(chunk=Chunk(number=NULL_KEYS, kind="nulls"), rows=0, hash="0"))
-    return _Run(
-        run_id=run_id,
-        job=job,
-        label=label,
-        table=table,
-        hashing=hashing,
-        parts=tuple(parts),
-        unloaded=len(rows) - len(loaded),
-    )
-
-
-def _refuse_stale(lost: str, since: str, loaded: Sequence[tuple[Any, ...]]) -> None:
-    """Refuse checksums that say nothing of the table as it is now."""
-    bare = sum(row[8] is None for row in loaded)
-    tags = {(row[8], row[9]) for row in loaded if row[8] != row[9]}
-    if lost:
-        why = f"{lost}. Name a run whose rows are in the target"
-    elif since:
-        why = f"run {since} has loaded the same table since. Name that run"
-    elif bare:
-        why = f"{bare:,} of its {len(loaded):,} loaded chunks have no checksum. Run the job anew with --checksum"
-    elif tags:
-        stored, now = (_server(tag) for tag in min(tags))
-        now = f"{now} on another platform" if stored == now else now
-        why = (
-            f"the checksums were stored by {stored}, and the target is {now}, which may write and hash equal values "
-            "otherwise. Run the job anew with --checksum"
-        )
-    else:
-        return
-    raise RefusedError(f"{why}; {_OTHERWISE}")
-
-
-def _server(tag: str) -> str:
-    major, encoding, _ = tag.split(" ")
-    return f"PostgreSQL {major} ({encoding})"
-
-
-def _table(conn: Connection, name: str, label: str) -> sql.Identifier:
-    found = catalog.resolve(conn, name)
-    if found is None:
-        msg = f"{label} is not there any more. Name the database that the run has loaded in --target"
-        raise RefusedError(msg)
-    return sql.Identifier(*found[1:])
-
-
-def _part(row: Sequence[Any]) -> _Part:
-    number, kind, lower, upper, estimated, _, rows, total, *_ = row
-    lower, upper = (None if bound is None else tuple(bound) for bound in (lower, upper))
-    chunk = Chunk(number=number, kind=kind, lower=lower, upper=upper, estimated_rows=estimated)
-    return _Part(chunk=chunk, rows=rows, hash=total)
-
-
 # --- all parts ---------------------------------------------------------------------------------------
 
 
@@ -316,7 +182,7 @@ class _Comparison:
     """One comparison: the threads, and what they have found."""
 
     def __init__(
-        self, conn: Connection, place: Place, dsn: Dsn, name: str, settings: dict[str, str], run: _Run
+        self, conn: Connection, place: Place, dsn: Dsn, name: str, settings: dict[str, str], run: Checksummed
     ) -> None:
         self.place = place
         self.run = run
@@ -325,7 +191,7 @@ class _Comparison:
         self._uri = dsn.uri(
             application_name=name, options=settings, connect_timeout_seconds=place.network_timeout_seconds
         )
-        self.team: Team[_Part] = Team("keyhaul-verify", lambda _number: _Hand(self), self._cancel)
+        self.team: Team[Part] = Team("keyhaul-verify", lambda _number: _Hand(self), self._cancel)
         self.sessions: set[CopySession] = set()
         self.differences: list[ChunkDifference] = []
 
@@ -363,12 +229,12 @@ class _Hand:
         self._comparison = comparison
         self._session: CopySession | None = None
 
-    def do(self, part: _Part) -> None:
+    def do(self, part: Part) -> None:
         for attempt in attempts(self._comparison.place.retries, self._comparison.team.stopping):
             with attempt:
                 self._compare(part)
 
-    def _compare(self, part: _Part) -> None:
+    def _compare(self, part: Part) -> None:
         comparison, run = self._comparison, self._comparison.run
         try:
             self._session = self._session or comparison.open()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
-    from keyhaul.comparing import Difference, Verification
+    from keyhaul.differences import Difference, Verification
     from keyhaul.ledgercompare import LedgerComparison, Place
 
 EQUAL, DIFFERENT = 0, 1
@@ -147,7 +147,7 @@ def _place(job_file: Path | None, values: dict[str, Any]) -> Place:
 
 
 def _print(found: Verification | LedgerComparison, *, as_json: bool) -> None:
-    from keyhaul.comparing import Verification
+    from keyhaul.differences import Verification
 
     if as_json:
         typer.echo(json.dumps({"equal": found.equal, "different": found.different, **asdict(found)}))
@@ -250,7 +250,7 @@ def _lines(found: Verification) -> Iterator[str]:
 
 
 def _chunk_lines(found: LedgerComparison) -> Iterator[str]:
-    from keyhaul.ledgercompare import NULL_KEYS
+    from keyhaul.checksummed import NULL_KEYS
 
     for one in found.by_chunk:
         name = "NULL keys" if one.chunk == NULL_KEYS else f"chunk {one.chunk}"

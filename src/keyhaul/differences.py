@@ -1,0 +1,84 @@
+"""What a comparison of a run's target with its source has found: chunks and rows that differ, and what was compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from keyhaul.targets.compare import Kind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """A row that differs.
+
+    Attributes:
+        chunk: of the run's plan; 0 when the tables were compared as a whole.
+        kind: ``changed``, ``missing`` (in the target) or ``extra`` (in the target).
+        key: the job's key as text, in its order; empty when the target does not have it.
+        columns: those that differ, for a changed row.
+        expected, found: column → text as the source gives it, and as the target has it; of a changed row
+            only the columns that differ. Empty unless values were asked for.
+    """
+
+    chunk: int
+    kind: Kind
+    key: tuple[str | None, ...]
+    columns: tuple[str, ...] = ()
+    expected: dict[str, str | None] = field(default_factory=dict)
+    found: dict[str, str | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkTally:
+    """How many rows of one chunk differ; the chunk is 0 when the tables were compared as a whole."""
+
+    chunk: int
+    changed: int
+    missing: int
+    extra: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """What a comparison found.
+
+    Attributes:
+        rows: that the target should have, counted there.
+        chunks: compared.
+        unloaded: chunks of the run that were never loaded; they are not compared, and count as a difference.
+        rejected: rows that the target did not take and the quarantine keeps: their absence is no difference.
+        changed, missing, extra: rows that differ.
+        by_chunk: the chunks with a difference.
+        differences: the first of them.
+        extra_checked: whether rows that only the target has were looked for.
+        whole: why the tables were compared as a whole; empty when chunk by chunk.
+    """
+
+    run_id: str
+    job: str
+    target: str
+    key: tuple[str, ...]
+    rows: int
+    chunks: int
+    unloaded: int
+    rejected: int
+    changed: int
+    missing: int
+    extra: int
+    by_chunk: tuple[ChunkTally, ...]
+    differences: tuple[Difference, ...]
+    extra_checked: bool
+    whole: str
+    seconds: float
+
+    @property
+    def different(self) -> int:
+        """Return the number of rows that differ."""
+        return self.changed + self.missing + self.extra
+
+    @property
+    def equal(self) -> bool:
+        """Whether every chunk of the run is loaded and no row differs."""
+        return not self.different and not self.unloaded
