@@ -79,7 +79,7 @@ def verify(
     with prepare(job, find_ends(job), run_id=run_id) as prepared:
         sitting = Sitting(prepared, observe, Control(), run_id, started)
         try:
-            original = find_original(prepared, sitting.ledger, run)
+            original = find_original(prepared, sitting.ledger, run, observe)
             comparison = _Comparison(
                 prepared, sitting, original, observe, limit=limit, extra=extra, show_values=show_values
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from keyhaul import events
 from keyhaul.copies import across_chunks
 from keyhaul.errors import RefusedError
 from keyhaul.identity import difference
@@ -11,10 +12,13 @@ from keyhaul.lookback import find_run
 from keyhaul.sql import statement
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import psycopg
 
     from keyhaul.ledger import Ledger
     from keyhaul.ledgerrows import Replayable
+    from keyhaul.model import Observer
     from keyhaul.prepare import Prepared
 
 
@@ -44,8 +48,20 @@ def find_named(conn: psycopg.Connection[Any], schema: str, run: str, job: str | 
     return str(run_id)
 
 
-def find_original(prepared: Prepared, ledger: Ledger, run: str) -> Replayable:
-    """Return the run, which must be the job's own, with the target as it left it."""
+def find_original(prepared: Prepared, ledger: Ledger, run: str, observe: Observer) -> Replayable:
+    """Return the run, which must be the job's own, with the target as it left it.
+
+    The job may be that of a replay of the run, too, whose rules a person has mended.
+
+    Args:
+        prepared: the job given.
+        ledger: in its target.
+        run: a run's name, or ``last`` for the job's newest.
+        observe: told when a replay was of another job.
+
+    Raises:
+        RefusedError: there is no such run, it is another job's, or it cannot be compared.
+    """
     job, target = prepared.job, prepared.target
     original = ledger.replayable(run) if ledger.exists() else None
     if original is None:
@@ -61,11 +77,7 @@ def find_original(prepared: Prepared, ledger: Ledger, run: str) -> Replayable:
         raise RefusedError(msg)
     if original.lost:
         raise RefusedError(f"{what}: {original.lost}. Compare a run whose rows are in the target")
-    aside = {"chunk": 0, "checksum": None}  # the run's own rows are compared, whatever these are
-    changed = difference({**original.config, **aside}, {**job.identity(), **aside})
-    if changed:
-        msg = f"{what}: the job given is another one: {'; '.join(changed)}. Give the run's own source and settings"
-        raise RefusedError(msg)
+    _check_job(original, ledger, job.identity(), observe)
     if original.target_table != target.label or target.ddl.before:
         told = "which is not there any more" if original.target_table == target.label else f"not {target.label}"
         raise RefusedError(f"{what}: it loaded {original.target_table}, {told}. Give the run's target in --into")
@@ -81,3 +93,27 @@ def find_original(prepared: Prepared, ledger: Ledger, run: str) -> Replayable:
         why = why if row[0] else "this user may not create temporary tables. Grant TEMPORARY on the database"
         raise RefusedError(f"{what}: rows are compared by way of temporary tables in the target, and {why}")
     return original
+
+
+def _check_job(original: Replayable, ledger: Ledger, given: Mapping[str, Any], observe: Observer) -> None:
+    """Refuse a job that is neither the run's nor that of a replay of it."""
+    # All rows that the source has are compared in the run's chunks, whatever these are.
+    aside = {"chunk": 0, "checksum": None, "incremental": None}
+    replays = ledger.replays(original.run_id)
+    changed, *others = (
+        difference({**config, **aside}, {**given, **aside})
+        for config in (original.config, *(config for _, config in replays))
+    )
+    if changed and all(others):
+        msg = (
+            f"verify run {original.run_id}: the job given is another one: {'; '.join(changed)}. Give the run's own "
+            "source and settings"
+        )
+        raise RefusedError(msg)
+    other = next((name for (name, _), differs in zip(replays, others, strict=True) if differs), None)
+    if other:
+        message = (
+            f"run {original.run_id} was replayed with another job (run {other}): rows that it brought may be told as "
+            "differences. Give the job as it was at the last replay"
+        )
+        observe(events.Notice(message=message, level="warning"))

@@ -15,6 +15,7 @@ import typer
 
 from keyhaul.console import write_line
 from keyhaul.errors import ConfigError, RefusedError
+from keyhaul.redaction import HIDDEN
 from keyhaul.shell import Home, app, find_ledger, open_ledger
 from keyhaul.text import duration, one_line, plural
 
@@ -194,15 +195,19 @@ def _from_the_ledger(run: str, given: dict[str, Any]) -> tuple[dict[str, Any], s
     """Return the flags of the job that a run was asked to do, and the run's name; the URIs are not in the ledger.
 
     Raises:
-        RefusedError: the run has steps that flags cannot say; the job file is needed.
+        RefusedError: there is no such run of the job, or its settings cannot be said by flags or are hidden in part:
+            the job file is needed.
     """
-    from keyhaul import lookback
+    from keyhaul.lookback import ledger_errors
     from keyhaul.sql import statement
+    from keyhaul.verifiable import find_named
 
-    with open_ledger(given.get("target"), Path(given["home"]) if "home" in given else None, None) as (conn, schema):
-        run_id = lookback.find_run(conn, schema, run)
+    home = Path(given["home"]) if "home" in given else None
+    with open_ledger(given.get("target"), home, None) as (conn, schema), ledger_errors(conn, schema):
+        run_id = find_named(conn, schema, run, given.get("job"))
         row = conn.execute(statement("verify_job", schema, run_id=run_id)).fetchone()
-    job, key, config = row[0], row[2], row[6]
+        replayed = conn.execute(statement("verify_replays", schema, run_id=run_id)).fetchone()
+    job, key, config = row[0], row[2], replayed[1] if replayed else row[6]
     steps = [name for name in ("transform", "rules", "dedup") if config.get(name)]
     if steps:
         msg = (
@@ -218,6 +223,7 @@ def _from_the_ledger(run: str, given: dict[str, Any]) -> tuple[dict[str, Any], s
         "into": loaded.get("table"),
         **{name: loaded[name] for name in ("mode", "conflict", "newer_by") if loaded.get(name)},
     }
+    _refuse_hidden(run_id, {name: value for name, value in known.items() if name not in given})
     if read["database"] != "embedded" and not (given.get("source") or os.environ.get("ETL_SOURCE_URL")):
         msg = (
             f"verify run {run_id}: it read {read['database']}, and the ledger keeps no connection string. "
@@ -225,6 +231,18 @@ def _from_the_ledger(run: str, given: dict[str, Any]) -> tuple[dict[str, Any], s
         )
         raise RefusedError(msg)
     return {**known, **given}, run_id
+
+
+def _refuse_hidden(run_id: str, known: dict[str, Any]) -> None:
+    """Refuse settings that are not what the run had: the ledger has them with their secrets taken out."""
+    hidden = [name for name, value in known.items() if HIDDEN in json.dumps(value)]
+    if hidden:
+        names = ", ".join("source.query" if name == "query" else name for name in hidden)
+        msg = (
+            f"verify run {run_id}: a secret in its {names} is hidden in the ledger. Give the job: "
+            f"etl verify {run_id} JOB.yaml, or the same flags as the run"
+        )
+        raise RefusedError(msg)
 
 
 def _lines(found: Verification) -> Iterator[str]:

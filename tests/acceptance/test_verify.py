@@ -139,3 +139,59 @@ def test_a_signal_ends_it_soon_and_leaves_no_session(etl, etl_home, ends, reader
     assert time.monotonic() - began < 8
     alive = "select count(*) from pg_stat_activity where application_name like 'keyhaul%'"
     wait_until(lambda: value(source, alive) == 0 == value(target, alive), "all sessions to end", 5)
+
+
+def test_a_stored_query_with_a_hidden_secret_is_refused_and_never_executed(etl, ends):
+    source, target = ends
+    fetch(source, "create table public.cn (id int primary key, dsn text)")
+    fetch(source, "insert into public.cn select g, 'host=x password=hunter2pass' from generate_series(1, 3) g")
+    where = ("--source", source, "--target", target)
+    query = ("--query", "select id, dsn from public.cn where dsn = 'host=x password=hunter2pass'")
+    asked = (*where, *query, "--key", "id", "--into", "public.cn", "--job", "cn")
+    assert etl("chunked", *asked).returncode == 0
+    run_id = value(target, "select run_id from keyhaul.runs")
+    done = etl("verify", "last", *where)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"a secret in its source.query is hidden in the ledger. Give the job: etl verify {run_id} JOB.yaml" in (
+        done.stderr
+    )
+    assert "hunter2pass" not in done.stderr
+    assert etl("verify", "last", *asked).returncode == 0
+
+
+def test_last_is_the_newest_run_of_the_job_that_is_named_and_never_a_replay(etl, ends):
+    source, target = ends
+    fetch(source, "create table public.u (id int primary key); insert into public.u values (1), (2)")
+    where = ("--source", source, "--target", target)
+    assert etl("chunked", *flags(ends, "--job", "a", "--into", "public.a")).returncode == 0
+    assert etl("chunked", *where, "--table", "public.u", "--key", "id", "--job", "b").returncode == 0
+    for words in (["last", "--job", "a"], ["--job", "a"]):
+        done = etl("verify", *words, *where)
+        assert (done.returncode, done.stdout.partition(" in ")[0]) == (0, "verified 2,000 rows"), done.stderr
+    assert etl("verify", "last", *where).stdout.startswith("verified 2 rows in ")
+    run_id = value(target, "select run_id from keyhaul.runs where job = 'a'")
+    fetch(
+        target,
+        "insert into keyhaul.runs select (jsonb_populate_record(r, jsonb_build_object('run_id', '29990101T000000-0000',"
+        f" 'kind', 'replay', 'replay_of', '{run_id}', 'started_at', now() + interval '1 minute'))).*"
+        f" from keyhaul.runs r where run_id = '{run_id}'",
+    )
+    done = etl("verify", "last", *where)
+    assert (done.returncode, done.stdout.partition(" in ")[0]) == (0, "verified 2 rows"), done.stderr
+    done = etl("verify", "29990101T000000-0000", *where)
+    assert (done.returncode, f"it is a replay of run {run_id}. Name that run" in done.stderr) == (2, True)
+    done = etl("verify", "last", "--job", "c", *where)
+    assert (done.returncode, "verify job c: no run of this job is in the ledger" in done.stderr) == (2, True)
+
+
+def test_a_run_that_read_by_a_watermark_is_compared_by_its_name_and_by_flags(etl, ends):
+    source, target = ends
+    again = flags(ends, "--incremental", "ref", "--lag", "2", "--mode", "upsert")
+    assert etl("chunked", *again).returncode == 0
+    assert etl("chunked", *again).returncode == 0
+    for words in (
+        ["last", "--source", source, "--target", target],
+        ["last", *flags(ends, "--mode", "upsert")],
+    ):
+        done = etl("verify", *words)
+        assert (done.returncode, "\nverified 2,000 rows in " in done.stdout) == (0, True), done.stderr

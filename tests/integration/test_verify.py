@@ -9,6 +9,7 @@ from keyhaul.comparing import verify
 from keyhaul.control import Control
 from keyhaul.engine import run
 from keyhaul.errors import RefusedError, StopRunError
+from keyhaul.events import Notice
 from keyhaul.replay import replay
 
 WIDE = {
@@ -136,6 +137,25 @@ def test_all_differences_are_counted_and_only_the_first_are_named(databases):
     assert (found.changed, len(found.differences)) == (750, 3)
     assert [(tally.chunk, tally.changed) for tally in found.by_chunk][:2] == [(3, 50), (4, 100)]
     assert look(databases, limit=0).changed == 750
+
+
+def test_a_run_that_was_replayed_with_mended_rules_is_equal_by_the_mended_job(databases):
+    fill(databases, 300)
+    old, new = {"rule": ["small: id < 291"]}, {"rule": ["small: id < 1000"]}
+    report = move(databases, **old)
+    assert report.counts.quarantined == 10
+    assert look(databases, **old).equal
+    with pytest.raises(RefusedError, match="rules"):
+        look(databases, **new)
+    replay(job(databases, **new), "last", lambda _event: None, Control())
+    found = look(databases, **new)
+    assert (found.equal, found.rows, found.run_id) == (True, 300, report.run_id)
+    with pytest.raises(RefusedError, match="rules"):
+        look(databases, rule=["small: id < 500"])
+    notices = []
+    found = verify(job(databases, **old), observe=notices.append)
+    assert (found.extra, found.missing, found.changed) == (10, 0, 0)
+    assert "was replayed with another job" in next(one.message for one in notices if isinstance(one, Notice))
 
 
 def test_what_was_filtered_quarantined_or_a_duplicate_is_not_missed(databases):
