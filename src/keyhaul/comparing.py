@@ -24,7 +24,7 @@ from keyhaul.engine import Sitting
 from keyhaul.errors import ChunkError, ConfigError, StopRunError
 from keyhaul.ledger import new_run_id
 from keyhaul.matching import find_matching
-from keyhaul.model import Chunk
+from keyhaul.model import Chunk, Counts
 from keyhaul.prepare import prepare
 from keyhaul.retrying import attempts
 from keyhaul.targets.compare import RowDifference, Slice, Tally
@@ -32,6 +32,7 @@ from keyhaul.targets.keyrange import within
 from keyhaul.targets.session import CopySession
 from keyhaul.task import source_application, target_uri
 from keyhaul.team import Team
+from keyhaul.text import plural
 from keyhaul.verifiable import find_original
 
 if TYPE_CHECKING:
@@ -48,6 +49,9 @@ if TYPE_CHECKING:
 
 FIRST_DIFFERENCES = 20
 """How many differences are named, unless more are asked for."""
+
+MOST_DIFFERENCES = 1_000_000
+"""How many can be named: they are held in memory, about 1 kB each with their values."""
 
 
 def verify(
@@ -74,6 +78,8 @@ def verify(
         ConfigError: the command, job or databases do not fit, or the run is another job's.
         StopRunError: a database was lost, or a chunk could not be compared.
     """
+    if not 0 <= limit <= MOST_DIFFERENCES:
+        raise ConfigError(f"verify limit: got {limit}, expected a whole number from 0 to {MOST_DIFFERENCES}")
     started = time.perf_counter()
     run_id = new_run_id()
     with prepare(job, find_ends(job), run_id=run_id) as prepared:
@@ -143,7 +149,8 @@ class _Comparison:
         self._lock = threading.Lock()
         self._team: Team[_Part] = Team("keyhaul-verify", self._hire, self._cancel)
         self._sessions: set[CopySession] = set()
-        self._rows = self._rejected = 0
+        self._rows = self._rejected = self._older = 0
+        self._counts = Counts()
         self._tallies: list[ChunkTally] = []
         self._differences: list[Difference] = []
 
@@ -162,6 +169,8 @@ class _Comparison:
             self._observe(events.Notice(message=message, level="warning"))
         self._team.work(parts, self._sitting.count_workers(len(parts)))
         tallies = sorted(self._tallies, key=lambda tally: tally.chunk)
+        of_the_run = ledger.totals(run_id).counts
+        self._warn(of_the_run)
         return Verification(
             run_id=run_id,
             job=self._original.job,
@@ -170,6 +179,12 @@ class _Comparison:
             rows=self._rows,
             chunks=len(chunks),
             unloaded=len(listed) - len(chunks),
+            read=self._counts.read,
+            quarantined=self._counts.quarantined,
+            filtered=self._counts.filtered,
+            duplicate=self._counts.duplicate,
+            older=self._older,
+            run=of_the_run,
             rejected=self._rejected,
             changed=sum(tally.changed for tally in tallies),
             missing=sum(tally.missing for tally in tallies),
@@ -180,6 +195,17 @@ class _Comparison:
             whole=self._matching.why_whole,
             seconds=time.perf_counter() - started,
         )
+
+    def _warn(self, of_the_run: Counts) -> None:
+        """Say that rows are not compared which the job would quarantine now; the run may have loaded them."""
+        now, then = self._counts.quarantined, of_the_run.quarantined
+        # An incremental run has read less than is compared.
+        if now > then and not self._original.config.get("incremental"):
+            message = (
+                f"{plural(now, 'row')} of the source would be quarantined now, and the run quarantined {then:,}: they "
+                "are not compared"
+            )
+            self._observe(events.Notice(message=message, level="warning"))
 
     def _parts(self, chunks: Sequence[Chunk]) -> list[_Part]:
         matching = self._matching
@@ -229,16 +255,21 @@ class _Comparison:
         self._sessions.add(session)
         try:
             destination = self._prepared.target.destination(self._prepared.columns)
-            compared = Slice(session, destination, self._matching.key, part.where, extra=self._extra)
-            rejected, distinct = 0, True
+            compared = Slice(
+                session, destination, self._matching.key, part.where, extra=self._extra, ordered=self._matching.ranged
+            )
+            rejected, distinct, counts = 0, True, Counts()
             for chunk in part.chunks:
                 if self._team.stopping.is_set():
                     return
-                frame, columns, known = accepted.read(session, chunk)
-                distinct = distinct and self._distinct(frame, part)
-                rejected += known + compared.expect(frame, columns)
-                del frame
-            compared.forget_older()
+                expected = accepted.read(session, chunk)
+                distinct = distinct and self._distinct(expected.frame, part)
+                placed = compared.expect(expected.frame, expected.columns)
+                copies = placed.duplicate + placed.updated + placed.unchanged  # one row stands for several
+                counts += expected.counts + Counts(quarantined=placed.invalid.height, duplicate=copies)
+                rejected += expected.rejected
+                del expected
+            older = compared.forget_older()
             rows, equal = compared.equal(distinct=distinct)
             tally, found = (Tally(), []) if equal else compared.narrow(self._limit)
         finally:
@@ -247,6 +278,8 @@ class _Comparison:
         with self._lock:
             self._rows += rows
             self._rejected += rejected
+            self._older += older
+            self._counts += counts
             if tally.total:
                 more = ChunkTally(chunk=part.number, changed=tally.changed, missing=tally.missing, extra=tally.extra)
                 self._tallies.append(more)

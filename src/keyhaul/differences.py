@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from keyhaul.model import Counts
     from keyhaul.targets.compare import Kind
 
 
@@ -48,6 +49,13 @@ class Verification:
         rows: that the target should have, counted there.
         chunks: compared.
         unloaded: chunks of the run that were never loaded; they are not compared, and count as a difference.
+        read: rows of the source in these chunks, as it is now; each is compared (`rows`) or left out as one of the next
+            four.
+        quarantined: that the job would quarantine now, by its rules, its steps or the target's types, or that the
+            target rejected before. Constraints of the target are not asked: what they would reject now is missing.
+        filtered, duplicate: that the job leaves out.
+        older: in whose place the target has a newer row (`newer_by`).
+        run: the balance of the run itself, of its loaded chunks.
         rejected: rows that the target did not take and the quarantine keeps: their absence is no difference.
         changed, missing, extra: rows that differ.
         by_chunk: the chunks with a difference.
@@ -63,6 +71,12 @@ class Verification:
     rows: int
     chunks: int
     unloaded: int
+    read: int
+    quarantined: int
+    filtered: int
+    duplicate: int
+    older: int
+    run: Counts
     rejected: int
     changed: int
     missing: int

@@ -81,7 +81,9 @@ def verify(
     extra: Annotated[
         bool | None, typer.Option("--extra/--no-extra", help="Whether rows that only the target has count.")
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="How many differences are named.")] = 20,
+    limit: Annotated[
+        int | None, typer.Option("--limit", "-n", min=0, max=1_000_000, help="How many differences are named [20].")
+    ] = None,
     against_ledger: Annotated[
         bool, typer.Option("--against-ledger", help="With the checksums of a run with --checksum; needs no source.")
     ] = False,
@@ -99,14 +101,16 @@ def verify(
         given["home"] = str(home)
     if job_file is None and not {"table", "query"} & given.keys():
         given, run = _from_the_ledger(run or "last", given)
+    from keyhaul.comparing import FIRST_DIFFERENCES
     from keyhaul.comparing import verify as compare
     from keyhaul.config import load_job
 
+    named = FIRST_DIFFERENCES if limit is None else limit
     loaded = load_job(job_file, given, os.environ)
     if not as_json:
         write_line(sys.stderr, "comparing with the source as it is now; what was written there since the run differs")
     with _ended_by_signals():
-        found = compare(loaded, run or "last", extra=extra, limit=limit, show_values=show_values, observe=_notice)
+        found = compare(loaded, run or "last", extra=extra, limit=named, show_values=show_values, observe=_notice)
     _print(found, as_json=as_json)
     raise typer.Exit(EQUAL if found.equal else DIFFERENT)
 
@@ -114,12 +118,12 @@ def verify(
 def _against_ledger(run: str | None, job_file: Path | None, values: dict[str, Any]) -> int:
     """Compare with the stored checksums; returns the exit code. The source, and what is read of it, is no matter."""
     useless = [name for name in _OF_THE_JOB - _OF_THE_LEDGER if values[name] not in (None, False)]
-    useless += ["extra"] if values["extra"] is not None else []
+    useless += [name for name in ("extra", "limit") if values[name] is not None]
     if useless:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(useless))
         msg = (
-            f"verify --against-ledger: got {flags}, expected none of what says how the source is read: the ledger has "
-            "what was loaded. Leave it out"
+            f"verify --against-ledger: got {flags}, expected none of what says how the source is read or which rows "
+            "are named: the ledger has what was loaded, by chunk. Leave it out"
         )
         raise ConfigError(msg)
     from keyhaul.ledgercompare import compare_ledger
@@ -151,7 +155,8 @@ def _print(found: Verification | LedgerComparison, *, as_json: bool) -> None:
     from keyhaul.differences import Verification
 
     if as_json:
-        typer.echo(json.dumps({"equal": found.equal, "different": found.different, **asdict(found)}))
+        compared = {"compared": found.rows} if isinstance(found, Verification) else {}
+        typer.echo(json.dumps({"equal": found.equal, "different": found.different, **compared, **asdict(found)}))
         return
     for line in _lines(found) if isinstance(found, Verification) else _chunk_lines(found):
         write_line(sys.stdout, line)
@@ -258,6 +263,8 @@ def _lines(found: Verification) -> Iterator[str]:
         yield f"compared as a whole: {found.whole}"
     if not found.extra_checked:
         yield "rows that only the target has were not looked for, because others may have been there: --extra does"
+    if told := _left_out(found):
+        yield told
     if found.rejected:
         yield f"{plural(found.rejected, 'row')} that the target rejected {_is(found.rejected)} in the quarantine"
     if found.unloaded:
@@ -265,6 +272,19 @@ def _lines(found: Verification) -> Iterator[str]:
     end = plural(found.different, "difference") if found.different else "equal" if found.equal else "not complete"
     rows, chunks = plural(found.rows, "row"), plural(found.chunks, "chunk")
     yield f"verified {rows} in {chunks} of {found.target} in {duration(found.seconds)}: {end}"
+
+
+def _left_out(found: Verification) -> str:
+    """Say what became of the source's rows that are not compared, beside what the run left out; empty without any."""
+    run = found.run
+    counted = [
+        (found.quarantined, f"would be quarantined now (the run quarantined {run.quarantined:,})"),
+        (found.filtered, f"filtered (by the run {run.filtered:,})"),
+        (found.duplicate, f"left out as duplicates (by the run {run.duplicate:,})"),
+        (found.older, "older than the target's"),
+    ]
+    told = [f"{number:,} {words}" for number, words in counted if number]
+    return ", ".join([f"{plural(found.read, 'row')} read", f"{found.rows:,} compared", *told]) if told else ""
 
 
 def _chunk_lines(found: LedgerComparison) -> Iterator[str]:

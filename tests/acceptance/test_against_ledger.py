@@ -83,9 +83,14 @@ def test_what_is_wrong_or_missing_ends_with_code_2_and_says_what_to_do(etl, ends
     done = etl("verify", "last", "--against-ledger", "--target", target)
     assert done.returncode == 2
     assert "its chunks have no checksums. Give --checksum to the next run" in done.stderr
-    done = etl("verify", "--against-ledger", "--target", target, "--table", "public.t", "--no-extra", "--key", "id")
+    done = etl(
+        "verify", "--against-ledger", "--target", target, "--table", "public.t", "--no-extra", "--key", "id", "-n", "3"
+    )
     assert done.returncode == 2
-    assert "got --extra, --key, --table, expected none of what says how the source is read" in done.stderr
+    assert (
+        "got --extra, --key, --limit, --table, expected none of what says how the source is read or which rows are named"
+        in done.stderr
+    )
     done = etl("verify", "--against-ledger", "--target", target, "--workers", "0")
     assert (done.returncode, "--workers: got '0'" in done.stderr) == (2, True)
     done = etl(*moved(ends, "--checksum", "--set", "id = id + 0", "--fresh", "--mode", "replace"))

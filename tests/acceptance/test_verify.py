@@ -195,3 +195,20 @@ def test_a_run_that_read_by_a_watermark_is_compared_by_its_name_and_by_flags(etl
     ):
         done = etl("verify", *words)
         assert (done.returncode, "\nverified 2,000 rows in " in done.stdout) == (0, True), done.stderr
+
+
+def test_rows_that_the_job_would_leave_out_now_are_told_though_nothing_differs(etl, ends):
+    asked = flags(ends, "--mode", "upsert", "--rule", "small: ref < 100", "--where", "ref >= 0")
+    assert etl("chunked", *asked).returncode == 0
+    assert " compared, " not in etl("verify", *asked).stdout
+    fetch(ends[0], "update public.t set ref = 100 where id < 3; update public.t set ref = -1 where id = 3")
+    done = etl("verify", *asked)
+    assert (done.returncode, done.stdout.splitlines()[-2]) == (
+        0,
+        "2,000 rows read, 1,997 compared, 2 would be quarantined now (the run quarantined 0), 1 filtered (by the run 0)",
+    )
+    assert "warning: 2 rows of the source would be quarantined now, and the run quarantined 0" in done.stderr
+    found = json.loads(etl("verify", *asked, "--json").stdout)
+    assert (found["equal"], found["read"], found["compared"], found["rows"]) == (True, 2000, 1997, 1997)
+    assert (found["quarantined"], found["filtered"], found["duplicate"], found["older"]) == (2, 1, 0, 0)
+    assert (found["run"]["read"], found["run"]["quarantined"], found["run"]["filtered"]) == (2000, 0, 0)
