@@ -95,8 +95,9 @@ def _refuse_stale(lost: str, since: str, loaded: Sequence[tuple[Any, ...]]) -> N
     bare = sum(row[8] is None for row in loaded)
     tags = {(row[8], row[9]) for row in loaded if row[8] != row[9]}
     if lost:
-        why = f"{lost}. Name a run whose rows are in the target"
-    elif since:
+        # Nor can they be compared with the source: they are not there.
+        raise RefusedError(f"{lost}. Name a run whose rows are in the target")
+    if since:
         why = f"run {since} has loaded the same table since. Name that run"
     elif bare:
         why = f"{bare:,} of its {len(loaded):,} loaded chunks have no checksum. Run the job anew with --checksum"

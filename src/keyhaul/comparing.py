@@ -18,7 +18,7 @@ from keyhaul import events
 from keyhaul.accepted import Accepted
 from keyhaul.connecting import cancel_queries, find_ends
 from keyhaul.control import Control
-from keyhaul.differences import ChunkTally, Difference, Verification
+from keyhaul.differences import ChunkTally, Difference, Verification, broken_off
 from keyhaul.dsn import redact
 from keyhaul.engine import Sitting
 from keyhaul.errors import ChunkError, ConfigError, StopRunError
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from keyhaul.config import Job
+    from keyhaul.errors import EtlError
     from keyhaul.ledgerrows import Replayable
     from keyhaul.matching import Matching
     from keyhaul.model import Observer
@@ -84,6 +85,7 @@ def verify(
     run_id = new_run_id()
     with prepare(job, find_ends(job), run_id=run_id) as prepared:
         sitting = Sitting(prepared, observe, Control(), run_id, started)
+        comparison = None
         try:
             original = find_original(prepared, sitting.ledger, run, observe)
             comparison = _Comparison(
@@ -92,10 +94,15 @@ def verify(
             return comparison.execute(started)
         except psycopg.Error as error:
             text = error.diag.message_primary or str(error).strip().split("\n", 1)[0]
-            ends = prepared.ends
-            raise StopRunError(f"verify {prepared.target.label}: {redact(text, ends.source, ends.target)}") from error
+            raise StopRunError(_broken_off(prepared, comparison, text)) from error
         except ChunkError as error:
-            raise StopRunError(redact(str(error), prepared.ends.source, prepared.ends.target)) from error
+            raise StopRunError(_broken_off(prepared, comparison, str(error))) from error
+
+
+def _broken_off(prepared: Prepared, comparison: _Comparison | None, text: str) -> str:
+    differing = comparison.differing if comparison else 0
+    told = broken_off(f"verify {prepared.target.label}", text, differing)
+    return redact(told, prepared.ends.source, prepared.ends.target)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +113,12 @@ class _Part:
     chunks: tuple[Chunk, ...]
     where: sql.Composable
     distinct: bool
+
+    def explain(self, error: EtlError) -> ChunkError:
+        """Return an error as that of this part; what it advises is for a move, which goes on."""
+        text = str(error).removeprefix("load chunk: ").removeprefix("read chunk: ")
+        text = text.partition(". Run the same command again")[0]
+        return ChunkError(f"{f'chunk {self.number}' if self.number else 'the whole table'}: {text}")
 
 
 class _Reader:
@@ -153,6 +166,11 @@ class _Comparison:
         self._counts = Counts()
         self._tallies: list[ChunkTally] = []
         self._differences: list[Difference] = []
+
+    @property
+    def differing(self) -> int:
+        """Return how many chunks have been found to differ so far."""
+        return len(self._tallies)
 
     def execute(self, started: float) -> Verification:
         """Compare all parts and sum up."""
@@ -244,9 +262,12 @@ class _Comparison:
 
     def again(self, accepted: Accepted, part: _Part, number: int) -> None:
         """Compare a part; again after an error that another try may get past."""
-        for attempt in attempts(self._task.job.retries, self._team.stopping):
-            with attempt:
-                self._compare(accepted, part, number)
+        try:
+            for attempt in attempts(self._task.job.retries, self._team.stopping):
+                with attempt:
+                    self._compare(accepted, part, number)
+        except (ChunkError, StopRunError) as error:
+            raise part.explain(error) from error
 
     # --- one part --------------------------------------------------------------------------------
 

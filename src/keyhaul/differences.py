@@ -5,9 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from keyhaul.text import plural
+
 if TYPE_CHECKING:
     from keyhaul.model import Counts
     from keyhaul.targets.compare import Kind
+
+
+def broken_off(what: str, why: str, differing: int) -> str:
+    """Return the message of a comparison that an error has ended, when so many chunks had been found to differ."""
+    found = f"; until then {plural(differing, 'chunk')} {'was' if differing == 1 else 'were'} found to differ"
+    return f"{what}: {why}{found if differing else ''}. Nothing was changed; the same command begins anew"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,16 +6,18 @@ All is read in one snapshot of the target, ledger and table alike, so that it ma
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import psycopg
 from psycopg import sql
 
 from keyhaul import events, pgtypes
 from keyhaul.checksummed import NULL_KEYS, find_checksummed
+from keyhaul.config import load_job
 from keyhaul.connecting import connect, find_target, noticing, with_login
 from keyhaul.crew import DEFAULT_WORKERS, free_connections
+from keyhaul.differences import broken_off
 from keyhaul.dsn import redact
 from keyhaul.errors import ChunkError, StopRunError
 from keyhaul.ledger import new_run_id
@@ -27,12 +29,17 @@ from keyhaul.verifiable import find_named
 from keyhaul.watchdog import Watchdog
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from keyhaul.checksummed import Checksummed, Part
     from keyhaul.config import Job
     from keyhaul.dsn import Dsn
     from keyhaul.model import Observer
 
 Connection = psycopg.Connection[Any]
+
+
+_LIMITS: Final = ("statement_timeout_seconds", "lock_timeout_seconds", "network_timeout_seconds", "retries")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +74,29 @@ class Place:
             retries=job.retries,
         )
 
+    def within(self, environ: Mapping[str, str]) -> Self:
+        """Return the same place, asked within the limits that the variables of a job say.
+
+        Raises:
+            ConfigError: one of them does not fit.
+        """
+        known = {f"ETL_{name.upper()}": name for name in _LIMITS}
+        given = {variable: environ[variable] for variable in known if variable in environ}
+        # What a job must have beside them is no matter here.
+        job = load_job(None, {"table": "none", "key": "none"}, given)
+        return replace(self, **{name: getattr(job, name) for name in known.values()})
+
+    def settings(self) -> dict[str, str]:
+        """Return what the sessions set."""
+        return {
+            **pgtypes.SESSION_SETTINGS,
+            "statement_timeout": f"{self.statement_timeout_seconds}s",
+            "lock_timeout": f"{self.lock_timeout_seconds}s",
+            "idle_session_timeout": "0",
+            "idle_in_transaction_session_timeout": "0",
+            "default_transaction_read_only": "on",
+        }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkDifference:
@@ -95,6 +125,7 @@ class LedgerComparison:
         chunks: compared.
         unloaded: chunks of the run that were never loaded; they are not compared, and count as a difference.
         by_chunk: the chunks that differ.
+        ranges: whether they have their key ranges, so that None is an open end there.
     """
 
     run_id: str
@@ -104,6 +135,7 @@ class LedgerComparison:
     chunks: int
     unloaded: int
     by_chunk: tuple[ChunkDifference, ...]
+    ranges: bool
     seconds: float
 
     @property
@@ -131,34 +163,30 @@ def compare_ledger(place: Place, run: str, observe: Observer, *, show_values: bo
         StopRunError: the database was lost, or a chunk could not be compared.
     """
     started = time.perf_counter()
-    settings = {
-        **pgtypes.SESSION_SETTINGS,
-        "statement_timeout": f"{place.statement_timeout_seconds}s",
-        "lock_timeout": f"{place.lock_timeout_seconds}s",
-        "idle_session_timeout": "0",
-        "idle_in_transaction_session_timeout": "0",
-        "default_transaction_read_only": "on",
-    }
-    name = f"keyhaul {new_run_id()}"
     watchdog = Watchdog({"target": place.dsn}, place.network_timeout_seconds)
     watchdog.observe = observe
+    comparison, conn = None, None
+    what = f"verify run {run} against the ledger"
     try:
-        with connect(place.dsn, "target", application_name=f"{name} snapshot", settings=settings) as conn:
-            dsn = noticing(with_login(place.dsn, conn), conn)
-            run_id = find_named(conn, place.ledger_schema, run, place.job)
-            with conn.transaction():
-                conn.execute("set transaction isolation level repeatable read, read only")
-                found = find_checksummed(conn, place.ledger_schema, run_id)
-                comparison = _Comparison(conn, place, dsn, f"{name} worker", settings, found)
-                differences = comparison.execute(observe)
-    except psycopg.Error as error:
-        text = error.diag.message_primary or str(error).strip().split("\n", 1)[0]
-        raise StopRunError(f"verify run {run} against the ledger: {redact(text, place.dsn)}") from error
-    except ChunkError as error:
-        text = redact(str(error).removeprefix("load chunk: "), place.dsn)
-        raise StopRunError(f"verify run {run} against the ledger: {text}") from error
+        settings = place.settings()
+        name = f"keyhaul {new_run_id()}"
+        conn = connect(place.dsn, "target", application_name=f"{name} snapshot", settings=settings)
+        dsn = noticing(with_login(place.dsn, conn), conn)
+        run_id = find_named(conn, place.ledger_schema, run, place.job)
+        conn.execute("begin isolation level repeatable read, read only")
+        found = find_checksummed(conn, place.ledger_schema, run_id)
+        comparison = _Comparison(conn, place, dsn, f"{name} worker", settings, found)
+        differences = comparison.execute(observe)
+    except (psycopg.Error, ChunkError) as error:
+        text = str(error).strip().split("\n", 1)[0]
+        if isinstance(error, psycopg.Error):
+            text = error.diag.message_primary or text
+        differing = len(comparison.differences) if comparison else 0
+        raise StopRunError(redact(broken_off(what, text, differing), place.dsn)) from error
     finally:
         watchdog.stop()
+        if conn is not None:
+            conn.close()  # no rollback: on a connection that is dead it would wait for an answer
     return LedgerComparison(
         run_id=found.run_id,
         job=found.job,
@@ -167,6 +195,7 @@ def compare_ledger(place: Place, run: str, observe: Observer, *, show_values: bo
         chunks=sum(part.chunk.number != NULL_KEYS for part in found.parts),
         unloaded=found.unloaded,
         by_chunk=tuple(differences if show_values else map(_without_range, differences)),
+        ranges=show_values,
         seconds=time.perf_counter() - started,
     )
 
@@ -214,7 +243,12 @@ class _Comparison:
         session = CopySession(self._uri)
         self.sessions.add(session)
         session.execute(sql.SQL("set transaction isolation level repeatable read, read only"))
-        session.execute(sql.SQL("set transaction snapshot {}").format(sql.Literal(self._snapshot)))
+        try:
+            session.execute(sql.SQL("set transaction snapshot {}").format(sql.Literal(self._snapshot)))
+        except ChunkError as error:
+            if "does not exist" not in str(error):
+                raise
+            raise ChunkError("the snapshot is gone, because the session that held it was ended") from error
         return session
 
     def _cancel(self) -> None:
@@ -230,9 +264,14 @@ class _Hand:
         self._session: CopySession | None = None
 
     def do(self, part: Part) -> None:
-        for attempt in attempts(self._comparison.place.retries, self._comparison.team.stopping):
-            with attempt:
-                self._compare(part)
+        try:
+            for attempt in attempts(self._comparison.place.retries, self._comparison.team.stopping):
+                with attempt:
+                    self._compare(part)
+        except ChunkError as error:
+            text = str(error).removeprefix("load chunk: ")
+            name = f"chunk {part.chunk.number}" if part.chunk.number != NULL_KEYS else "NULL keys"
+            raise ChunkError(f"{name}: {text}") from error
 
     def _compare(self, part: Part) -> None:
         comparison, run = self._comparison, self._comparison.run

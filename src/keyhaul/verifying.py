@@ -148,7 +148,8 @@ def _place(job_file: Path | None, values: dict[str, Any]) -> Place:
     if workers and not (workers.isdecimal() and 0 < int(workers) <= MOST_WORKERS):
         raise ConfigError(f"--workers: got {workers!r}, expected a whole number from 1 to {MOST_WORKERS}")
     dsn, schema = find_ledger(values["target"], home, None)
-    return Place(dsn=dsn, ledger_schema=schema, job=values["job"], workers=int(workers) if workers else None)
+    place = Place(dsn=dsn, ledger_schema=schema, job=values["job"], workers=int(workers) if workers else None)
+    return place.within(os.environ)
 
 
 def _print(found: Verification | LedgerComparison, *, as_json: bool) -> None:

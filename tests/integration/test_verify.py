@@ -526,8 +526,14 @@ def test_a_chunk_that_cannot_be_read_ends_the_comparison(databases):
         "create view public.t as select id, ref, case when id = 500 then (1 / (id - 500))::text else name end as name"
         " from public.base",
     )
-    with pytest.raises(StopRunError, match="division by zero"):
-        look(databases)
+    with pytest.raises(StopRunError, match="division by zero") as caught:
+        look(databases, workers="1")
+    told = str(caught.value)
+    assert told.startswith("verify public.t: chunk 5: ")
+    assert told.endswith("division by zero. Nothing was changed; the same command begins anew")
+    in_the_target(databases, "update public.t set name = 'x' where id in (1, 2, 250)")
+    with pytest.raises(StopRunError, match="; until then 2 chunks were found to differ"):
+        look(databases, workers="1")
 
 
 def test_no_session_of_a_comparison_is_left(databases):
