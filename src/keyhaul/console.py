@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 from typing import TYPE_CHECKING, Literal, TextIO
+
+from keyhaul.errors import StopRunError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -74,6 +77,30 @@ def write_line(stream: TextIO, line: str) -> None:
     with contextlib.suppress(OSError, ValueError):
         stream.write(_encodable(_harmless(line, colours=False), stream) + "\n")
         stream.flush()
+
+
+def write_result(stream: TextIO, text: str) -> None:
+    """Write what a command was asked for, in one piece, and flush. A reader that is gone has read enough.
+
+    Raises:
+        StopRunError: it cannot be written: a full disk, or a stream that is closed.
+    """
+    try:
+        stream.write(_encodable(_harmless(text, colours=False), stream))
+        stream.flush()
+    except BrokenPipeError:
+        _forget(stream)
+    except (AttributeError, OSError, ValueError) as error:
+        _forget(stream)
+        why = getattr(error, "strerror", None) or "it is closed"
+        raise StopRunError(f"write the result to stdout: {why}. Nothing of it is kept; mend that and repeat") from error
+
+
+def _forget(stream: TextIO) -> None:
+    """Let go of what could not be written: Python would try again at its end, and fail with a code of its own."""
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        descriptor = stream.fileno()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
 def _harmless(text: str, *, colours: bool) -> str:

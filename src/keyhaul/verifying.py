@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from keyhaul.console import write_line
+from keyhaul.console import write_line, write_result
 from keyhaul.errors import ConfigError, RefusedError
 from keyhaul.redaction import HIDDEN
 from keyhaul.shell import Home, app, find_ledger, open_ledger
@@ -157,10 +157,11 @@ def _print(found: Verification | LedgerComparison, *, as_json: bool) -> None:
 
     if as_json:
         compared = {"compared": found.rows} if isinstance(found, Verification) else {}
-        typer.echo(json.dumps({"equal": found.equal, "different": found.different, **compared, **asdict(found)}))
+        told = {"equal": found.equal, "different": found.different, **compared, **asdict(found)}
+        write_result(sys.stdout, f"{json.dumps(told)}\n")
         return
-    for line in _lines(found) if isinstance(found, Verification) else _chunk_lines(found):
-        write_line(sys.stdout, line)
+    lines = _lines(found) if isinstance(found, Verification) else _chunk_lines(found)
+    write_result(sys.stdout, "".join(f"{line}\n" for line in lines))
 
 
 @contextmanager

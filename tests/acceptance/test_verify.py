@@ -212,3 +212,39 @@ def test_rows_that_the_job_would_leave_out_now_are_told_though_nothing_differs(e
     assert (found["equal"], found["read"], found["compared"], found["rows"]) == (True, 2000, 1997, 1997)
     assert (found["quarantined"], found["filtered"], found["duplicate"], found["older"]) == (2, 1, 0, 0)
     assert (found["run"]["read"], found["run"]["quarantined"], found["run"]["filtered"]) == (2000, 0, 0)
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_a_result_that_nobody_reads_or_that_cannot_be_written_has_a_code_that_is_not_a_difference(
+    etl, etl_home, ends, words
+):
+    assert etl("chunked", *flags(ends)).returncode == 0
+
+    def verify(stdout, *shell):
+        return subprocess.run(
+            [*shell, sys.executable, "-m", "keyhaul", "verify", *flags(ends, *words)],
+            env=clean_environment(etl_home), cwd=etl_home, stdout=stdout, stderr=subprocess.PIPE, text=True,
+            timeout=60, check=False,
+        )  # fmt: skip
+
+    def into_a_closed_pipe():
+        reader, writer = os.pipe()
+        os.close(reader)
+        try:
+            return verify(writer)
+        finally:
+            os.close(writer)
+
+    done = into_a_closed_pipe()
+    assert (done.returncode, "rror" in done.stderr) == (0, False), done.stderr
+    with open("/dev/full", "wb") as full:  # noqa: PTH123 - a device
+        done = verify(full)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (
+        3,
+        "error: write the result to stdout: No space left on device. Nothing of it is kept; mend that and repeat",
+    )
+    done = verify(None, "sh", "-c", 'exec "$0" "$@" >&-')
+    assert (done.returncode, "error: write the result to stdout: it is closed." in done.stderr) == (3, True)
+    assert "Traceback" not in done.stderr
+    fetch(ends[1], "delete from public.t where id = 1")
+    assert into_a_closed_pipe().returncode == 1
