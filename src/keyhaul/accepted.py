@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import polars as pl
 
-from keyhaul.model import RECORD
+from keyhaul.model import RECORD, Counts
 from keyhaul.sql import statement
 from keyhaul.worker import Worker
 
@@ -22,6 +23,23 @@ if TYPE_CHECKING:
     from keyhaul.task import Task
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """What a chunk of the source has become now.
+
+    Attributes:
+        frame: the rows that should be there, with ``_record``.
+        columns: how they are written.
+        counts: of the rows read; what is quarantined includes those that the target has rejected.
+        rejected: rows that are in the run's quarantine, value for value, because the target rejected them.
+    """
+
+    frame: pl.DataFrame
+    columns: Sequence[WriteColumn]
+    counts: Counts
+    rejected: int
+
+
 class Accepted:
     """Reads chunks for a comparison; belongs to one thread."""
 
@@ -32,10 +50,10 @@ class Accepted:
         self._worker = Worker(task, number, lambda _event: None)
         self._doubtful: frozenset[int] | None = None
 
-    def read(self, session: Session, chunk: Chunk) -> tuple[pl.DataFrame, Sequence[WriteColumn], int]:
-        """Return the rows of a chunk as they should be loaded, how they are written, and how many were left out.
+    def read(self, session: Session, chunk: Chunk) -> Expected:
+        """Return the rows of a chunk as they should be loaded, and what was left out and why.
 
-        Left out is a row that is in the quarantine, value for value, because the target rejected it.
+        A row that is in the quarantine, value for value, because the target rejected it is left out, too.
 
         Args:
             session: in the target, to ask the ledger.
@@ -51,10 +69,12 @@ class Accepted:
             self._doubtful = frozenset(row[0] for row in rows)
         staged, columns = self._worker.expected(chunk)
         if chunk.number not in self._doubtful or not staged.accepted.height:
-            return staged.accepted, columns, 0
+            return Expected(frame=staged.accepted, columns=columns, counts=staged.counts, rejected=0)
         query = statement("verify_rejected", schema, run_id=self._run_id, chunk=chunk.number)
         frame = _without(staged, Counter(_canonical(row[0]) for row in session.execute(query)))
-        return frame, columns, staged.accepted.height - frame.height
+        rejected = staged.accepted.height - frame.height
+        counts = staged.counts + Counts(quarantined=rejected)
+        return Expected(frame=frame, columns=columns, counts=counts, rejected=rejected)
 
     def close(self) -> None:
         """Give the connections back."""

@@ -356,7 +356,8 @@ def main() -> None:
     os.environ["PGCLIENTENCODING"] = "UTF8"  # libpq prefers a user's own to what a session sets
     redaction.remember_words(sys.argv[1:])
     redaction.remember_variables(os.environ)
-    sys.stdout, sys.stderr = redaction.hiding(sys.stdout), redaction.hiding(sys.stderr)
+    # One that was closed is None and stays so: Python flushes whatever else stands there, and would end with code 120.
+    sys.stdout, sys.stderr = (stream and redaction.hiding(stream) for stream in (sys.stdout, sys.stderr))
     try:
         if fault := os.environ.get("KEYHAUL_FAULT"):
             faults.arm(fault)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -18,22 +18,22 @@ from keyhaul import events
 from keyhaul.accepted import Accepted
 from keyhaul.connecting import cancel_queries, find_ends
 from keyhaul.control import Control
-from keyhaul.copies import across_chunks
+from keyhaul.differences import ChunkTally, Difference, Verification, broken_off
 from keyhaul.dsn import redact
 from keyhaul.engine import Sitting
-from keyhaul.errors import ChunkError, ConfigError, RefusedError, StopRunError
-from keyhaul.identity import difference
+from keyhaul.errors import ChunkError, ConfigError, StopRunError
 from keyhaul.ledger import new_run_id
-from keyhaul.lookback import find_run
 from keyhaul.matching import find_matching
-from keyhaul.model import Chunk
+from keyhaul.model import Chunk, Counts
 from keyhaul.prepare import prepare
 from keyhaul.retrying import attempts
-from keyhaul.targets.compare import Kind, RowDifference, Slice, Tally
+from keyhaul.targets.compare import RowDifference, Slice, Tally
 from keyhaul.targets.keyrange import within
 from keyhaul.targets.session import CopySession
 from keyhaul.task import source_application, target_uri
 from keyhaul.team import Team
+from keyhaul.text import plural
+from keyhaul.verifiable import find_original
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from keyhaul.config import Job
-    from keyhaul.ledger import Ledger
+    from keyhaul.errors import EtlError
     from keyhaul.ledgerrows import Replayable
     from keyhaul.matching import Matching
     from keyhaul.model import Observer
@@ -51,80 +51,8 @@ if TYPE_CHECKING:
 FIRST_DIFFERENCES = 20
 """How many differences are named, unless more are asked for."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Difference:
-    """A row that differs.
-
-    Attributes:
-        chunk: of the run's plan; 0 when the tables were compared as a whole.
-        kind: ``changed``, ``missing`` (in the target) or ``extra`` (in the target).
-        key: the job's key as text, in its order; empty when the target does not have it.
-        columns: those that differ, for a changed row.
-        expected, found: column → text as the source gives it, and as the target has it; of a changed row
-            only the columns that differ. Empty unless values were asked for.
-    """
-
-    chunk: int
-    kind: Kind
-    key: tuple[str | None, ...]
-    columns: tuple[str, ...] = ()
-    expected: dict[str, str | None] = field(default_factory=dict)
-    found: dict[str, str | None] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChunkTally:
-    """How many rows of one chunk differ; the chunk is 0 when the tables were compared as a whole."""
-
-    chunk: int
-    changed: int
-    missing: int
-    extra: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verification:
-    """What a comparison found.
-
-    Attributes:
-        rows: that the target should have, counted there.
-        chunks: compared.
-        unloaded: chunks of the run that were never loaded; they are not compared, and count as a difference.
-        rejected: rows that the target did not take and the quarantine keeps: their absence is no difference.
-        changed, missing, extra: rows that differ.
-        by_chunk: the chunks with a difference.
-        differences: the first of them.
-        extra_checked: whether rows that only the target has were looked for.
-        whole: why the tables were compared as a whole; empty when chunk by chunk.
-    """
-
-    run_id: str
-    job: str
-    target: str
-    key: tuple[str, ...]
-    rows: int
-    chunks: int
-    unloaded: int
-    rejected: int
-    changed: int
-    missing: int
-    extra: int
-    by_chunk: tuple[ChunkTally, ...]
-    differences: tuple[Difference, ...]
-    extra_checked: bool
-    whole: str
-    seconds: float
-
-    @property
-    def different(self) -> int:
-        """Return the number of rows that differ."""
-        return self.changed + self.missing + self.extra
-
-    @property
-    def equal(self) -> bool:
-        """Whether every chunk of the run is loaded and no row differs."""
-        return not self.different and not self.unloaded
+MOST_DIFFERENCES = 1_000_000
+"""How many can be named: they are held in memory, about 1 kB each with their values."""
 
 
 def verify(
@@ -151,61 +79,30 @@ def verify(
         ConfigError: the command, job or databases do not fit, or the run is another job's.
         StopRunError: a database was lost, or a chunk could not be compared.
     """
+    if not 0 <= limit <= MOST_DIFFERENCES:
+        raise ConfigError(f"verify limit: got {limit}, expected a whole number from 0 to {MOST_DIFFERENCES}")
     started = time.perf_counter()
     run_id = new_run_id()
     with prepare(job, find_ends(job), run_id=run_id) as prepared:
         sitting = Sitting(prepared, observe, Control(), run_id, started)
+        comparison = None
         try:
-            original = _find(prepared, sitting.ledger, run)
+            original = find_original(prepared, sitting.ledger, run, observe)
             comparison = _Comparison(
                 prepared, sitting, original, observe, limit=limit, extra=extra, show_values=show_values
             )
             return comparison.execute(started)
         except psycopg.Error as error:
             text = error.diag.message_primary or str(error).strip().split("\n", 1)[0]
-            ends = prepared.ends
-            raise StopRunError(f"verify {prepared.target.label}: {redact(text, ends.source, ends.target)}") from error
+            raise StopRunError(_broken_off(prepared, comparison, text)) from error
         except ChunkError as error:
-            raise StopRunError(redact(str(error), prepared.ends.source, prepared.ends.target)) from error
+            raise StopRunError(_broken_off(prepared, comparison, str(error))) from error
 
 
-def _find(prepared: Prepared, ledger: Ledger, run: str) -> Replayable:
-    """Return the run, which must be the job's own, with the target as it left it."""
-    job, target = prepared.job, prepared.target
-    original = ledger.replayable(run) if ledger.exists() else None
-    if original is None:
-        name = find_run(ledger.connection, ledger.schema, run)  # raises when there is none
-        msg = f"verify job {job.job}: no run of this job is in the ledger, the newest is {name}. `etl runs` lists them"
-        raise RefusedError(msg)
-    what = f"verify run {original.run_id}"
-    if original.kind == "replay":
-        msg = f"{what}: it is a replay of run {original.replay_of}. Name that run: its records are compared there"
-        raise RefusedError(msg)
-    if original.job != job.job:
-        msg = f"{what}: it is of job {original.job}, expected {job.job}. Give that job, or --job {original.job}"
-        raise RefusedError(msg)
-    if original.lost:
-        raise RefusedError(f"{what}: {original.lost}. Compare a run whose rows are in the target")
-    aside = {"chunk": 0, "checksum": None}  # the run's own rows are compared, whatever these are
-    changed = difference({**original.config, **aside}, {**job.identity(), **aside})
-    if changed:
-        msg = f"{what}: the job given is another one: {'; '.join(changed)}. Give the run's own source and settings"
-        raise RefusedError(msg)
-    if original.target_table != target.label or target.ddl.before:
-        told = "which is not there any more" if original.target_table == target.label else f"not {target.label}"
-        raise RefusedError(f"{what}: it loaded {original.target_table}, {told}. Give the run's target in --into")
-    if job.targets or across_chunks(job, prepared.transform):
-        why = "its dedup decides among rows of different chunks, which a comparison of chunks does not see"
-        why = "its records become rows of several tables" if job.targets else why
-        raise RefusedError(f"{what}: {why}. Compare by a query of your own")
-    row = prepared.target_conn.execute(
-        "select current_setting('transaction_read_only')::bool, has_database_privilege(current_database(), 'temporary')"
-    ).fetchone()
-    if row and (row[0] or not row[1]):
-        why = "it is read-only (a standby?). Give the primary in --target"
-        why = why if row[0] else "this user may not create temporary tables. Grant TEMPORARY on the database"
-        raise RefusedError(f"{what}: rows are compared by way of temporary tables in the target, and {why}")
-    return original
+def _broken_off(prepared: Prepared, comparison: _Comparison | None, text: str) -> str:
+    differing = comparison.differing if comparison else 0
+    told = broken_off(f"verify {prepared.target.label}", text, differing)
+    return redact(told, prepared.ends.source, prepared.ends.target)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,6 +113,12 @@ class _Part:
     chunks: tuple[Chunk, ...]
     where: sql.Composable
     distinct: bool
+
+    def explain(self, error: EtlError) -> ChunkError:
+        """Return an error as that of this part; what it advises is for a move, which goes on."""
+        text = str(error).removeprefix("load chunk: ").removeprefix("read chunk: ")
+        text = text.partition(". Run the same command again")[0]
+        return ChunkError(f"{f'chunk {self.number}' if self.number else 'the whole table'}: {text}")
 
 
 class _Reader:
@@ -259,9 +162,15 @@ class _Comparison:
         self._lock = threading.Lock()
         self._team: Team[_Part] = Team("keyhaul-verify", self._hire, self._cancel)
         self._sessions: set[CopySession] = set()
-        self._rows = self._rejected = 0
+        self._rows = self._rejected = self._older = 0
+        self._counts = Counts()
         self._tallies: list[ChunkTally] = []
         self._differences: list[Difference] = []
+
+    @property
+    def differing(self) -> int:
+        """Return how many chunks have been found to differ so far."""
+        return len(self._tallies)
 
     def execute(self, started: float) -> Verification:
         """Compare all parts and sum up."""
@@ -278,6 +187,8 @@ class _Comparison:
             self._observe(events.Notice(message=message, level="warning"))
         self._team.work(parts, self._sitting.count_workers(len(parts)))
         tallies = sorted(self._tallies, key=lambda tally: tally.chunk)
+        of_the_run = ledger.totals(run_id).counts
+        self._warn(of_the_run)
         return Verification(
             run_id=run_id,
             job=self._original.job,
@@ -286,6 +197,12 @@ class _Comparison:
             rows=self._rows,
             chunks=len(chunks),
             unloaded=len(listed) - len(chunks),
+            read=self._counts.read,
+            quarantined=self._counts.quarantined,
+            filtered=self._counts.filtered,
+            duplicate=self._counts.duplicate,
+            older=self._older,
+            run=of_the_run,
             rejected=self._rejected,
             changed=sum(tally.changed for tally in tallies),
             missing=sum(tally.missing for tally in tallies),
@@ -296,6 +213,17 @@ class _Comparison:
             whole=self._matching.why_whole,
             seconds=time.perf_counter() - started,
         )
+
+    def _warn(self, of_the_run: Counts) -> None:
+        """Say that rows are not compared which the job would quarantine now; the run may have loaded them."""
+        now, then = self._counts.quarantined, of_the_run.quarantined
+        # An incremental run has read less than is compared.
+        if now > then and not self._original.config.get("incremental"):
+            message = (
+                f"{plural(now, 'row')} of the source would be quarantined now, and the run quarantined {then:,}: they "
+                "are not compared"
+            )
+            self._observe(events.Notice(message=message, level="warning"))
 
     def _parts(self, chunks: Sequence[Chunk]) -> list[_Part]:
         matching = self._matching
@@ -334,9 +262,12 @@ class _Comparison:
 
     def again(self, accepted: Accepted, part: _Part, number: int) -> None:
         """Compare a part; again after an error that another try may get past."""
-        for attempt in attempts(self._task.job.retries, self._team.stopping):
-            with attempt:
-                self._compare(accepted, part, number)
+        try:
+            for attempt in attempts(self._task.job.retries, self._team.stopping):
+                with attempt:
+                    self._compare(accepted, part, number)
+        except (ChunkError, StopRunError) as error:
+            raise part.explain(error) from error
 
     # --- one part --------------------------------------------------------------------------------
 
@@ -345,16 +276,21 @@ class _Comparison:
         self._sessions.add(session)
         try:
             destination = self._prepared.target.destination(self._prepared.columns)
-            compared = Slice(session, destination, self._matching.key, part.where, extra=self._extra)
-            rejected, distinct = 0, True
+            compared = Slice(
+                session, destination, self._matching.key, part.where, extra=self._extra, ordered=self._matching.ranged
+            )
+            rejected, distinct, counts = 0, True, Counts()
             for chunk in part.chunks:
                 if self._team.stopping.is_set():
                     return
-                frame, columns, known = accepted.read(session, chunk)
-                distinct = distinct and self._distinct(frame, part)
-                rejected += known + compared.expect(frame, columns)
-                del frame
-            compared.forget_older()
+                expected = accepted.read(session, chunk)
+                distinct = distinct and self._distinct(expected.frame, part)
+                placed = compared.expect(expected.frame, expected.columns)
+                copies = placed.duplicate + placed.updated + placed.unchanged  # one row stands for several
+                counts += expected.counts + Counts(quarantined=placed.invalid.height, duplicate=copies)
+                rejected += expected.rejected
+                del expected
+            older = compared.forget_older()
             rows, equal = compared.equal(distinct=distinct)
             tally, found = (Tally(), []) if equal else compared.narrow(self._limit)
         finally:
@@ -363,6 +299,8 @@ class _Comparison:
         with self._lock:
             self._rows += rows
             self._rejected += rejected
+            self._older += older
+            self._counts += counts
             if tally.total:
                 more = ChunkTally(chunk=part.number, changed=tally.changed, missing=tally.missing, extra=tally.extra)
                 self._tallies.append(more)

@@ -20,7 +20,7 @@ from keyhaul.sizing import size_up
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from keyhaul.comparing import Verification
+    from keyhaul.differences import Verification
     from keyhaul.ledgercompare import LedgerComparison
     from keyhaul.model import Observer, Plan, Report
 
@@ -156,7 +156,7 @@ def verify_ledger(
         home: folder of the embedded PostgreSQL; the user's cache by default.
         ledger_schema: ``keyhaul`` by default.
         environ: give ``os.environ`` to take what is not given from ``ETL_TARGET_URL``, ``ETL_HOME`` and
-            ``ETL_LEDGER_SCHEMA``, as the command line does.
+            ``ETL_LEDGER_SCHEMA``, and timeouts and retries from their variables, as the command line does.
 
     Returns:
         The chunks that differ; ``equal`` says whether any does.
@@ -172,7 +172,9 @@ def verify_ledger(
         ledger_schema=ledger_schema or known.get("ETL_LEDGER_SCHEMA") or "keyhaul",
         job=job,
     )
-    return ledgercompare.compare_ledger(place, run, observe or (lambda _event: None), show_values=show_values)
+    return ledgercompare.compare_ledger(
+        place.within(known), run, observe or (lambda _event: None), show_values=show_values
+    )
 
 
 def _read(job: AnyJob, *, allow_python: bool, environ: Mapping[str, str] | None) -> Job:

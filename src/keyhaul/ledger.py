@@ -338,6 +338,10 @@ class Ledger:
         names = ("run_id", "job", "kind", "replay_of", "key", "target_table", "config", "rows_read", "lost")
         return Replayable(**dict(zip(names, row, strict=True)))
 
+    def replays(self, run_id: str) -> list[tuple[str, Mapping[str, Any]]]:
+        """Return name and identity of each replay of a run that is done, the newest first."""
+        return self._execute("verify_replays", run_id=run_id).fetchall()
+
     def replay_keys(self, run_id: str, rule: str | None) -> list[str]:
         """Return the keys of a run's unresolved records (that broke `rule`), each once, in the source's order."""
         return [row[0] for row in self._execute("replay_keys", run_id=run_id, rule=rule).fetchall()]

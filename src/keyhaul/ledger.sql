@@ -396,6 +396,12 @@ select data::text from {schema}.quarantine
 select distinct chunk from {schema}.quarantine
  where run_id = {run_id} and stage in ('load', 'type') and resolved_at is null;
 
+-- name: verify_replays
+-- The replays of a run that are done, the newest first, with what they were asked to do; none in an older ledger.
+select r.run_id, r.config from {schema}.runs r
+ where to_jsonb(r)->>'replay_of' = {run_id} and r.status = 'done'
+ order by r.started_at desc, r.run_id desc;
+
 -- name: verify_job
 -- What a run was asked to do, for a command that names the run alone.
 select job, kind, key, chunk_rows, source, target_table, config from {schema}.runs where run_id = {run_id};

@@ -6,42 +6,40 @@ All is read in one snapshot of the target, ledger and table alike, so that it ma
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import psycopg
 from psycopg import sql
 
-from keyhaul import catalog, events, pgtypes
-from keyhaul.checksums import find
+from keyhaul import events, pgtypes
+from keyhaul.checksummed import NULL_KEYS, find_checksummed
+from keyhaul.config import load_job
 from keyhaul.connecting import connect, find_target, noticing, with_login
 from keyhaul.crew import DEFAULT_WORKERS, free_connections
+from keyhaul.differences import broken_off
 from keyhaul.dsn import redact
-from keyhaul.errors import ChunkError, RefusedError, StopRunError
+from keyhaul.errors import ChunkError, StopRunError
 from keyhaul.ledger import new_run_id
-from keyhaul.lookback import find_run
-from keyhaul.model import Chunk
 from keyhaul.retrying import attempts
-from keyhaul.sql import statement
-from keyhaul.targets.rowhash import TAG, hash_part
+from keyhaul.targets.rowhash import hash_part
 from keyhaul.targets.session import CopySession
 from keyhaul.team import Team
+from keyhaul.verifiable import find_named
 from keyhaul.watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping
 
+    from keyhaul.checksummed import Checksummed, Part
     from keyhaul.config import Job
     from keyhaul.dsn import Dsn
     from keyhaul.model import Observer
-    from keyhaul.targets.rowhash import Hashing
 
 Connection = psycopg.Connection[Any]
 
-_OTHERWISE: Final = "etl verify without --against-ledger compares with the source"
 
-NULL_KEYS: Final = 0
-"""The number of a part that is no chunk: rows with a NULL key, where the run has no chunk for them."""
+_LIMITS: Final = ("statement_timeout_seconds", "lock_timeout_seconds", "network_timeout_seconds", "retries")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +74,29 @@ class Place:
             retries=job.retries,
         )
 
+    def within(self, environ: Mapping[str, str]) -> Self:
+        """Return the same place, asked within the limits that the variables of a job say.
+
+        Raises:
+            ConfigError: one of them does not fit.
+        """
+        known = {f"ETL_{name.upper()}": name for name in _LIMITS}
+        given = {variable: environ[variable] for variable in known if variable in environ}
+        # What a job must have beside them is no matter here.
+        job = load_job(None, {"table": "none", "key": "none"}, given)
+        return replace(self, **{name: getattr(job, name) for name in known.values()})
+
+    def settings(self) -> dict[str, str]:
+        """Return what the sessions set."""
+        return {
+            **pgtypes.SESSION_SETTINGS,
+            "statement_timeout": f"{self.statement_timeout_seconds}s",
+            "lock_timeout": f"{self.lock_timeout_seconds}s",
+            "idle_session_timeout": "0",
+            "idle_in_transaction_session_timeout": "0",
+            "default_transaction_read_only": "on",
+        }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkDifference:
@@ -104,6 +125,7 @@ class LedgerComparison:
         chunks: compared.
         unloaded: chunks of the run that were never loaded; they are not compared, and count as a difference.
         by_chunk: the chunks that differ.
+        ranges: whether they have their key ranges, so that None is an open end there.
     """
 
     run_id: str
@@ -113,6 +135,7 @@ class LedgerComparison:
     chunks: int
     unloaded: int
     by_chunk: tuple[ChunkDifference, ...]
+    ranges: bool
     seconds: float
 
     @property
@@ -124,28 +147,6 @@ class LedgerComparison:
     def equal(self) -> bool:
         """Whether every chunk of the run is loaded and none differs."""
         return not self.different and not self.unloaded
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Part:
-    """A chunk and its checksum."""
-
-    chunk: Chunk
-    rows: int
-    hash: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Run:
-    """A run with checksums, and its target as it is now."""
-
-    run_id: str
-    job: str
-    label: str
-    table: sql.Identifier
-    hashing: Hashing
-    parts: tuple[_Part, ...]
-    unloaded: int
 
 
 def compare_ledger(place: Place, run: str, observe: Observer, *, show_values: bool = False) -> LedgerComparison:
@@ -162,34 +163,30 @@ def compare_ledger(place: Place, run: str, observe: Observer, *, show_values: bo
         StopRunError: the database was lost, or a chunk could not be compared.
     """
     started = time.perf_counter()
-    settings = {
-        **pgtypes.SESSION_SETTINGS,
-        "statement_timeout": f"{place.statement_timeout_seconds}s",
-        "lock_timeout": f"{place.lock_timeout_seconds}s",
-        "idle_session_timeout": "0",
-        "idle_in_transaction_session_timeout": "0",
-        "default_transaction_read_only": "on",
-    }
-    name = f"keyhaul {new_run_id()}"
     watchdog = Watchdog({"target": place.dsn}, place.network_timeout_seconds)
     watchdog.observe = observe
+    comparison, conn = None, None
+    what = f"verify run {run} against the ledger"
     try:
-        with connect(place.dsn, "target", application_name=f"{name} snapshot", settings=settings) as conn:
-            dsn = noticing(with_login(place.dsn, conn), conn)
-            run_id = _named(conn, place, run)
-            with conn.transaction():
-                conn.execute("set transaction isolation level repeatable read, read only")
-                found = _find(conn, place, run_id)
-                comparison = _Comparison(conn, place, dsn, f"{name} worker", settings, found)
-                differences = comparison.execute(observe)
-    except psycopg.Error as error:
-        text = error.diag.message_primary or str(error).strip().split("\n", 1)[0]
-        raise StopRunError(f"verify run {run} against the ledger: {redact(text, place.dsn)}") from error
-    except ChunkError as error:
-        text = redact(str(error).removeprefix("load chunk: "), place.dsn)
-        raise StopRunError(f"verify run {run} against the ledger: {text}") from error
+        settings = place.settings()
+        name = f"keyhaul {new_run_id()}"
+        conn = connect(place.dsn, "target", application_name=f"{name} snapshot", settings=settings)
+        dsn = noticing(with_login(place.dsn, conn), conn)
+        run_id = find_named(conn, place.ledger_schema, run, place.job)
+        conn.execute("begin isolation level repeatable read, read only")
+        found = find_checksummed(conn, place.ledger_schema, run_id)
+        comparison = _Comparison(conn, place, dsn, f"{name} worker", settings, found)
+        differences = comparison.execute(observe)
+    except (psycopg.Error, ChunkError) as error:
+        text = str(error).strip().split("\n", 1)[0]
+        if isinstance(error, psycopg.Error):
+            text = error.diag.message_primary or text
+        differing = len(comparison.differences) if comparison else 0
+        raise StopRunError(redact(broken_off(what, text, differing), place.dsn)) from error
     finally:
         watchdog.stop()
+        if conn is not None:
+            conn.close()  # no rollback: on a connection that is dead it would wait for an answer
     return LedgerComparison(
         run_id=found.run_id,
         job=found.job,
@@ -198,115 +195,13 @@ def compare_ledger(place: Place, run: str, observe: Observer, *, show_values: bo
         chunks=sum(part.chunk.number != NULL_KEYS for part in found.parts),
         unloaded=found.unloaded,
         by_chunk=tuple(differences if show_values else map(_without_range, differences)),
+        ranges=show_values,
         seconds=time.perf_counter() - started,
     )
 
 
 def _without_range(one: ChunkDifference) -> ChunkDifference:
     return ChunkDifference(chunk=one.chunk, rows_stored=one.rows_stored, rows_found=one.rows_found)
-
-
-# --- which run ---------------------------------------------------------------------------------------
-
-
-def _named(conn: Connection, place: Place, run: str) -> str:
-    """Return the run that is meant."""
-    newest = find_run(conn, place.ledger_schema, run)  # raises when there is none
-    query = statement("run_named", place.ledger_schema, run=run, job=place.job)
-    row = conn.execute(query).fetchone()
-    if row is None:
-        what = f"job {place.job}: no run of this job" if place.job else "last: no run that is not a replay"
-        raise RefusedError(f"verify {what} is in the ledger, the newest is {newest}. `etl runs` lists them")
-    run_id, job, replay_of = row
-    what = f"verify run {run_id}"
-    if replay_of:
-        raise RefusedError(f"{what}: it is a replay of run {replay_of}. Name that run: its checksums are kept true")
-    if place.job not in {None, job}:
-        raise RefusedError(f"{what}: it is of job {job}, expected {place.job}. Give that job, or --job {job}")
-    return str(run_id)
-
-
-def _find(conn: Connection, place: Place, run_id: str) -> _Run:
-    """Return the run with its checksums, if they can be compared with the target as it is now.
-
-    Raises:
-        RefusedError: they cannot; says why, and what to do.
-    """
-    schema = place.ledger_schema
-    described = conn.execute(statement("checksum", schema, run_id=run_id)).fetchall()[0][0]
-    if described is None:
-        msg = f"its chunks have no checksums. Give --checksum to the next run (or checksum: true); {_OTHERWISE}"
-        raise RefusedError(f"verify run {run_id} against the ledger: {msg}")
-    original = conn.execute(statement("replay_run", schema, run=run_id, job="")).fetchall()[0]
-    job, label, config, lost = original[1], original[5], original[6], original[8]
-    since = conn.execute(statement("loaded_since", schema, run_id=run_id, target_table=label)).fetchone()
-    rows = conn.execute(statement("checksums", schema, run_id=run_id, tag=TAG)).fetchall()
-    loaded = [row for row in rows if row[5]]
-    try:
-        _refuse_stale(lost, since[0] if since else "", loaded)
-        table = _table(conn, described["table"], label)
-        hashing = find(conn, table, described)
-    except RefusedError as error:
-        raise RefusedError(f"verify run {run_id} against the ledger: {error}") from None
-    parts = [_part(row) for row in loaded]
-    if (
-        hashing.nullable
-        and config["target"].get("mode") in {None, "replace"}
-        and not any(r[1] == "nulls" for r in rows)
-    ):
-        # The source has no NULL keys, and the table was empty.
-        parts.append(_Part(chunk=Chunk(number=NULL_KEYS, kind="nulls"), rows=0, hash="0"))
-    return _Run(
-        run_id=run_id,
-        job=job,
-        label=label,
-        table=table,
-        hashing=hashing,
-        parts=tuple(parts),
-        unloaded=len(rows) - len(loaded),
-    )
-
-
-def _refuse_stale(lost: str, since: str, loaded: Sequence[tuple[Any, ...]]) -> None:
-    """Refuse checksums that say nothing of the table as it is now."""
-    bare = sum(row[8] is None for row in loaded)
-    tags = {(row[8], row[9]) for row in loaded if row[8] != row[9]}
-    if lost:
-        why = f"{lost}. Name a run whose rows are in the target"
-    elif since:
-        why = f"run {since} has loaded the same table since. Name that run"
-    elif bare:
-        why = f"{bare:,} of its {len(loaded):,} loaded chunks have no checksum. Run the job anew with --checksum"
-    elif tags:
-        stored, now = (_server(tag) for tag in min(tags))
-        now = f"{now} on another platform" if stored == now else now
-        why = (
-            f"the checksums were stored by {stored}, and the target is {now}, which may write and hash equal values "
-            "otherwise. Run the job anew with --checksum"
-        )
-    else:
-        return
-    raise RefusedError(f"{why}; {_OTHERWISE}")
-
-
-def _server(tag: str) -> str:
-    major, encoding, _ = tag.split(" ")
-    return f"PostgreSQL {major} ({encoding})"
-
-
-def _table(conn: Connection, name: str, label: str) -> sql.Identifier:
-    found = catalog.resolve(conn, name)
-    if found is None:
-        msg = f"{label} is not there any more. Name the database that the run has loaded in --target"
-        raise RefusedError(msg)
-    return sql.Identifier(*found[1:])
-
-
-def _part(row: Sequence[Any]) -> _Part:
-    number, kind, lower, upper, estimated, _, rows, total, *_ = row
-    lower, upper = (None if bound is None else tuple(bound) for bound in (lower, upper))
-    chunk = Chunk(number=number, kind=kind, lower=lower, upper=upper, estimated_rows=estimated)
-    return _Part(chunk=chunk, rows=rows, hash=total)
 
 
 # --- all parts ---------------------------------------------------------------------------------------
@@ -316,7 +211,7 @@ class _Comparison:
     """One comparison: the threads, and what they have found."""
 
     def __init__(
-        self, conn: Connection, place: Place, dsn: Dsn, name: str, settings: dict[str, str], run: _Run
+        self, conn: Connection, place: Place, dsn: Dsn, name: str, settings: dict[str, str], run: Checksummed
     ) -> None:
         self.place = place
         self.run = run
@@ -325,7 +220,7 @@ class _Comparison:
         self._uri = dsn.uri(
             application_name=name, options=settings, connect_timeout_seconds=place.network_timeout_seconds
         )
-        self.team: Team[_Part] = Team("keyhaul-verify", lambda _number: _Hand(self), self._cancel)
+        self.team: Team[Part] = Team("keyhaul-verify", lambda _number: _Hand(self), self._cancel)
         self.sessions: set[CopySession] = set()
         self.differences: list[ChunkDifference] = []
 
@@ -348,7 +243,12 @@ class _Comparison:
         session = CopySession(self._uri)
         self.sessions.add(session)
         session.execute(sql.SQL("set transaction isolation level repeatable read, read only"))
-        session.execute(sql.SQL("set transaction snapshot {}").format(sql.Literal(self._snapshot)))
+        try:
+            session.execute(sql.SQL("set transaction snapshot {}").format(sql.Literal(self._snapshot)))
+        except ChunkError as error:
+            if "does not exist" not in str(error):
+                raise
+            raise ChunkError("the snapshot is gone, because the session that held it was ended") from error
         return session
 
     def _cancel(self) -> None:
@@ -363,12 +263,17 @@ class _Hand:
         self._comparison = comparison
         self._session: CopySession | None = None
 
-    def do(self, part: _Part) -> None:
-        for attempt in attempts(self._comparison.place.retries, self._comparison.team.stopping):
-            with attempt:
-                self._compare(part)
+    def do(self, part: Part) -> None:
+        try:
+            for attempt in attempts(self._comparison.place.retries, self._comparison.team.stopping):
+                with attempt:
+                    self._compare(part)
+        except ChunkError as error:
+            text = str(error).removeprefix("load chunk: ")
+            name = f"chunk {part.chunk.number}" if part.chunk.number != NULL_KEYS else "NULL keys"
+            raise ChunkError(f"{name}: {text}") from error
 
-    def _compare(self, part: _Part) -> None:
+    def _compare(self, part: Part) -> None:
         comparison, run = self._comparison, self._comparison.run
         try:
             self._session = self._session or comparison.open()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import json
 import sys
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,6 +15,7 @@ import typer
 
 from keyhaul.console import write_json, write_line
 from keyhaul.errors import ConfigError, RefusedError
+from keyhaul.redaction import HIDDEN
 from keyhaul.shell import Home, app, find_ledger, open_ledger
 from keyhaul.text import duration, one_line, plural
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
-    from keyhaul.comparing import Difference, Verification
+    from keyhaul.differences import Difference, Verification
     from keyhaul.ledgercompare import LedgerComparison, Place
 
 EQUAL, DIFFERENT = 0, 1
@@ -79,7 +81,9 @@ def verify(
     extra: Annotated[
         bool | None, typer.Option("--extra/--no-extra", help="Whether rows that only the target has count.")
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="How many differences are named.")] = 20,
+    limit: Annotated[
+        int | None, typer.Option("--limit", "-n", min=0, max=1_000_000, help="How many differences are named [20].")
+    ] = None,
     against_ledger: Annotated[
         bool, typer.Option("--against-ledger", help="With the checksums of a run with --checksum; needs no source.")
     ] = False,
@@ -97,14 +101,16 @@ def verify(
         given["home"] = str(home)
     if job_file is None and not {"table", "query"} & given.keys():
         given, run = _from_the_ledger(run or "last", given)
+    from keyhaul.comparing import FIRST_DIFFERENCES
     from keyhaul.comparing import verify as compare
     from keyhaul.config import load_job
 
+    named = FIRST_DIFFERENCES if limit is None else limit
     loaded = load_job(job_file, given, os.environ)
     if not as_json:
         write_line(sys.stderr, "comparing with the source as it is now; what was written there since the run differs")
     with _ended_by_signals():
-        found = compare(loaded, run or "last", extra=extra, limit=limit, show_values=show_values, observe=_notice)
+        found = compare(loaded, run or "last", extra=extra, limit=named, show_values=show_values, observe=_notice)
     _print(found, as_json=as_json)
     raise typer.Exit(EQUAL if found.equal else DIFFERENT)
 
@@ -112,12 +118,12 @@ def verify(
 def _against_ledger(run: str | None, job_file: Path | None, values: dict[str, Any]) -> int:
     """Compare with the stored checksums; returns the exit code. The source, and what is read of it, is no matter."""
     useless = [name for name in _OF_THE_JOB - _OF_THE_LEDGER if values[name] not in (None, False)]
-    useless += ["extra"] if values["extra"] is not None else []
+    useless += [name for name in ("extra", "limit") if values[name] is not None]
     if useless:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(useless))
         msg = (
-            f"verify --against-ledger: got {flags}, expected none of what says how the source is read: the ledger has "
-            "what was loaded. Leave it out"
+            f"verify --against-ledger: got {flags}, expected none of what says how the source is read or which rows "
+            "are named: the ledger has what was loaded, by chunk. Leave it out"
         )
         raise ConfigError(msg)
     from keyhaul.ledgercompare import compare_ledger
@@ -142,14 +148,17 @@ def _place(job_file: Path | None, values: dict[str, Any]) -> Place:
     if workers and not (workers.isdecimal() and 0 < int(workers) <= MOST_WORKERS):
         raise ConfigError(f"--workers: got {workers!r}, expected a whole number from 1 to {MOST_WORKERS}")
     dsn, schema = find_ledger(values["target"], home, None)
-    return Place(dsn=dsn, ledger_schema=schema, job=values["job"], workers=int(workers) if workers else None)
+    place = Place(dsn=dsn, ledger_schema=schema, job=values["job"], workers=int(workers) if workers else None)
+    return place.within(os.environ)
 
 
 def _print(found: Verification | LedgerComparison, *, as_json: bool) -> None:
-    from keyhaul.comparing import Verification
+    from keyhaul.differences import Verification
 
     if as_json:
-        write_json(sys.stdout, {"equal": found.equal, "different": found.different, **asdict(found)})
+        compared = {"compared": found.rows} if isinstance(found, Verification) else {}
+        told = {"equal": found.equal, "different": found.different, **compared, **asdict(found)}
+        write_json(sys.stdout, told)
         return
     for line in _lines(found) if isinstance(found, Verification) else _chunk_lines(found):
         write_line(sys.stdout, line)
@@ -193,15 +202,19 @@ def _from_the_ledger(run: str, given: dict[str, Any]) -> tuple[dict[str, Any], s
     """Return the flags of the job that a run was asked to do, and the run's name; the URIs are not in the ledger.
 
     Raises:
-        RefusedError: the run has steps that flags cannot say; the job file is needed.
+        RefusedError: there is no such run of the job, or its settings cannot be said by flags or are hidden in part:
+            the job file is needed.
     """
-    from keyhaul import lookback
+    from keyhaul.lookback import ledger_errors
     from keyhaul.sql import statement
+    from keyhaul.verifiable import find_named
 
-    with open_ledger(given.get("target"), Path(given["home"]) if "home" in given else None, None) as (conn, schema):
-        run_id = lookback.find_run(conn, schema, run)
+    home = Path(given["home"]) if "home" in given else None
+    with open_ledger(given.get("target"), home, None) as (conn, schema), ledger_errors(conn, schema):
+        run_id = find_named(conn, schema, run, given.get("job"))
         row = conn.execute(statement("verify_job", schema, run_id=run_id)).fetchone()
-    job, key, config = row[0], row[2], row[6]
+        replayed = conn.execute(statement("verify_replays", schema, run_id=run_id)).fetchone()
+    job, key, config = row[0], row[2], replayed[1] if replayed else row[6]
     steps = [name for name in ("transform", "rules", "dedup") if config.get(name)]
     if steps:
         msg = (
@@ -217,6 +230,7 @@ def _from_the_ledger(run: str, given: dict[str, Any]) -> tuple[dict[str, Any], s
         "into": loaded.get("table"),
         **{name: loaded[name] for name in ("mode", "conflict", "newer_by") if loaded.get(name)},
     }
+    _refuse_hidden(run_id, {name: value for name, value in known.items() if name not in given})
     if read["database"] != "embedded" and not (given.get("source") or os.environ.get("ETL_SOURCE_URL")):
         msg = (
             f"verify run {run_id}: it read {read['database']}, and the ledger keeps no connection string. "
@@ -224,6 +238,18 @@ def _from_the_ledger(run: str, given: dict[str, Any]) -> tuple[dict[str, Any], s
         )
         raise RefusedError(msg)
     return {**known, **given}, run_id
+
+
+def _refuse_hidden(run_id: str, known: dict[str, Any]) -> None:
+    """Refuse settings that are not what the run had: the ledger has them with their secrets taken out."""
+    hidden = [name for name, value in known.items() if HIDDEN in json.dumps(value)]
+    if hidden:
+        names = ", ".join("source.query" if name == "query" else name for name in hidden)
+        msg = (
+            f"verify run {run_id}: a secret in its {names} is hidden in the ledger. Give the job: "
+            f"etl verify {run_id} JOB.yaml, or the same flags as the run"
+        )
+        raise RefusedError(msg)
 
 
 def _lines(found: Verification) -> Iterator[str]:
@@ -239,6 +265,8 @@ def _lines(found: Verification) -> Iterator[str]:
         yield f"compared as a whole: {found.whole}"
     if not found.extra_checked:
         yield "rows that only the target has were not looked for, because others may have been there: --extra does"
+    if told := _left_out(found):
+        yield told
     if found.rejected:
         yield f"{plural(found.rejected, 'row')} that the target rejected {_is(found.rejected)} in the quarantine"
     if found.unloaded:
@@ -248,8 +276,21 @@ def _lines(found: Verification) -> Iterator[str]:
     yield f"verified {rows} in {chunks} of {found.target} in {duration(found.seconds)}: {end}"
 
 
+def _left_out(found: Verification) -> str:
+    """Say what became of the source's rows that are not compared, beside what the run left out; empty without any."""
+    run = found.run
+    counted = [
+        (found.quarantined, f"would be quarantined now (the run quarantined {run.quarantined:,})"),
+        (found.filtered, f"filtered (by the run {run.filtered:,})"),
+        (found.duplicate, f"left out as duplicates (by the run {run.duplicate:,})"),
+        (found.older, "older than the target's"),
+    ]
+    told = [f"{number:,} {words}" for number, words in counted if number]
+    return ", ".join([f"{plural(found.read, 'row')} read", f"{found.rows:,} compared", *told]) if told else ""
+
+
 def _chunk_lines(found: LedgerComparison) -> Iterator[str]:
-    from keyhaul.ledgercompare import NULL_KEYS
+    from keyhaul.checksummed import NULL_KEYS
 
     for one in found.by_chunk:
         name = "NULL keys" if one.chunk == NULL_KEYS else f"chunk {one.chunk}"

@@ -139,3 +139,112 @@ def test_a_signal_ends_it_soon_and_leaves_no_session(etl, etl_home, ends, reader
     assert time.monotonic() - began < 8
     alive = "select count(*) from pg_stat_activity where application_name like 'keyhaul%'"
     wait_until(lambda: value(source, alive) == 0 == value(target, alive), "all sessions to end", 5)
+
+
+def test_a_stored_query_with_a_hidden_secret_is_refused_and_never_executed(etl, ends):
+    source, target = ends
+    fetch(source, "create table public.cn (id int primary key, dsn text)")
+    fetch(source, "insert into public.cn select g, 'host=x password=hunter2pass' from generate_series(1, 3) g")
+    where = ("--source", source, "--target", target)
+    query = ("--query", "select id, dsn from public.cn where dsn = 'host=x password=hunter2pass'")
+    asked = (*where, *query, "--key", "id", "--into", "public.cn", "--job", "cn")
+    assert etl("chunked", *asked).returncode == 0
+    run_id = value(target, "select run_id from keyhaul.runs")
+    done = etl("verify", "last", *where)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"a secret in its source.query is hidden in the ledger. Give the job: etl verify {run_id} JOB.yaml" in (
+        done.stderr
+    )
+    assert "hunter2pass" not in done.stderr
+    assert etl("verify", "last", *asked).returncode == 0
+
+
+def test_last_is_the_newest_run_of_the_job_that_is_named_and_never_a_replay(etl, ends):
+    source, target = ends
+    fetch(source, "create table public.u (id int primary key); insert into public.u values (1), (2)")
+    where = ("--source", source, "--target", target)
+    assert etl("chunked", *flags(ends, "--job", "a", "--into", "public.a")).returncode == 0
+    assert etl("chunked", *where, "--table", "public.u", "--key", "id", "--job", "b").returncode == 0
+    for words in (["last", "--job", "a"], ["--job", "a"]):
+        done = etl("verify", *words, *where)
+        assert (done.returncode, done.stdout.partition(" in ")[0]) == (0, "verified 2,000 rows"), done.stderr
+    assert etl("verify", "last", *where).stdout.startswith("verified 2 rows in ")
+    run_id = value(target, "select run_id from keyhaul.runs where job = 'a'")
+    fetch(
+        target,
+        "insert into keyhaul.runs select (jsonb_populate_record(r, jsonb_build_object('run_id', '29990101T000000-0000',"
+        f" 'kind', 'replay', 'replay_of', '{run_id}', 'started_at', now() + interval '1 minute'))).*"
+        f" from keyhaul.runs r where run_id = '{run_id}'",
+    )
+    done = etl("verify", "last", *where)
+    assert (done.returncode, done.stdout.partition(" in ")[0]) == (0, "verified 2 rows"), done.stderr
+    done = etl("verify", "29990101T000000-0000", *where)
+    assert (done.returncode, f"it is a replay of run {run_id}. Name that run" in done.stderr) == (2, True)
+    done = etl("verify", "last", "--job", "c", *where)
+    assert (done.returncode, "verify job c: no run of this job is in the ledger" in done.stderr) == (2, True)
+
+
+def test_a_run_that_read_by_a_watermark_is_compared_by_its_name_and_by_flags(etl, ends):
+    source, target = ends
+    again = flags(ends, "--incremental", "ref", "--lag", "2", "--mode", "upsert")
+    assert etl("chunked", *again).returncode == 0
+    assert etl("chunked", *again).returncode == 0
+    for words in (
+        ["last", "--source", source, "--target", target],
+        ["last", *flags(ends, "--mode", "upsert")],
+    ):
+        done = etl("verify", *words)
+        assert (done.returncode, "\nverified 2,000 rows in " in done.stdout) == (0, True), done.stderr
+
+
+def test_rows_that_the_job_would_leave_out_now_are_told_though_nothing_differs(etl, ends):
+    asked = flags(ends, "--mode", "upsert", "--rule", "small: ref < 100", "--where", "ref >= 0")
+    assert etl("chunked", *asked).returncode == 0
+    assert " compared, " not in etl("verify", *asked).stdout
+    fetch(ends[0], "update public.t set ref = 100 where id < 3; update public.t set ref = -1 where id = 3")
+    done = etl("verify", *asked)
+    assert (done.returncode, done.stdout.splitlines()[-2]) == (
+        0,
+        "2,000 rows read, 1,997 compared, 2 would be quarantined now (the run quarantined 0), 1 filtered (by the run 0)",
+    )
+    assert "warning: 2 rows of the source would be quarantined now, and the run quarantined 0" in done.stderr
+    found = json.loads(etl("verify", *asked, "--json").stdout)
+    assert (found["equal"], found["read"], found["compared"], found["rows"]) == (True, 2000, 1997, 1997)
+    assert (found["quarantined"], found["filtered"], found["duplicate"], found["older"]) == (2, 1, 0, 0)
+    assert (found["run"]["read"], found["run"]["quarantined"], found["run"]["filtered"]) == (2000, 0, 0)
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_a_result_that_nobody_reads_or_that_cannot_be_written_has_a_code_that_is_not_a_difference(
+    etl, etl_home, ends, words
+):
+    assert etl("chunked", *flags(ends)).returncode == 0
+
+    def verify(stdout, *shell):
+        return subprocess.run(
+            [*shell, sys.executable, "-m", "keyhaul", "verify", *flags(ends, *words)],
+            env=clean_environment(etl_home), cwd=etl_home, stdout=stdout, stderr=subprocess.PIPE, text=True,
+            timeout=60, check=False,
+        )  # fmt: skip
+
+    def into_a_closed_pipe():
+        reader, writer = os.pipe()
+        os.close(reader)
+        try:
+            return verify(writer)
+        finally:
+            os.close(writer)
+
+    done = into_a_closed_pipe()
+    assert (done.returncode, "rror" in done.stderr) == (0, False), done.stderr
+    with open("/dev/full", "wb") as full:  # noqa: PTH123 - a device
+        done = verify(full)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (
+        3,
+        "error: write the result to stdout: No space left on device. Nothing of it is kept; mend that and repeat",
+    )
+    done = verify(None, "sh", "-c", 'exec "$0" "$@" >&-')
+    assert (done.returncode, "error: write the result to stdout: it is closed." in done.stderr) == (3, True)
+    assert "Traceback" not in done.stderr
+    fetch(ends[1], "delete from public.t where id = 1")
+    assert into_a_closed_pipe().returncode == 1

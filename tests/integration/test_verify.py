@@ -8,7 +8,8 @@ from moving import rows, run_sql
 from keyhaul.comparing import verify
 from keyhaul.control import Control
 from keyhaul.engine import run
-from keyhaul.errors import RefusedError, StopRunError
+from keyhaul.errors import ConfigError, RefusedError, StopRunError
+from keyhaul.events import Notice
 from keyhaul.replay import replay
 
 WIDE = {
@@ -138,6 +139,96 @@ def test_all_differences_are_counted_and_only_the_first_are_named(databases):
     assert look(databases, limit=0).changed == 750
 
 
+@pytest.mark.parametrize("key", ["7", "null"])
+def test_of_a_key_with_many_rows_the_named_kinds_are_those_that_are_counted(databases, key):
+    run_sql(
+        databases[0],
+        "create table public.t (id int, name text)",
+        f"insert into public.t select {key}, 'n' || g from generate_series(1, 100) g",
+        "insert into public.t select g + 100, 'n' || g from generate_series(1, 10) g",
+    )
+    move(databases)
+    in_the_target(databases, "update public.t set name = name || 'x' where id is null or id < 100")
+    found = look(databases, limit=3)
+    assert (found.changed, found.missing, found.extra) == (100, 0, 0)
+    names = (None if key == "null" else key,)
+    assert told(found) == [("changed", names, ("name",))] * 3
+    in_the_target(databases, "delete from public.t where (id is null or id < 100) and name > 'n2'")
+    found = look(databases, limit=20)
+    there = rows(databases[1], "select count(*) from public.t where id is null or id < 100")[0][0]
+    assert (found.changed, found.missing, found.extra) == (there, 100 - there, 0)
+    assert [one.kind for one in found.differences] == ["changed"] * there + ["missing"] * (20 - there)
+    in_the_target(
+        databases, f"insert into public.t select {key}, 'extra' || g from generate_series(1, {150 - there}) g"
+    )
+    found = look(databases, limit=200)
+    assert (found.changed, found.missing, found.extra) == (100, 0, 50)
+    assert [one.kind for one in found.differences] == ["changed"] * 100 + ["extra"] * 50
+
+
+def test_the_first_differences_are_first_in_the_order_of_the_keys_own_type(databases):
+    fill(databases)
+    move(databases)
+    in_the_target(databases, "update public.t set name = 'x' where id in (1, 2, 9, 10, 11, 100, 300)")
+    keys = [one.key for one in look(databases).differences]
+    assert keys == [("1",), ("2",), ("9",), ("10",), ("11",), ("100",), ("300",)]
+    assert [one.key for one in look(databases, limit=3).differences] == [("1",), ("2",), ("9",)]
+
+
+@pytest.mark.parametrize("limit", [-1, 1_000_001, 3_000_000_000_000_000_000])
+def test_a_limit_out_of_bounds_is_refused(databases, limit):
+    with pytest.raises(ConfigError, match=r"limit: got .*, expected a whole number from 0 to 1000000"):
+        look(databases, limit=limit)
+
+
+def test_what_the_job_would_leave_out_now_is_counted_beside_what_the_run_left_out(databases):
+    run_sql(
+        databases[0],
+        "create table public.t (id int primary key, v int, name text)",
+        "insert into public.t select g, g, 'n' || g from generate_series(1, 10) g",
+    )
+    in_the_target(databases, "create domain public.fine as text check (value <> 'bad')")
+    in_the_target(databases, "create table public.t (id int primary key, v int, name public.fine)")
+    flags = {"mode": "upsert", "rule": ["small: v < 100"], "where": ["v <> 0"], "dedup": "id", "order_by": "v"}
+    move(databases, **flags)
+    notices = []
+    found = look(databases, **flags)
+    assert (found.equal, found.read, found.rows) == (True, 10, 10)
+    assert (found.quarantined, found.filtered, found.duplicate, found.older) == (0, 0, 0, 0)
+    run_sql(
+        databases[0],
+        "update public.t set v = 100 where id = 1",
+        "update public.t set name = 'bad' where id = 2",
+        "update public.t set v = 0 where id in (3, 4, 5)",
+    )
+    found = verify(job(databases, **flags), observe=notices.append)
+    assert (found.equal, found.read, found.rows) == (True, 10, 5)
+    assert (found.quarantined, found.filtered, found.duplicate, found.rejected) == (2, 3, 0, 0)
+    assert (found.run.read, found.run.loaded, found.run.quarantined, found.run.filtered) == (10, 10, 0, 0)
+    assert [one.message for one in notices if isinstance(one, Notice)] == [
+        "2 rows of the source would be quarantined now, and the run quarantined 0: they are not compared"
+    ]
+
+
+def test_a_run_that_was_replayed_with_mended_rules_is_equal_by_the_mended_job(databases):
+    fill(databases, 300)
+    old, new = {"rule": ["small: id < 291"]}, {"rule": ["small: id < 1000"]}
+    report = move(databases, **old)
+    assert report.counts.quarantined == 10
+    assert look(databases, **old).equal
+    with pytest.raises(RefusedError, match="rules"):
+        look(databases, **new)
+    replay(job(databases, **new), "last", lambda _event: None, Control())
+    found = look(databases, **new)
+    assert (found.equal, found.rows, found.run_id) == (True, 300, report.run_id)
+    with pytest.raises(RefusedError, match="rules"):
+        look(databases, rule=["small: id < 500"])
+    notices = []
+    found = verify(job(databases, **old), observe=notices.append)
+    assert (found.extra, found.missing, found.changed) == (10, 0, 0)
+    assert "was replayed with another job" in next(one.message for one in notices if isinstance(one, Notice))
+
+
 def test_what_was_filtered_quarantined_or_a_duplicate_is_not_missed(databases):
     run_sql(
         databases[0],
@@ -155,6 +246,13 @@ def test_what_was_filtered_quarantined_or_a_duplicate_is_not_missed(databases):
     assert min(report.counts.filtered, report.counts.quarantined, report.counts.duplicate) > 0
     found = look(databases, **flags)
     assert (found.equal, found.rows) == (True, report.counts.loaded)
+    counts = report.counts
+    assert (found.read, found.run) == (1000, counts)
+    assert (found.quarantined, found.filtered, found.duplicate) == (
+        counts.quarantined,
+        counts.filtered,
+        counts.duplicate,
+    )
     in_the_target(databases, "update public.t set double = 3 where id = 100")
     assert told(look(databases, **flags)) == [("changed", ("100",), ("double",))]
 
@@ -354,7 +452,9 @@ def test_an_upsert_by_newer_leaves_newer_rows_alone(databases):
     in_the_target(databases, "insert into public.t values (5, 11, 'newer'), (6, 9, 'older'), (7, 10, 'same age')")
     flags = {"mode": "upsert", "newer_by": "at"}
     move(databases, **flags)
-    assert told(look(databases, **flags)) == [("changed", ("7",), ("v",))]
+    found = look(databases, **flags)
+    assert told(found) == [("changed", ("7",), ("v",))]
+    assert (found.read, found.rows, found.older, found.run.unchanged) == (300, 299, 1, 2)
 
 
 def test_what_was_written_into_the_source_since_is_a_difference(databases):
@@ -426,8 +526,14 @@ def test_a_chunk_that_cannot_be_read_ends_the_comparison(databases):
         "create view public.t as select id, ref, case when id = 500 then (1 / (id - 500))::text else name end as name"
         " from public.base",
     )
-    with pytest.raises(StopRunError, match="division by zero"):
-        look(databases)
+    with pytest.raises(StopRunError, match="division by zero") as caught:
+        look(databases, workers="1")
+    told = str(caught.value)
+    assert told.startswith("verify public.t: chunk 5: ")
+    assert told.endswith("division by zero. Nothing was changed; the same command begins anew")
+    in_the_target(databases, "update public.t set name = 'x' where id in (1, 2, 250)")
+    with pytest.raises(StopRunError, match="; until then 2 chunks were found to differ"):
+        look(databases, workers="1")
 
 
 def test_no_session_of_a_comparison_is_left(databases):

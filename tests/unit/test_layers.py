@@ -86,6 +86,8 @@ ROWS = [
     {"engine"},
     {"tally", "reporting", "quality_output", "htmltables"},
     {"progress", "logfile", "lookback", "planview", "configdoc", "typedoc"},
+    {"differences", "verifiable"},
+    {"checksummed"},
     {"rejects", "replay", "comparing", "ledgercompare", "offenders", "quality_records", "history"},
     {"checkhistory", "jobs", "htmlreport", "follow"},
     {"historydoc"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Final, Literal
 
 from psycopg import sql
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from keyhaul.mapping import WriteColumn
     from keyhaul.model import Column
-    from keyhaul.targets.rows import Destination
+    from keyhaul.targets.rows import Destination, Placed
     from keyhaul.targets.session import Session
 
 _NAME: Final = "_keyhaul_expected"
@@ -74,7 +75,14 @@ class Slice:
     """
 
     def __init__(
-        self, session: Session, destination: Destination, key: Sequence[Column], within: sql.Composable, *, extra: bool
+        self,
+        session: Session,
+        destination: Destination,
+        key: Sequence[Column],
+        within: sql.Composable,
+        *,
+        extra: bool,
+        ordered: bool = True,
     ) -> None:
         """Make the temporary table for the expected rows.
 
@@ -84,7 +92,9 @@ class Slice:
             key: its columns that are the job's key; empty when they are not all there.
             within: the condition for its rows that belong to this slice.
             extra: whether rows that only the target has are differences.
+            ordered: the types of the key's columns have an order, in which rows are named; else it is that of texts.
         """
+        self._ordered = tuple(column.name for column in key) if ordered else ()
         self._session = session
         self._columns = destination.columns
         self._destination = replace(destination, table=EXPECTED)
@@ -102,20 +112,22 @@ class Slice:
             keys = sql.SQL(", ").join(map(sql.Identifier, destination.conflict))
             session.execute(sql.SQL("create unique index on {} ({})").format(EXPECTED, keys))
 
-    def expect(self, frame: pl.DataFrame, columns: Sequence[WriteColumn]) -> int:
-        """Add rows that should be there, by the load's own route; returns how many the types do not take."""
-        placed = write_chunk(self._session, replace(self._destination, columns=tuple(columns)), frame)
-        return placed.invalid.height
+    def expect(self, frame: pl.DataFrame, columns: Sequence[WriteColumn]) -> Placed:
+        """Add rows that should be there, by the load's own route; of those returned as invalid the types take none."""
+        return write_chunk(self._session, replace(self._destination, columns=tuple(columns)), frame)
 
-    def forget_older(self) -> None:
-        """Leave out the rows in whose place the target has a newer one, by the job's `newer_by`."""
+    def forget_older(self) -> int:
+        """Leave out the rows in whose place the target has a newer one, by the job's `newer_by`; returns how many."""
         destination = self._destination
         if not destination.newer_by:
-            return
+            return 0
         same = _pairs("e.{0} = t.{0}", destination.conflict, " and ")
         newer = sql.Identifier(destination.newer_by)
-        query = sql.SQL("delete from {} as e using {} where {} and t.{newer} > e.{newer}")
-        self._session.execute(query.format(EXPECTED, self._there, same, newer=newer))
+        query = sql.SQL(
+            "with gone as (delete from {} as e using {} where {} and t.{newer} > e.{newer} returning 1)"
+            " select count(*) from gone"
+        )
+        return int(self._session.execute(query.format(EXPECTED, self._there, same, newer=newer))[0][0])
 
     def equal(self, *, distinct: bool) -> tuple[int, bool]:
         """Count the rows that should be there, and say whether the slice is equal; False may be a false alarm.
@@ -162,47 +174,73 @@ class Slice:
 
         Rows are compared as multisets: a row that is there twice and should be there once is extra.
         """
+        natives = sql.SQL("").join(
+            sql.SQL(", t.{} as {}").format(sql.Identifier(name), native)
+            for name, native in zip(self._ordered, self._natives, strict=True)
+        )
+        grouped = sql.SQL(", ").join([sql.Identifier("key"), *self._natives])
         cells = sql.SQL("array[{}]").format(sql.SQL(", ").join(_text(column.target) for column in self._columns))
         key = sql.SQL("array[{}]::text[]").format(sql.SQL(", ").join(_text(column) for column in self._key))
-        side = sql.SQL("select {} as key, {} as cells, {}::bigint as side from {}")
+        side = sql.SQL("select {} as key, {} as cells, {}::bigint as side{} from {}")
         both = sql.SQL("{} union all {}").format(
-            side.format(key, cells, sql.Literal(1), sql.SQL("{} as t").format(EXPECTED)),
-            side.format(key, cells, sql.Literal(-1), self._there),
+            side.format(key, cells, sql.Literal(1), natives, sql.SQL("{} as t").format(EXPECTED)),
+            side.format(key, cells, sql.Literal(-1), natives, self._there),
         )
         self._session.execute(
             sql.SQL(
                 "create temp table _keyhaul_difference on commit drop as"
-                " select key, cells, sum(side)::bigint as surplus from ({}) as s"
-                " group by key, cells having sum(side) <> 0"
-            ).format(both)
+                " select {grouped}, cells, sum(side)::bigint as surplus from ({both}) as s"
+                " group by {grouped}, cells having sum(side) <> 0"
+            ).format(both=both, grouped=grouped)
         )
         # Without a key nothing says which rows belong together.
         pairs = sql.SQL("least(e, t)" if self._key else "0")
         extra = sql.SQL("t - {}").format(pairs) if self._extra else sql.SQL("0")
         keys = sql.SQL(
-            "select key, {pairs} as changed, e - {pairs} as missing, {extra} as extra from ("
-            " select key, sum(greatest(surplus, 0))::bigint as e, sum(greatest(-surplus, 0))::bigint as t"
-            " from {difference} group by key) as k where e > 0 or {extra} > 0"
-        ).format(pairs=pairs, extra=extra, difference=_DIFFERENCE)
+            "select {grouped}, {pairs} as changed, e - {pairs} as missing, {extra} as extra from ("
+            " select {grouped}, sum(greatest(surplus, 0))::bigint as e, sum(greatest(-surplus, 0))::bigint as t"
+            " from {difference} group by {grouped}) as k where e > 0 or {extra} > 0"
+        ).format(pairs=pairs, extra=extra, difference=_DIFFERENCE, grouped=grouped)
         count = sql.SQL("select sum(changed)::bigint, sum(missing)::bigint, sum(extra)::bigint from ({}) as k")
         changed, missing, more = (int(number or 0) for number in self._session.execute(count.format(keys))[0])
         tally = Tally(changed=changed, missing=missing, extra=more)
         return tally, self._rows(keys, limit) if tally.total and limit else []
 
+    @property
+    def _natives(self) -> list[sql.Identifier]:
+        """Return what the key's columns are called where they stand in their own types."""
+        return [sql.Identifier(f"key_{number}") for number in range(1, len(self._ordered) + 1)]
+
     def _rows(self, keys: sql.Composable, limit: int) -> list[RowDifference]:
+        # A key may have many rows: of each side those that are counted, at most as many as are asked for.
         query = sql.SQL(
-            "select d.key, d.cells, d.surplus from {} as d join (select key from ({}) as k order by key limit {}) as k"
-            " using (key) order by d.key, d.surplus desc, d.cells limit {}"
+            "with k as ({keys}),"
+            " first as (select * from (select k.*, sum(changed + missing + extra) over (order by {order})"
+            " - changed - missing - extra as before from k) as s where before < {limit}),"
+            " numbered as (select {ordered}, d.cells, d.surplus,"
+            " case when d.surplus > 0 then changed + missing else changed + extra end as wanted,"
+            " row_number() over (partition by key, d.surplus > 0 order by d.cells) as n"
+            " from {difference} as d join first using ({names}))"
+            " select key, cells, surplus from numbered where n <= least(wanted, {limit})"
+            " order by {order}, surplus desc, cells"
+        ).format(
+            keys=keys,
+            ordered=sql.SQL(", ").join(
+                [*(sql.SQL("d.{}").format(native) for native in self._natives), sql.Identifier("key")]
+            ),
+            order=sql.SQL(", ").join([*self._natives, sql.Identifier("key")]),
+            limit=sql.Literal(limit),
+            difference=_DIFFERENCE,
+            names=sql.Identifier("key"),
         )
-        # A key may have many rows: of two rows at most that differ for each that is shown.
-        found = self._session.execute(query.format(_DIFFERENCE, keys, sql.Literal(limit), sql.Literal(4 * limit)))
+        found = self._session.execute(query)
         differences: list[RowDifference] = []
         groups: dict[tuple[str | None, ...], list[tuple[list[str | None], int]]] = {}
         for key, cells, surplus in found:
             groups.setdefault(tuple(key), []).append((cells, surplus))
         for key, rows in groups.items():
-            expected = [cells for cells, surplus in rows for _ in range(min(surplus, limit))]
-            there = [cells for cells, surplus in rows for _ in range(min(-surplus, limit))]
+            expected = list(islice((cells for cells, surplus in rows for _ in range(surplus)), limit))
+            there = list(islice((cells for cells, surplus in rows for _ in range(-surplus)), limit))
             differences += self._named(key, expected, there)
         return differences[:limit]
 
