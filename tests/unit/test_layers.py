@@ -26,6 +26,7 @@ ROWS = [
         "text",
         "memory",
         "console",
+        "outlet",
         "sql",
         "keeper",
         "faults",
@@ -124,7 +125,7 @@ MAY_TOUCH_THE_OUTSIDE = {
 }
 
 MAY_SWALLOW = {
-    ("cli", "main"): "printed with its traceback, and the exit code says that it is our fault",
+    ("cli", "_command"): "printed with its traceback, and the exit code says that it is our fault",
     ("keeper", "main"): "written to the log, the only place left to say it",
     ("pool", "Pool._work"): "kept for the main thread, which raises it",
     ("phases", "Phases._settle"): "holds the next one",
