@@ -329,7 +329,7 @@ class Sitting:
         ledger.limited(self._run_id, self.sizing.told(self._job, pool.limits, workers))
         end = Ended(status="stopped", reason=reason)
         if not reason:
-            ending = Ending(self._prepared, ledger, self._run_id, self._control, self._notice)
+            ending = Ending(self._prepared, ledger, self._run_id, self._control, self._observe)
             end = ending.conclude(self._expected_rows, resumed=resumed)
         if not end.written:
             ledger.end(self._run_id, end.status, end.reason or None)

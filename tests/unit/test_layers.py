@@ -77,7 +77,7 @@ ROWS = [
     {"spread"},
     {"ledger"},
     {"task"},
-    {"worker", "connecting", "incremental", "runcheck", "heartbeat"},
+    {"worker", "connecting", "incremental", "runcheck", "heartbeat", "halting"},
     {"quality_files", "quality_postgres"},
     {"watchdog"},
     {"prepare", "crew", "accepted", "dispatch"},
