@@ -56,11 +56,13 @@ class Outlet:
         self._lock = threading.RLock()
 
     def write(self, text: str) -> int:
-        """Write and flush as far as possible; returns the length of `text`."""
+        """Write and flush as far as possible, what the encoding lacks as escapes; returns the length of `text`."""
+        length, encoding = len(text), self._stream.encoding
+        text = text.encode(encoding, "backslashreplace").decode(encoding)
         with self._lock:
             for at in range(0, len(text), PIECE):
                 self._put(text[at : at + PIECE])
-        return len(text)
+        return length
 
     def writelines(self, lines: Sequence[str]) -> None:
         """Write each of the lines."""
@@ -85,7 +87,9 @@ class Outlet:
         return self._loss if untold else None
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever a stream has
-        """Return the stream's own."""
+        """Return the stream's own, but for the bytes below it: Click would write to them and past us."""
+        if name == "buffer":
+            raise AttributeError(name)
         return getattr(self._stream, name)
 
     def _put(self, piece: str) -> None:
@@ -102,8 +106,6 @@ class Outlet:
             self._stream.flush()
         except OSError as error:
             self._lose(error.strerror or str(error), unread=isinstance(error, BrokenPipeError))
-        except UnicodeError:
-            raise
         except ValueError as error:  # of a stream that was closed since
             self._lose(str(error))
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -229,3 +230,48 @@ def test_a_run_whose_stream_nobody_reads_is_stopped_by_a_signal(
     wait_until_nothing_is_left(source, target)
     assert etl(*args).returncode == 0
     assert check_ledger(target, "public.items")["loaded"] == 100
+
+
+def test_watching_a_run_ends_when_nobody_reads_on_and_the_run_goes_on(etl_home, start_etl, source, target):
+    fetch(
+        target,
+        "create table public.items (id bigint, name text);"
+        "create function nap() returns trigger language plpgsql as 'begin perform pg_sleep(0.2); return new; end';"
+        "create trigger nap before insert on public.items for each row execute function nap()",
+    )
+    going = start_etl(*command(source, target, "--progress", "json"))
+    going.wait_for("RunStarted")
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "keyhaul", "show", "last", "--follow", "--target", target],
+        env=support.clean_environment(etl_home),
+        timeout=30,
+        stdin=subprocess.DEVNULL,
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+    assert going.running
+    assert going.end() == 0
+
+
+def test_a_narrow_encoding_changes_none_of_it(etl_home, source, target):
+    for args, code in ((command(source, target), 0), (["runs", "--target", target], 3), (["--version"], 3)):
+        with Path("/dev/full").open("w", encoding="ascii") as full:
+            done = subprocess.run(
+                [sys.executable, "-m", "keyhaul", *args],
+                env=support.clean_environment(etl_home, {"PYTHONIOENCODING": "ascii"}),
+                timeout=60,
+                stdin=subprocess.DEVNULL,
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+        assert done.returncode == code, (args, done.stderr)
+        assert "error: write to stdout: No space left on device" in done.stderr
+        assert "Traceback" not in done.stderr
