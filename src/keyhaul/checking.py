@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from keyhaul.errors import ConfigError, EtlError
+from keyhaul.outlet import loss_of, take_loss
 from keyhaul.shell import Home, app
 
 FAILED = 1
@@ -67,4 +68,6 @@ def check_data(
         quality_output.print_verdicts(verdicts, sys.stdout)
     if github:
         sys.stdout.write("".join(f"{line}\n" for line in quality_output.github_commands(verdicts)))
+    if (loss := loss_of(sys.stdout)) is not None and not loss.unread:
+        raise ConfigError(f"{take_loss(sys.stdout)}. Mend this and try again")
     raise typer.Exit(0 if verdicts.good else FAILED)

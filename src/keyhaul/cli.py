@@ -2,7 +2,9 @@
 
 Exit codes: 0 done; 1 done, but more records were quarantined than allowed, or a rule across the run
 failed; 2 wrong command, job or database, nothing was moved; 3 stopped and resumable; 130 and 143
-stopped by Ctrl-C or SIGTERM; 70 a fault in keyhaul itself.
+stopped by Ctrl-C or SIGTERM; 70 a fault in keyhaul itself. Of a run they tell what became of it, whether or not its
+report could be printed; a command that only reads ends with 3 when stdout cannot be written, and quietly with its own
+code when nobody reads on.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from keyhaul import (
 )
 from keyhaul.console import write_line
 from keyhaul.errors import ConfigError, EtlError
+from keyhaul.outlet import fill_descriptors, hurry, outlet, take_loss
 from keyhaul.shell import BROKEN, OK, QUARANTINED, STOPPED, WRONG, Home, RunName, app, importing
 
 if TYPE_CHECKING:
@@ -156,6 +159,7 @@ def _replay(run: str, rule: str | None = None, **flags: Any) -> None:  # noqa: A
     if mode is not Progress.json and not quiet:
         what = f"of run {done.run_id}" + (f" that broke {rule}" if rule else "")
         typer.echo(f"{done.left:,} quarantined records {what} are left" + _keyless(done.without_key))
+    _say_what_is_unwritten(done.report.run_id if done.report else done.run_id, job)
     if done.report is not None and done.report.outcome != "done":
         raise typer.Exit(exit_code(done.report, job))
     raise typer.Exit(OK if job.allow_quarantined.permits(done.left, done.rows_read) else QUARANTINED)
@@ -196,6 +200,7 @@ def _run(job: Job, values: dict[str, Any], *, full: bool) -> int:
 
     report = _watched(move, mode, log_file, quiet=quiet)
     _print_report(report, job, mode, quiet=quiet)
+    _say_what_is_unwritten(report.run_id, job)
     return exit_code(report, job)
 
 
@@ -230,6 +235,7 @@ def _displayed(work: Callable[[Observer, Control], T], mode: Progress, log: Obse
 
         def handle(number: int, _frame: FrameType | None) -> None:
             control.interrupt(number)
+            hurry(sys.stdout, sys.stderr)
             if not begun:
                 raise KeyboardInterrupt  # at which psycopg cancels the statement that it waits for
 
@@ -258,6 +264,12 @@ def _print_report(report: Report, job: Job, mode: Progress, *, quiet: bool) -> N
             _say(f"rules across the run failed: {', '.join(report.broken)}. See: etl show {report.run_id}")
             return
         _say(f"{count:,} records are quarantined, more than allowed. See: etl quarantine {report.run_id}")
+
+
+def _say_what_is_unwritten(run_id: str, job: Job) -> None:
+    """Say that the report is not whole; the exit code stays that of the run."""
+    if loss := take_loss(sys.stdout):
+        _say(f"{loss}. What became of it: {f'etl show {run_id} {_look_back_options(job)}'.strip()}")
 
 
 class _Interrupted(BaseException):
@@ -356,32 +368,44 @@ def main() -> None:
     os.environ["PGCLIENTENCODING"] = "UTF8"  # libpq prefers a user's own to what a session sets
     redaction.remember_words(sys.argv[1:])
     redaction.remember_variables(os.environ)
-    # One that was closed is None and stays so: Python flushes whatever else stands there, and would end with code 120.
-    sys.stdout, sys.stderr = (stream and redaction.hiding(stream) for stream in (sys.stdout, sys.stderr))
+    fill_descriptors()
+    sys.stdout = redaction.hiding(outlet(sys.stdout, 1))
+    sys.stderr = redaction.hiding(outlet(sys.stderr, 2))
+    code = _command()
+    loss = take_loss(sys.stdout)
+    if loss is not None and not loss.unread:
+        _say(f"{loss}. Mend this and try again")
+        code = STOPPED if code in {OK, QUARANTINED} else code
+    sys.exit(code)
+
+
+def _command() -> int:
+    """Do what the command line says and return the exit code; what cannot be printed does not change it."""
+    code = OK
     try:
         if fault := os.environ.get("KEYHAUL_FAULT"):
             faults.arm(fault)
         app()
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else OK
     except _Interrupted as stop:
         _say("interrupted before anything was moved")
-        sys.exit(128 + stop.number)
+        code = 128 + stop.number
     except KeyboardInterrupt:
         _say("interrupted")
-        sys.exit(128 + signal.SIGINT)
+        code = 128 + signal.SIGINT
     except ConfigError as error:
         _say(str(error))
-        sys.exit(WRONG)
+        code = WRONG
     except EtlError as error:
         _say(str(error))
-        sys.exit(STOPPED)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(OK)
+        code = STOPPED
     except Exception:  # noqa: BLE001 - a fault of keyhaul's own: the traceback is for its builders, the exit code for scripts
         for line in traceback.format_exc().splitlines():
             write_line(sys.stderr, _without_password(line))
         _say("this is a fault in keyhaul itself; please report it with the lines above. The run can be resumed")
-        sys.exit(BROKEN)
+        code = BROKEN
+    return code
 
 
 def _say(message: str) -> None:

@@ -5,20 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from keyhaul.errors import RefusedError
+from keyhaul import events
+from keyhaul.errors import CancelledError, RefusedError
 from keyhaul.faults import pass_point
+from keyhaul.halting import Halting
 from keyhaul.runcheck import check_run
 from keyhaul.swapping import swap_in
 from keyhaul.targets.ddl import AfterLoad, finish, sequence_steps
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from psycopg import sql
 
     from keyhaul.control import Control
     from keyhaul.ledger import Ledger
-    from keyhaul.model import RunCheck
+    from keyhaul.model import Observer, RunCheck
     from keyhaul.prepare import Prepared
 
 
@@ -42,46 +42,55 @@ class Ended:
 class Ending:
     """Brings a run whose chunks are all committed to its end."""
 
-    def __init__(
-        self, prepared: Prepared, ledger: Ledger, run_id: str, control: Control, tell: Callable[[str], None]
-    ) -> None:
-        """Take what the engine has; `tell` takes a sentence for a person."""
+    def __init__(self, prepared: Prepared, ledger: Ledger, run_id: str, control: Control, observe: Observer) -> None:
+        """Take what the engine has."""
         self._prepared = prepared
         self._ledger = ledger
         self._run_id = run_id
         self._control = control
-        self._tell = tell
+        self._observe = observe
+        self._halting = Halting(control, observe)
 
     def conclude(self, expected_rows: int | None, *, resumed: bool) -> Ended:
         """Do what comes after the load, and say how the run ended.
 
         Rules across the run look at the table when it is finished; in mode replace at the fresh one, before
-        it takes its place: one that fails keeps the old table.
+        it takes its place: one that fails keeps the old table. A second signal cancels the statement under way, and the
+        same command goes on with what is left.
 
         Args:
             expected_rows: what an exact plan of a view or query counted; None where nothing is expected.
             resumed: whether this sitting's snapshot is newer than that of the first chunks.
         """
-        target = self._prepared.target
         unstable = self._unstable(expected_rows)
         if unstable:
             return Ended(status="abandoned", reason=unstable)
         try:
-            if not target.fresh:
-                self._finish()
-                pass_point("table.finished")
-                return Ended(status="done", checks=self._check(target.identifier, resumed=resumed))
-            checks = self._check(target.loaded, resumed=resumed)
-            failed = [check.name for check in checks if not check.passed and check.on_fail == "error"]
-            if failed:
-                reason = f"{', '.join(failed)} failed for the fresh table: {target.label} stays as it was"
-                return Ended(status="abandoned", reason=reason, checks=checks)
-            last = [statement.sql for statement in self._statements()]
-            swap_in(self._ledger, target, self._run_id, last, self._control, self._tell)
-            pass_point("table.finished")
-            return Ended(status="done", checks=checks, written=True)
+            with self._halting:
+                return self._conclude(resumed=resumed)
+        except CancelledError as error:
+            return Ended(status="stopped", reason=f"all chunks are loaded, and what comes after them was {error}")
         except RefusedError as error:
             return Ended(status="stopped", reason=f"all chunks are loaded, but {error}")
+
+    def _conclude(self, *, resumed: bool) -> Ended:
+        target = self._prepared.target
+        if not target.fresh:
+            self._finish()
+            pass_point("table.finished")
+            return Ended(status="done", checks=self._check(target.identifier, resumed=resumed))
+        checks = self._check(target.loaded, resumed=resumed)
+        failed = [check.name for check in checks if not check.passed and check.on_fail == "error"]
+        if failed:
+            reason = f"{', '.join(failed)} failed for the fresh table: {target.label} stays as it was"
+            return Ended(status="abandoned", reason=reason, checks=checks)
+        last = [statement.sql for statement in self._statements()]
+        swap_in(self._ledger, target, self._run_id, last, self._control, self._halting, self._tell)
+        pass_point("table.finished")
+        return Ended(status="done", checks=checks, written=True)
+
+    def _tell(self, message: str) -> None:
+        self._observe(events.Notice(message=message))
 
     def _unstable(self, expected_rows: int | None) -> str:
         """Return what is wrong when a view or query gave other rows to the chunks than to the plan."""
@@ -109,7 +118,9 @@ class Ending:
     def _finish(self) -> None:
         """Create the indexes and constraints that wait for the rows."""
         target = self._prepared.target
-        created = finish(self._ledger.connection, target.schema, target.table, self._statements())
+        statements, conn = self._statements(), self._ledger.connection
+        with self._halting.cancelling(conn):
+            created = finish(conn, target.schema, target.table, statements)
         if created:
             self._tell(f"created {created} indexes and constraints of {target.label}")
 
@@ -120,6 +131,7 @@ class Ending:
             return ()
         prepared = self._prepared
         conn, own = self._ledger.connection, prepared.target.names
-        checks = check_run(conn, table, rules, prepared.source, own=own, resumed=resumed)
+        with self._halting.cancelling(conn, prepared.source.conn):
+            checks = check_run(conn, table, rules, prepared.source, own=own, resumed=resumed)
         self._ledger.run_checked(self._run_id, checks)
         return checks

@@ -356,7 +356,7 @@ class Sitting:
         told = self.ask("run")
         end = Ended(status="stopped", reason=reason)
         if not reason:
-            ending = Ending(self._prepared, ledger, self._run_id, self._control, self._notice)
+            ending = Ending(self._prepared, ledger, self._run_id, self._control, self._observe)
             end = ending.conclude(self._expected_rows, resumed=resumed)
         if not end.written:
             ledger.end(self._run_id, end.status, end.reason or None)

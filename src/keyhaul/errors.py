@@ -54,7 +54,7 @@ class TransientError(ChunkError):
 
 
 class CancelledError(ChunkError):
-    """The chunk was given up because the run was told to stop at once."""
+    """A chunk, or what comes after the last one, was given up because the run was told to stop at once."""
 
 
 class StaleChunkError(ChunkError):

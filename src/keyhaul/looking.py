@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from keyhaul.errors import ConfigError
+from keyhaul.outlet import loss_of
 from keyhaul.shell import OK, QUARANTINED, STOPPED, Home, RunName, Schema, TargetUri, app, open_ledger
 
 if TYPE_CHECKING:
@@ -75,7 +77,7 @@ def _follow(conn: Any, schema: str, run_id: str, allowed: Allowance) -> int:  # 
     from keyhaul.follow import ending, follow
 
     try:
-        followed = follow(conn, schema, run_id, sys.stdout)
+        followed = follow(conn, schema, run_id, sys.stdout, wait=_wait_while_read)
     except KeyboardInterrupt:
         typer.echo(f"not watching run {run_id} any more; it goes on", err=True)
         raise typer.Exit(128 + signal.SIGINT) from None
@@ -85,6 +87,13 @@ def _follow(conn: Any, schema: str, run_id: str, allowed: Allowance) -> int:  # 
     if run.status != "done":
         return QUARANTINED if broken else STOPPED
     return QUARANTINED if broken or not allowed.permits(run.rows_quarantined, run.rows_read) else OK
+
+
+def _wait_while_read(seconds: float) -> None:
+    """Sleep; of a stream that nobody reads on the watching ends, as by SIGPIPE, for its end is not known."""
+    if (loss := loss_of(sys.stdout)) is not None:
+        raise typer.Exit(128 + signal.SIGPIPE if loss.unread else STOPPED)
+    time.sleep(seconds)
 
 
 @app.command("quarantine", help="Show what a run left out and why, or export it as CSV.")

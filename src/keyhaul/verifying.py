@@ -15,6 +15,7 @@ import typer
 
 from keyhaul.console import write_json, write_line
 from keyhaul.errors import ConfigError, RefusedError
+from keyhaul.outlet import hurry
 from keyhaul.redaction import HIDDEN
 from keyhaul.shell import Home, app, find_ledger, open_ledger
 from keyhaul.text import duration, one_line, plural
@@ -171,6 +172,7 @@ def _ended_by_signals() -> Iterator[None]:
 
     def handle(number: int, _frame: FrameType | None) -> None:
         got[0] = signal.Signals(number)
+        hurry(sys.stdout, sys.stderr)
         raise KeyboardInterrupt
 
     for number in (signal.SIGINT, signal.SIGTERM):

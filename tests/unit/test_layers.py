@@ -26,6 +26,7 @@ ROWS = [
         "text",
         "memory",
         "console",
+        "outlet",
         "sql",
         "keeper",
         "faults",
@@ -76,7 +77,7 @@ ROWS = [
     {"spread"},
     {"ledger"},
     {"task"},
-    {"worker", "connecting", "incremental", "runcheck", "heartbeat"},
+    {"worker", "connecting", "incremental", "runcheck", "heartbeat", "halting"},
     {"quality_files", "quality_postgres"},
     {"watchdog"},
     {"prepare", "crew", "accepted", "dispatch"},
@@ -126,7 +127,7 @@ MAY_TOUCH_THE_OUTSIDE = {
 }
 
 MAY_SWALLOW = {
-    ("cli", "main"): "printed with its traceback, and the exit code says that it is our fault",
+    ("cli", "_command"): "printed with its traceback, and the exit code says that it is our fault",
     ("keeper", "main"): "written to the log, the only place left to say it",
     ("pool", "Pool._work"): "kept for the main thread, which raises it",
     ("phases", "Phases._settle"): "holds the next one",

@@ -1,0 +1,102 @@
+"""The signals that come when all chunks are loaded: the first is answered, the second cancels what a server does."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import psycopg
+from psycopg import pq
+
+from keyhaul import events
+from keyhaul.errors import CancelledError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from keyhaul.control import Control
+    from keyhaul.model import Observer
+
+CANCEL_SECONDS: Final = 0.5
+"""How often a statement is cancelled until it has ended: it may just have been between two."""
+
+_LOOK_SECONDS: Final = 0.1
+
+
+class Halting:
+    """Listens between ``with`` and its end, in a thread of its own, for the main one waits for a server."""
+
+    def __init__(self, control: Control, observe: Observer) -> None:
+        """Take who is told to stop, and who is told of it."""
+        self._control = control
+        self._observe = observe
+        self._over = threading.Event()
+        self._lock = threading.Lock()
+        self._conns: tuple[psycopg.Connection[Any], ...] = ()
+        self._thread = threading.Thread(target=self._listen, name="keyhaul-halting", daemon=True)
+
+    def __enter__(self) -> Self:
+        """Begin to listen."""
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """End; no cancel request is under way any more."""
+        self._over.set()
+        self._thread.join()
+
+    @contextmanager
+    def cancelling(self, *conns: psycopg.Connection[Any]) -> Iterator[None]:
+        """Cancel what these connections run, from the second signal on, until the block is over.
+
+        Raises:
+            CancelledError: a statement was cancelled, or was not begun.
+        """
+        self.check()
+        with self._lock:
+            self._conns = conns
+        try:
+            yield
+        except psycopg.errors.QueryCanceled as error:  # a statement timeout is one as well
+            self.check(error)
+            raise
+        except Exception as error:
+            if isinstance(error.__cause__, psycopg.errors.QueryCanceled):
+                self.check(error)
+            raise
+        finally:
+            with self._lock:
+                self._conns = ()
+
+    def check(self, error: Exception | None = None) -> None:
+        """Raise CancelledError from `error` if there was a second signal."""
+        if self._control.cancelled.is_set():
+            raise CancelledError(f"cancelled by {self._control.reason}") from error
+
+    def _listen(self) -> None:
+        told = False
+        cancel_at: float | None = None
+        while not self._over.wait(_LOOK_SECONDS):
+            control = self._control
+            if control.cancelled.is_set():
+                if cancel_at is None:
+                    self._observe(events.Stopping(reason=control.reason, at_once=True))
+                if cancel_at is None or time.monotonic() >= cancel_at:
+                    self._cancel()
+                    cancel_at = time.monotonic() + CANCEL_SECONDS
+            elif control.signal and not told:
+                told = True
+                message = (
+                    f"{control.reason}: all chunks are loaded, and what comes after them goes on to its end; "
+                    "the same once more cancels it"
+                )
+                self._observe(events.Notice(message=message, level="warning"))
+
+    def _cancel(self) -> None:
+        with self._lock:
+            for conn in self._conns:
+                with suppress(psycopg.Error):
+                    if conn.pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
+                        conn.cancel_safe(timeout=2)
