@@ -130,13 +130,13 @@ def blocker() -> str:
     return text if time.monotonic() - at < _BLOCKER_SECONDS else ""
 
 
-def owned() -> set[int]:
-    """Return the descriptors of all psycopg connections that are watched."""
-    found = set()
+def owned() -> dict[int, str]:
+    """Return the descriptors of all psycopg connections that are watched, each with the end that it leads to."""
+    found = {}
     with _lock:
-        for conn in list(_sessions):
+        for conn, (end, _) in list(_sessions.items()):
             with suppress(psycopg.Error):  # closed
-                found.add(conn.fileno())
+                found[conn.fileno()] = end
     return found
 
 

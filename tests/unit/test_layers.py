@@ -51,7 +51,7 @@ ROWS = [
         "markup",
         "wholefile",
     },
-    {"svg", "embedded", "entries", "yamlfile", "decoding"},
+    {"addresses", "svg", "embedded", "entries", "yamlfile", "decoding"},
     {"lookupstep", "runrules", "tablestep"},
     {"steps", "lookup"},
     {"layers", "fields", "perchunk"},
