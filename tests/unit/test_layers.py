@@ -31,6 +31,7 @@ ROWS = [
         "faults",
         "timeline",
         "links",
+        "patience",
         "seats",
         "team",
         "retrying",
