@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import psycopg
 from psycopg import errors
 
-from keyhaul import embedded, links, pgtypes, redaction
+from keyhaul import embedded, links, pgtypes, redaction, seats
 from keyhaul.config import EMBEDDED
 from keyhaul.dsn import Dsn, redact
 from keyhaul.errors import ConnectError, RefusedError
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_SECONDS = 2
 """How long a first connection may take (the URI's own connect_timeout wins); a wrong address is told at once."""
+
+LEAVE_SECONDS: Final = 5.0
+"""How long a session of ours that is ended may take to let go of the job's lock."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -166,6 +169,7 @@ def cancel_queries(dsn: Dsn, applications: str) -> None:
 def connect_ledger(job: Job, target: Dsn, run_id: str) -> psycopg.Connection[Any]:
     """Connect to the target for the ledger, with the ledger's schema out of the search path.
 
+    A session of this process that held the job's lock before, and is lost, is ended if the server still has it.
     A user who is called like the ledger's schema has it first in the path, by way of ``"$user"``: a
     table named without a schema would be looked for, and created, among the ledger's.
 
@@ -180,6 +184,8 @@ def connect_ledger(job: Job, target: Dsn, run_id: str) -> psycopg.Connection[Any
             " from unnest(current_schemas(false)) with ordinality as path(s, n) where s <> %s), ''), false)",
             [job.ledger_schema],
         )
+        seat = f"ledger of {job.job} in {job.ledger_schema} of {target.identity}"
+        seats.take(seat, conn, lambda query: conn.execute(query).fetchall(), wait_seconds=LEAVE_SECONDS)
     except psycopg.Error:
         conn.close()
         raise

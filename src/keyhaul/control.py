@@ -7,12 +7,17 @@ import threading
 
 
 class Control:
-    """How a person stops a run: once lets running chunks finish, twice cancels them."""
+    """How a person stops a run: once lets running chunks finish, twice cancels them.
+
+    Attributes:
+        hopeless: nothing that fails is tried again: the run is cancelled, or has lost what it cannot do without.
+    """
 
     def __init__(self) -> None:
         """Start with nothing asked."""
         self.stopping = threading.Event()
         self.cancelled = threading.Event()
+        self.hopeless = threading.Event()
         self.reason = ""
         self.signal = 0
 
@@ -22,9 +27,15 @@ class Control:
             self.reason = reason
             self.stopping.set()
 
+    def give_up(self, reason: str) -> None:
+        """Take no further chunk, and try none again."""
+        self.stop(reason)
+        self.hopeless.set()
+
     def interrupt(self, number: int) -> None:
         """Take a signal: the first stops, the second cancels what is under way. Only sets flags."""
         if self.signal:
             self.cancelled.set()
+            self.hopeless.set()
         self.signal = self.signal or number
         self.stop("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)

@@ -21,6 +21,7 @@ import keyhaul
 from keyhaul.errors import ConnectError, RefusedError, StopRunError
 from keyhaul.ledgerrows import Replayable, Totals, Unfinished, Watermark, chunk_of, lost
 from keyhaul.model import Counts, FailedChunk, TableCounts
+from keyhaul.patience import Patience
 from keyhaul.sql import statement
 
 if TYPE_CHECKING:
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
 
 LOCK_SECONDS: Final = 1.0
 """How long to wait for the job's lock: the server needs a moment to notice that a killed process is gone."""
-
-RECONNECT_SECONDS: Final = 60.0
-"""How long a lost connection to the ledger is tried again: a server that restarts is back by then."""
 
 _PLANNED: Final = ("number", "kind", "lower", "upper", "estimated_rows")
 _SESSION_NAME: Final = re.compile(r" ledger (?P<pid>\d+)@(?P<host>.*)")
@@ -50,7 +48,11 @@ def new_run_id() -> str:
 
 
 class Ledger:
-    """The ledger of one job, over a connection in autocommit that also holds the job's lock."""
+    """The ledger of one job, over a connection in autocommit that also holds the job's lock.
+
+    Attributes:
+        patience: with the target, of all that ask for it: whoever gives it up gives it up for the others.
+    """
 
     def __init__(self, connect: Callable[[], psycopg.Connection[Any]], schema: str, job: str) -> None:
         """Use the connection that `connect` returns, which must be in autocommit mode.
@@ -63,6 +65,7 @@ class Ledger:
         self._open = connect
         self._locked_on: psycopg.Connection[Any] | None = None
         self._mutex = threading.RLock()
+        self.patience = Patience()
         self.schema = schema
         self.job = job
 
@@ -101,23 +104,13 @@ class Ledger:
     def _execute_again(self, name: str, **values: object) -> psycopg.Cursor[Any]:
         """Run an idempotent statement; once more over a new connection, with the lock, when the first is lost."""
         with self._mutex:
+            self.patience.check()
             try:
                 return self._execute(name, **values)
             except (psycopg.OperationalError, ConnectError):
-                if not self._connect_again():
+                if not self.patience.wait_for(lambda: self.connection.execute("select 1")):
                     raise
                 return self._execute(name, **values)
-
-    def _connect_again(self) -> bool:
-        deadline = time.monotonic() + RECONNECT_SECONDS
-        while time.monotonic() < deadline:
-            try:
-                self.connection.execute("select 1")
-            except (psycopg.OperationalError, ConnectError):
-                time.sleep(0.5)
-            else:
-                return True
-        return False
 
     def touch(self, gathered: Mapping[str, object] | None = None) -> None:
         """Notice a lost connection before it is needed: open it again, once, and take the lock.
@@ -136,6 +129,7 @@ class Ledger:
                 self.connection.execute("select 1")
             except psycopg.OperationalError:
                 self.connection.execute("select 1")
+            self.patience.found()
             if gathered:
                 self._execute("gathered", **gathered)
         finally:

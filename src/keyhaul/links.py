@@ -79,13 +79,17 @@ _sessions: weakref.WeakKeyDictionary[psycopg.Connection[Any], tuple[str, str]] =
 _busy: weakref.WeakKeyDictionary[psycopg.Connection[Any], float] = weakref.WeakKeyDictionary()
 
 
+def application_name(uri: str) -> str:
+    """Return how the session that `uri` opens is called."""
+    return parse_qs(urlsplit(uri).query).get("application_name", [""])[0]
+
+
 @contextmanager
 def awaiting(end: End, uri: str) -> Iterator[None]:
     """Note that this thread waits, in a driver whose socket is not known, for the session that `uri` opens."""
     me = threading.get_ident()
-    name = parse_qs(urlsplit(uri).query).get("application_name", [""])[0]
     with _lock:
-        _waits[me] = Wait(end=end, session=name, since=time.monotonic())
+        _waits[me] = Wait(end=end, session=application_name(uri), since=time.monotonic())
     try:
         yield
     finally:
@@ -126,13 +130,13 @@ def blocker() -> str:
     return text if time.monotonic() - at < _BLOCKER_SECONDS else ""
 
 
-def owned() -> set[int]:
-    """Return the descriptors of all psycopg connections that are watched."""
-    found = set()
+def owned() -> dict[int, str]:
+    """Return the descriptors of all psycopg connections that are watched, each with the end that it leads to."""
+    found = {}
     with _lock:
-        for conn in list(_sessions):
+        for conn, (end, _) in list(_sessions.items()):
             with suppress(psycopg.Error):  # closed
-                found.add(conn.fileno())
+                found[conn.fileno()] = end
     return found
 
 

@@ -22,7 +22,7 @@ from keyhaul.errors import (
     StopRunError,
     TransientError,
 )
-from keyhaul.heartbeat import Heartbeat
+from keyhaul.heartbeat import Doubt, Heartbeat
 from keyhaul.memory import cpu_percent
 from keyhaul.model import Counts, FailedChunk, Timings
 from keyhaul.retrying import attempts
@@ -94,6 +94,7 @@ class Pool:
         self._wanted = 0
         self._in_a_row = 0
         self._fatal: BaseException | None = None
+        self._doubt = Doubt()
         self.counts = Counts()
         self.timings = Timings()
         self.chunks = 0
@@ -158,13 +159,8 @@ class Pool:
         """Wait for the workers; pass a cancellation on; touch the snapshot's connection now and then."""
         announced = cancelled = False
         cancel_at = time.monotonic()
-        heart = Heartbeat(
-            self._task,
-            self._ledger,
-            self._control,
-            reads=any(worker.reads for worker in self._workers),
-            loads=all(worker.loads for worker in self._workers),
-        )
+        reads, loads = any(worker.reads for worker in self._workers), all(worker.loads for worker in self._workers)
+        heart = Heartbeat(self._task, self._ledger, self._control, self._doubt, reads=reads, loads=loads)
         for thread in self._threads:  # which may become longer meanwhile
             while thread.is_alive():
                 thread.join(timeout=0.1)
@@ -221,7 +217,7 @@ class Pool:
         except BaseException as error:  # noqa: BLE001 - handed to the main thread, which raises it
             with self._lock:
                 self._fatal = self._fatal or error
-            self._control.stop("an unexpected error")
+            self._control.give_up("an unexpected error")
         finally:
             worker.close()
 
@@ -236,7 +232,7 @@ class Pool:
             self._control.stop(self._clean(error))
             return
         except ChunkError as error:
-            if self._control.cancelled.is_set() or isinstance(error, CancelledError):
+            if self._control.hopeless.is_set() or isinstance(error, CancelledError):
                 return
             if self._give_back(worker, chunk, error):
                 return
@@ -303,19 +299,29 @@ class Pool:
     def _after_all(self, worker: Worker, chunk: Chunk) -> ChunkResult | None:
         """Ask the ledger after the last try, too: perhaps only the answer to its COMMIT was lost."""
         try:
-            return worker.committed(chunk)
+            return self._committed(worker, chunk)
         except StopRunError as error:
             self._control.stop(self._clean(error))
         except ChunkError:
             pass
         return None
 
+    def _committed(self, worker: Worker, chunk: Chunk) -> ChunkResult | None:
+        """Ask the ledger for a chunk; the target counts as gone for all workers when it cannot be asked for long."""
+        try:
+            return worker.committed(chunk)
+        except TransientError as error:
+            self._ledger.patience.lose(error)
+            raise
+
     def _try(self, worker: Worker, chunk: Chunk, attempt: int) -> ChunkResult:
         """Move a chunk; after a doubt, ask the ledger first."""
         if attempt > 1:
-            already = worker.committed(chunk)
+            already = self._committed(worker, chunk)
             if already is not None:
                 return already
+            if worker.reads:
+                self._doubt.wait(self._control.hopeless)
         return self._move(worker, chunk, attempt)
 
     def _move(self, worker: Worker, chunk: Chunk, attempt: int) -> ChunkResult:
@@ -378,6 +384,7 @@ class Pool:
 
     def _attempts(self, worker: Worker, chunk: Chunk) -> Iterable[tenacity.AttemptManager]:
         def announce(attempt: int, wait_seconds: float, error: BaseException | None) -> None:
+            self._doubt.there.set()
             self._observe(
                 events.ChunkRetried(
                     chunk=chunk.number,
@@ -391,7 +398,7 @@ class Pool:
         def waited(seconds: float) -> None:
             worker.waited_seconds += seconds
 
-        return attempts(self._task.job.retries, self._control.cancelled, announce, waited)
+        return attempts(self._task.job.retries, self._control.hopeless, announce, waited)
 
     def _failed(self, worker: Worker, failed: FailedChunk, last: int) -> None:
         """Record a chunk that is given up, of a merged one all cuts up to the `last`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from keyhaul import pgtypes
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from keyhaul.targets.postgres import TargetTable
     from keyhaul.targets.rowhash import Hashing
     from keyhaul.transform import Transform
+
+CONNECT_SECONDS: Final = 10
+"""How long a worker's connection may take to be opened, at the most: a link that is dead is met again by each try."""
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: two properties are computed once
@@ -90,5 +93,5 @@ def target_uri(task: Task, worker: int) -> str:
     return task.target_dsn.uri(
         application_name=f"keyhaul {task.run_id} worker {worker}",
         options=settings,
-        connect_timeout_seconds=task.job.network_timeout_seconds,
+        connect_timeout_seconds=min(task.job.network_timeout_seconds, CONNECT_SECONDS),
     )

@@ -8,15 +8,16 @@ drivers: the chunk is tried again after a look in the ledger.
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 
 from keyhaul import events, links
+from keyhaul.addresses import Addresses
 from keyhaul.dsn import redact
 
 if TYPE_CHECKING:
@@ -36,13 +37,13 @@ TELL_SECONDS: Final = 2.0
 """After so long without a byte, it is asked whether a lock is in the way."""
 
 _SESSIONS: Final = """
-select s.pid, s.client_port, s.state = 'active' and s.wait_event_type is distinct from 'Client',
+select s.application_name, s.pid, s.client_port, s.state = 'active' and s.wait_event_type is distinct from 'Client',
        case when b.pid is not null then format('process %%s (%%s, %%s, its transaction began %%s)', b.pid,
             coalesce(nullif(b.application_name, ''), 'no application_name'), b.state,
             to_char(b.xact_start, 'YYYY-MM-DD HH24:MI:SS TZ')) end
   from pg_stat_activity s
   left join pg_stat_activity b on s.wait_event_type = 'Lock' and b.pid = any(pg_blocking_pids(s.pid))
- where s.application_name = %s and s.datname = current_database()
+ where s.application_name = any(%s) and s.datname = current_database()
 """
 
 
@@ -86,28 +87,33 @@ class Watchdog:
         self._done.set()
 
     def _watch(self) -> None:
-        peers = {end: _peers(dsn) for end, dsn in self._dsns.items()}
+        addresses = {end: Addresses(dsn) for end, dsn in self._dsns.items()}
         while not self._done.wait(self._pause):
             now = time.monotonic()
             there = links.links()
             quiet = self._quiet(there, now)
             owned = links.owned()
+            for link in there:
+                if (end := owned.get(link.descriptor)) in addresses:
+                    addresses[end].add(link.peer)
+            first = min(TELL_SECONDS, self._timeout_seconds)
+            due: defaultdict[str, list[tuple[Wait, list[Link]]]] = defaultdict(list)
             for wait in links.waits():
-                first = min(TELL_SECONDS, self._timeout_seconds)
-                if now - wait.since < first:
+                if now - wait.since < first or wait.end not in addresses:
                     continue
-                silent = [
-                    link
-                    for link in there
-                    if quiet[link.inode] >= first
-                    and link.peer in peers.get(wait.end, ())
-                    and (link.descriptor == wait.descriptor if wait.descriptor else link.descriptor not in owned)
-                ]
+                place = addresses[wait.end]
+                mine = [link for link in there if _may_be(wait, link, place, owned)]
+                if not mine:
+                    place.look_up()
+                silent = [link for link in mine if quiet[link.inode] >= first]
                 asked = now - self._asked.get(wait, -ASK_AGAIN_SECONDS)
-                if (silent or not peers.get(wait.end)) and asked >= self._again(now - wait.since):
+                if (silent or not place.known) and asked >= self._again(now - wait.since):
                     self._asked[wait] = now
                     late = now - wait.since >= self._timeout_seconds
-                    self._judge(wait, [link for link in silent if late and quiet[link.inode] >= self._timeout_seconds])
+                    late_links = [link for link in silent if late and quiet[link.inode] >= self._timeout_seconds]
+                    due[wait.end].append((wait, late_links))
+            for end, found in due.items():
+                self._judge(end, found)
             self._asked = {wait: at for wait, at in self._asked.items() if now - at < ASK_AGAIN_SECONDS}
 
     def _again(self, waited_seconds: float) -> float:
@@ -123,16 +129,27 @@ class Watchdog:
         self._moved = moved
         return {inode: now - since for inode, (_, since) in moved.items()}
 
-    def _judge(self, wait: Wait, silent: Sequence[Link]) -> None:
-        """Ask the server what the session does; cut it when it does nothing for us."""
-        told = self._ask(wait)
-        if told is not None and told.blockers:
-            self._tell_blockers(wait, told.blockers)
-        if (told is not None and told.works) or not silent:
+    def _judge(self, end: str, found: Sequence[tuple[Wait, list[Link]]]) -> None:
+        """Ask the server, once, what the sessions do; cut those that do nothing for us."""
+        answer = self._ask(end, sorted({wait.session for wait, _ in found}))
+        idle = []
+        for wait, silent in found:
+            told = None if answer is None else answer.get(wait.session, _Told(works=False, waiting={}))
+            if told is not None and told.blockers:
+                self._tell_blockers(wait, told.blockers)
+            if silent and (told is None or not told.works):
+                idle.append((wait, silent, told))
+        if not idle:
             return
-        silent = self._still(wait, silent)
-        if not silent:
-            return
+        self._done.wait(self._pause)
+        waits, moved = set(links.waits()), {link.inode: link.moved for link in links.links()}
+        for wait, silent, told in idle:
+            # The answer may have come while the server was asked.
+            still = [link for link in silent if wait in waits and moved.get(link.inode) == link.moved]
+            if still:
+                self._cut(wait, still, told)
+
+    def _cut(self, wait: Wait, silent: Sequence[Link], told: _Told | None) -> None:
         waiting = told.waiting if told else {}
         # Without a proxy between, the server knows our port, and no other connection is touched.
         for link in [link for link in silent if link.local_port in waiting] or silent:
@@ -148,14 +165,6 @@ class Watchdog:
             )
         )
 
-    def _still(self, wait: Wait, silent: Sequence[Link]) -> list[Link]:
-        """Return the connections that are silent even now: the answer may have come while the server was asked."""
-        self._done.wait(self._pause)
-        if wait not in links.waits():
-            return []
-        moved = {link.inode: link.moved for link in links.links()}
-        return [link for link in silent if moved.get(link.inode) == link.moved]
-
     def _tell_blockers(self, wait: Wait, blockers: Sequence[str]) -> None:
         """Say who is in the way, once for each."""
         held = "; ".join(sorted(set(blockers)))
@@ -165,23 +174,26 @@ class Watchdog:
             message = f"{wait.session} waits in the {wait.end} for a lock held by {held}"
             self.observe(events.Notice(message=message, level="warning"))
 
-    def _ask(self, wait: Wait) -> _Told | None:
-        """Return what the server says of the session; None when there is no server to be heard.
+    def _ask(self, end: str, sessions: Sequence[str]) -> dict[str, _Told] | None:
+        """Return what the server says of each session that it has; None when there is no server to be heard.
 
         A server that answers, and will not tell (too many connections), is taken as one that works.
         """
-        answer: list[_Told] = []
+        answer: list[dict[str, _Told]] = []
 
         def work() -> None:
             try:
-                with self._connect(wait.end) as conn:
-                    rows = conn.execute(_SESSIONS, [wait.session]).fetchall()
-                waiting = {port: pid for pid, port, works, _ in rows if not works}
-                works, held = any(row[2] for row in rows), tuple(row[3] for row in rows if row[3])
-                answer.append(_Told(works=works, waiting=waiting, blockers=held))
+                # A name is cut by the server.
+                names = {name.encode()[:63].decode(errors="ignore"): name for name in sessions}
+                with self._connect(end) as conn:
+                    rows = conn.execute(_SESSIONS, [list(names)]).fetchall()
+                by_name: defaultdict[str, list[Any]] = defaultdict(list)
+                for cut, *row in rows:
+                    by_name[names[cut]].append(row)
+                answer.append({name: _told(found) for name, found in by_name.items()})
             except psycopg.Error as error:
                 if error.sqlstate or "FATAL" in str(error):
-                    answer.append(_Told(works=True, waiting={}))
+                    answer.append(dict.fromkeys(sessions, _Told(works=True, waiting={})))
 
         asking = threading.Thread(target=work, name="keyhaul-watchdog-asks", daemon=True)
         asking.start()
@@ -211,12 +223,14 @@ class Watchdog:
         return psycopg.connect(conninfo, autocommit=True, prepare_threshold=None)
 
 
-def _peers(dsn: Dsn) -> frozenset[tuple[str, int]]:
-    """Return the addresses of a server; none for a socket directory, which no network can break."""
-    if dsn.host.startswith("/"):
-        return frozenset()
-    try:
-        found = socket.getaddrinfo(dsn.host, dsn.port, type=socket.SOCK_STREAM)
-    except OSError:
-        return frozenset()
-    return frozenset((str(address[4][0]), dsn.port) for address in found)
+def _told(rows: Sequence[Any]) -> _Told:
+    waiting = {port: pid for pid, port, works, _ in rows if not works}
+    held = tuple(row[3] for row in rows if row[3])
+    return _Told(works=any(row[2] for row in rows), waiting=waiting, blockers=held)
+
+
+def _may_be(wait: Wait, link: Link, place: Addresses, owned: Mapping[int, str]) -> bool:
+    """Whether a thread waits on this connection: the one that it names, else any to the server that nobody names."""
+    if wait.descriptor is not None:
+        return link.descriptor == wait.descriptor
+    return link.peer in place.known and link.descriptor not in owned

@@ -22,7 +22,7 @@ from keyhaul.stage import Stager
 from keyhaul.targets import transaction
 from keyhaul.targets.replayed import Batch, open_keys
 from keyhaul.targets.session import SESSIONS, CopySession
-from keyhaul.task import source_application, target_uri
+from keyhaul.task import CONNECT_SECONDS, source_application, target_uri
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -281,7 +281,7 @@ class Worker:
         uri = task.source_dsn.uri(
             application_name=application,
             options=settings,
-            connect_timeout_seconds=task.job.network_timeout_seconds,
+            connect_timeout_seconds=min(task.job.network_timeout_seconds, CONNECT_SECONDS),
         )
         if self._reader is None:
             self._reader = READERS[task.reader](task.source.snapshot)

@@ -394,7 +394,7 @@ def test_nothing_is_asked_after_the_last_word_of_a_run(source, target, monkeypat
         raise ConnectError("connect to the target: got nothing, expected a server. Wait")
 
     monkeypatch.setattr(Ledger, "end", end_and_go)
-    monkeypatch.setattr("keyhaul.ledger.RECONNECT_SECONDS", 1.0)
+    monkeypatch.setattr("keyhaul.patience.RECONNECT_SECONDS", 1.0)
     given = {"source": source, "target": target, "table": "public.items", "key": "id", "job": "items"}
     report = keyhaul.run(load_job(None, given, {}))
     assert (report.outcome, report.counts.loaded) == ("done", ROWS)

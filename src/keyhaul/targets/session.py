@@ -10,9 +10,10 @@ import psycopg
 import pyarrow as pa
 from psycopg import sql
 
+from keyhaul import seats
 from keyhaul.errors import ChunkError, RejectedError, TransientError, safe_message, without_values
 from keyhaul.faults import pass_point
-from keyhaul.links import awaiting, blocker, watch
+from keyhaul.links import application_name, awaiting, blocker, watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -76,7 +77,13 @@ class CopySession:
             )
         except psycopg.Error as error:
             raise translate(error) from error
-        watch(self._conn, "target", self._conn.info.get_parameters().get("application_name", ""))
+        name = self._conn.info.get_parameters().get("application_name", "")
+        watch(self._conn, "target", name)
+        try:
+            seats.take(name, self._conn, self.execute)
+        except BaseException:
+            self.close()
+            raise
 
     def execute(self, query: Statement) -> list[tuple[Any, ...]]:
         """Run one statement; raises TransientError or ChunkError with the server's words."""
@@ -126,7 +133,11 @@ class CopySession:
 
 
 class AdbcSession:
-    """The ADBC driver and its bulk ingestion."""
+    """The ADBC driver and its bulk ingestion.
+
+    Attributes:
+        closed: whether it is given up.
+    """
 
     recovers = False  # after an error, ROLLBACK TO SAVEPOINT does not bring the driver back
 
@@ -135,11 +146,17 @@ class AdbcSession:
         import adbc_driver_postgresql.dbapi as adbc  # 300 ms, and only for this loader
 
         self._uri = uri
+        self.closed = False
         try:
             with awaiting("target", uri):
                 self._conn = adbc.connect(uri)
         except Exception as error:
             raise translate(error) from error
+        try:
+            seats.take(application_name(uri), self, self.execute)
+        except BaseException:
+            self.close()
+            raise
 
     def execute(self, query: Statement) -> list[tuple[Any, ...]]:
         """Run one statement; raises TransientError or ChunkError with the server's words."""
@@ -176,6 +193,7 @@ class AdbcSession:
 
     def close(self) -> None:
         """Close; the server rolls back what is open."""
+        self.closed = True
         with contextlib.suppress(Exception):
             self._conn.close()
 
