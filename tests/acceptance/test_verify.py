@@ -241,10 +241,10 @@ def test_a_result_that_nobody_reads_or_that_cannot_be_written_has_a_code_that_is
         done = verify(full)
     assert (done.returncode, done.stderr.splitlines()[-1]) == (
         3,
-        "error: write the result to stdout: No space left on device. Nothing of it is kept; mend that and repeat",
+        "error: write to stdout: No space left on device, so what was printed is not whole. Mend this and try again",
     )
     done = verify(None, "sh", "-c", 'exec "$0" "$@" >&-')
-    assert (done.returncode, "error: write the result to stdout: it is closed." in done.stderr) == (3, True)
+    assert (done.returncode, "error: write to stdout: it is closed, so" in done.stderr) == (3, True)
     assert "Traceback" not in done.stderr
     fetch(ends[1], "delete from public.t where id = 1")
     assert into_a_closed_pipe().returncode == 1
