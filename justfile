@@ -18,9 +18,9 @@ test *args:
 # times; prints what it has tried as a table. Hours.
 soak *args:
     KEYHAUL_SOAK_TABLE=1 KEYHAUL_SOAK_KILLS=300 KEYHAUL_FAULT_ALL=1 KEYHAUL_MATRIX_ROUNDS=3 KEYHAUL_MATRIX_SLACK=1 \
-        python3 .ci/bootstrap pytest -s --timeout=0 \
+        KEYHAUL_PATIENCE=60 python3 .ci/bootstrap pytest -s --timeout=0 \
         tests/acceptance/test_soak.py tests/acceptance/test_faults.py tests/acceptance/test_networks.py \
-        tests/acceptance/test_servers.py {{ args }}
+        tests/acceptance/test_outages.py tests/acceptance/test_servers.py {{ args }}
 
 # Compare keyhaul with a raw COPY and, with --peers, with other programs; --docs writes docs/performance.md (--help).
 bench *args:

@@ -184,13 +184,21 @@ def _checksums(target: str, table: str) -> list[str]:
     )
 
 
+_OF_SOMEBODY = (
+    "exists (select from pg_stat_get_backend_idset() as id where relnamespace::regnamespace::text"
+    " in ('pg_temp_' || id, 'pg_toast_temp_' || id))"
+)
+"""A server that crashed has no backend for the temporary tables of before; it drops them in its own time."""
+
+
 def _left(uri: str) -> list[str]:
     queries = {
         "advisory locks": "select count(*) from pg_locks where locktype = 'advisory'"
         " and database = (select oid from pg_database where datname = current_database())",
-        "temporary tables": "select count(*) from pg_class where relpersistence = 't'",
+        "temporary tables": f"select count(*) from pg_class where relpersistence = 't' and {_OF_SOMEBODY}",
         "tables of ours outside the ledger": "select count(*) from pg_class c join pg_namespace n on n.oid = relnamespace"
-        r" where relname like '%\_keyhaul%' and nspname <> 'keyhaul' and relkind in ('r', 'p')",
+        r" where relname like '%\_keyhaul%' and nspname <> 'keyhaul' and relkind in ('r', 'p')"
+        f" and (relpersistence <> 't' or {_OF_SOMEBODY})",
         "prepared transactions": "select count(*) from pg_prepared_xacts where database = current_database()",
         "idle transactions": "select count(*) from pg_stat_activity where datname = current_database()"
         " and state like 'idle in transaction%' and pid <> pg_backend_pid()",

@@ -1,6 +1,6 @@
 """Every named point of a run: the process fails there in each way, and the same command makes it whole.
 
-By default a point that is passed often is tried at the passages 1, 3, 9, …, with SIGKILL; of the other ways to
+By default a point that is passed often is tried at the passages 1, 5, 25, …, with SIGKILL; of the other ways to
 fail, and of a replay, some are. ``KEYHAUL_FAULT_ALL=1`` tries every point in every scenario, at every passage, in
 every way; ``KEYHAUL_FAULT_ACTIONS=kill,raise,stall`` chooses among them.
 """
@@ -202,8 +202,8 @@ def fail(start_etl, args, fault):
 
 
 def powers():
-    """Yield 1, 3, 9, 27, …"""
-    return (3**exponent for exponent in count())
+    """Yield 1, 5, 25, …"""
+    return (5**exponent for exponent in count())
 
 
 @pytest.mark.parametrize(("scenario", "point", "action", "once"), CASES)

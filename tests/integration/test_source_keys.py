@@ -361,7 +361,7 @@ def test_a_query_is_cut_like_a_table_whatever_it_ends_with(connection, opened, q
         ("select rid, k + 1, k + 2 from public.t", "are not unique"),
         ("select nosuch from public.t", 'column "nosuch" does not exist'),
         ("selekt", "syntax error"),
-        ("select 1 as rid, 2 as k; delete from public.t", "syntax error"),
+        ("select 1 as rid, 2 as k; delete from public.t", "cannot insert multiple commands"),
         ("select rid, k from public.t) q; delete from public.t; select * from (select 1", "expected one SELECT"),
         ("delete from public.t returning rid, k", "syntax error"),
         (" ", "expected one SELECT"),

@@ -81,9 +81,17 @@ class CopySession:
         watch(self._conn, "target", name)
         try:
             seats.take(name, self._conn, self.execute)
+            self._settle()
         except BaseException:
             self.close()
             raise
+
+    def _settle(self) -> None:
+        """End the transaction in which the seat was taken: a chunk's begins with its own first statement."""
+        try:
+            self._conn.rollback()
+        except psycopg.Error as error:
+            raise translate(error) from error
 
     def execute(self, query: Statement) -> list[tuple[Any, ...]]:
         """Run one statement; raises TransientError or ChunkError with the server's words."""
@@ -154,9 +162,17 @@ class AdbcSession:
             raise translate(error) from error
         try:
             seats.take(application_name(uri), self, self.execute)
+            self._settle()
         except BaseException:
             self.close()
             raise
+
+    def _settle(self) -> None:
+        """End the transaction in which the seat was taken: a chunk's begins with its own first statement."""
+        try:
+            self._conn.rollback()
+        except Exception as error:
+            raise translate(error) from error
 
     def execute(self, query: Statement) -> list[tuple[Any, ...]]:
         """Run one statement; raises TransientError or ChunkError with the server's words."""
