@@ -1,7 +1,6 @@
 """Every named point of a run: the process fails there in each way, and the same command makes it whole.
 
-By default a point that is passed often is tried at the passages 1, 5, 25, …, with SIGKILL; of the other ways to
-fail, and of a replay, some are. ``KEYHAUL_FAULT_ALL=1`` tries every point in every scenario, at every passage, in
+By default each point is tried at its first passage, and some at a later one, with SIGKILL; of the other ways to fail, and of a replay, some are. ``KEYHAUL_FAULT_ALL=1`` tries every point in every scenario, at every passage, in
 every way; ``KEYHAUL_FAULT_ACTIONS=kill,raise,stall`` chooses among them.
 """
 
@@ -201,9 +200,24 @@ def fail(start_etl, args, fault):
     return run, code != 0
 
 
-def powers():
-    """Yield 1, 5, 25, …"""
-    return (5**exponent for exponent in count())
+LATER = {
+    **{
+        ("append", point): 2
+        for point in ("read.after", "stage.after", "ledger.written", "commit.before", "commit.after")
+    },
+    **{("append", point): 5 for point in ("copy.begun", "copy.half", "copy.ended")},
+    **{(scenario, "commit.after"): 2 for scenario in ("dedup", "auto")},
+}
+"""By default, what is tried at a later passage as well: in the chunk that is halved, in one that comes after another."""
+
+
+def passages(scenario, point, once):
+    """Yield which passages of a point are tried."""
+    if ALL:
+        yield from count(1)
+    yield once or 1
+    if once is None and (scenario, point) in LATER:
+        yield LATER[scenario, point]
 
 
 @pytest.mark.parametrize(("scenario", "point", "action", "once"), CASES)
@@ -211,7 +225,7 @@ def test_a_fault_at_every_passage_of_a_point_leaves_a_run_that_the_same_command_
     scenario, point, action, once, start_etl, server, ends, truths, new_target, tmp_path
 ):
     work, log = tmp_path / "work", tmp_path / "log.jsonl"
-    for passage in [once] if once else count(1) if ALL else powers():
+    for passage in passages(scenario, point, once):
         fault = f"{point}:{passage}:{action}"
         target = new_target(scenario)
         args = command(ends, target, scenario, work, log)

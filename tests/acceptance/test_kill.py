@@ -18,7 +18,7 @@ from aftermath import check_ledger, checksum, fetch, files_in, value, wait_until
 from proxy import losing
 
 ROWS = int(os.environ.get("KEYHAUL_KILL_ROWS", "200000"))
-ROUNDS = int(os.environ.get("KEYHAUL_KILL_ROUNDS", "4"))
+ROUNDS = int(os.environ.get("KEYHAUL_KILL_ROUNDS", "3"))
 SEED = int(os.environ.get("KEYHAUL_KILL_SEED", str(random.randrange(10**9))))  # noqa: S311 - printed, to be repeated
 CHUNKS = 100
 
