@@ -11,7 +11,7 @@ import support
 
 THINNED = {
     "test_a_chunk_killed_at_its_commit_is_in_all_tables_or_in_none": 2,
-    "test_a_fault_at_every_passage_of_a_point_leaves_a_run_that_the_same_command_completes": 3,
+    "test_a_fault_at_every_passage_of_a_point_leaves_a_run_that_the_same_command_completes": 4,
     "test_a_key_of_any_type_is_found_again_by_its_text": 3,
     "test_a_link_that_breaks_costs_at_most_its_timeout_and_no_row": 2,
     "test_a_live_run_is_followed_to_its_end_and_gives_its_exit_code": 2,
@@ -40,6 +40,15 @@ THINNED = {
 a test is asked for by its name."""
 
 
+APART = {
+    "test_outages.py",
+    "test_halting.py",
+    "test_kill.py",
+    "test_a_stalled_query_is_ended_on_the_server_and_said",
+}
+"""Files and tests that wait or kill for long and want a machine that does nothing else: thorough runs only."""
+
+
 def pytest_collection_modifyitems(config, items):
     """Leave out what is for a thorough run."""
     if os.environ.get("KEYHAUL_THOROUGH") == "1" or config.option.keyword or any("::" in arg for arg in config.args):
@@ -47,7 +56,8 @@ def pytest_collection_modifyitems(config, items):
     seen, kept, left = Counter(), [], []
     for item in items:
         name = getattr(item, "originalname", item.name)
-        (left if seen[name] % THINNED.get(name, 1) else kept).append(item)
+        apart = name in APART or item.path.name in APART
+        (left if apart or seen[name] % THINNED.get(name, 1) else kept).append(item)
         seen[name] += 1
     config.hook.pytest_deselected(items=left)
     items[:] = kept
