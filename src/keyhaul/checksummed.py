@@ -11,6 +11,7 @@ from psycopg import sql
 from keyhaul import catalog
 from keyhaul.checksums import find
 from keyhaul.errors import RefusedError
+from keyhaul.ledgerrows import chunk_of
 from keyhaul.model import Chunk
 from keyhaul.sql import statement
 from keyhaul.targets.rowhash import TAG
@@ -127,7 +128,4 @@ def _table(conn: Connection, name: str, label: str) -> sql.Identifier:
 
 
 def _part(row: Sequence[Any]) -> Part:
-    number, kind, lower, upper, estimated, _, rows, total, *_ = row
-    lower, upper = (None if bound is None else tuple(bound) for bound in (lower, upper))
-    chunk = Chunk(number=number, kind=kind, lower=lower, upper=upper, estimated_rows=estimated)
-    return Part(chunk=chunk, rows=rows, hash=total)
+    return Part(chunk=chunk_of(row[:5]), rows=row[6], hash=row[7])

@@ -12,8 +12,6 @@ from __future__ import annotations
 import inspect
 import json
 import os
-import re
-import shlex
 import signal
 import sys
 import traceback
@@ -35,6 +33,7 @@ from keyhaul import (
 from keyhaul.console import write_line
 from keyhaul.errors import ConfigError, EtlError
 from keyhaul.outlet import fill_descriptors, hurry, outlet, take_loss
+from keyhaul.retyped import command_line, look_back_options, without_password
 from keyhaul.shell import BROKEN, OK, QUARANTINED, STOPPED, WRONG, Home, RunName, app, importing
 
 if TYPE_CHECKING:
@@ -254,8 +253,8 @@ def _print_report(report: Report, job: Job, mode: Progress, *, quiet: bool) -> N
         print_report(
             report,
             sys.stdout,
-            resume_command=_command_line(),
-            look_back_options=_look_back_options(job),
+            resume_command=command_line(),
+            look_back_options=look_back_options(job),
             quiet=quiet,
         )
     if quiet and exit_code(report, job) == QUARANTINED:
@@ -269,7 +268,7 @@ def _print_report(report: Report, job: Job, mode: Progress, *, quiet: bool) -> N
 def _say_what_is_unwritten(run_id: str, job: Job) -> None:
     """Say that the report is not whole; the exit code stays that of the run."""
     if loss := take_loss(sys.stdout):
-        _say(f"{loss}. What became of it: {f'etl show {run_id} {_look_back_options(job)}'.strip()}")
+        _say(f"{loss}. What became of it: {f'etl show {run_id} {look_back_options(job)}'.strip()}")
 
 
 class _Interrupted(BaseException):
@@ -290,39 +289,10 @@ def exit_code(report: Report, job: Job) -> int:
     return OK if permitted and not report.broken else QUARANTINED
 
 
-def _command_line() -> str:
-    """Return the command as typed, with the passwords of URIs taken out."""
-    words = ["etl", *(word for word in sys.argv[1:] if word != "--fresh")]
-    return shlex.join([_without_password(word) for word in words])
-
-
-def _without_password(word: str) -> str:
-    if "://" not in word:
-        return word
-    head, _, rest = word.partition("://")
-    rest = re.sub(r"(?<=[?&]password=)[^&]*", "…", rest)
-    login, at, place = rest.rpartition("@")
-    return f"{head}://{login.partition(':')[0]}:…@{place}" if at and ":" in login else f"{head}://{rest}"
-
-
-def _look_back_options(job: Job) -> str:
-    from keyhaul.config import EMBEDDED
-
-    words = []
-    if job.target.uri != EMBEDDED and os.environ.get("ETL_TARGET_URL") != job.target.uri:
-        words += ["--target", _without_password(job.target.uri)]
-    if job.home:
-        words += ["--home", job.home]
-    if job.ledger_schema != "keyhaul":
-        words += ["--ledger-schema", job.ledger_schema]
-    return shlex.join(words)
-
-
 def _plan(job: Job, *, full: bool) -> None:
     from keyhaul.checksums import check_checksum
     from keyhaul.connecting import find_ends
     from keyhaul.incremental import find_delta, limit
-    from keyhaul.ledger import Ledger
     from keyhaul.planview import print_plan
     from keyhaul.prepare import prepare
     from keyhaul.sizing import size_up
@@ -331,8 +301,7 @@ def _plan(job: Job, *, full: bool) -> None:
         source = prepared.source
         if job.checksum:
             check_checksum(prepared, there=not prepared.target.ddl.before)
-        ledger = Ledger(lambda: prepared.target_conn, job.ledger_schema, job.job)
-        delta = find_delta(job, source, prepared.target, ledger, full=full)
+        delta = find_delta(job, source, prepared.target, prepared.ledger, full=full)
         if delta is not None:
             limit(source, delta.column, delta.since)
         sizing = size_up(prepared)
@@ -402,7 +371,7 @@ def _command() -> int:
         code = STOPPED
     except Exception:  # noqa: BLE001 - a fault of keyhaul's own: the traceback is for its builders, the exit code for scripts
         for line in traceback.format_exc().splitlines():
-            write_line(sys.stderr, _without_password(line))
+            write_line(sys.stderr, without_password(line))
         _say("this is a fault in keyhaul itself; please report it with the lines above. The run can be resumed")
         code = BROKEN
     return code

@@ -18,7 +18,14 @@ from keyhaul import events
 from keyhaul.accepted import Accepted
 from keyhaul.connecting import cancel_queries, find_ends
 from keyhaul.control import Control
-from keyhaul.differences import ChunkTally, Difference, Verification, broken_off
+from keyhaul.differences import (
+    FIRST_DIFFERENCES,
+    MOST_DIFFERENCES,
+    ChunkTally,
+    Difference,
+    Verification,
+    broken_off,
+)
 from keyhaul.dsn import redact
 from keyhaul.engine import Sitting
 from keyhaul.errors import ChunkError, ConfigError, StopRunError
@@ -47,12 +54,6 @@ if TYPE_CHECKING:
     from keyhaul.model import Observer
     from keyhaul.prepare import Prepared
     from keyhaul.task import Task
-
-FIRST_DIFFERENCES = 20
-"""How many differences are named, unless more are asked for."""
-
-MOST_DIFFERENCES = 1_000_000
-"""How many can be named: they are held in memory, about 1 kB each with their values."""
 
 
 def verify(

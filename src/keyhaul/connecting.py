@@ -13,7 +13,7 @@ from keyhaul import embedded, links, pgtypes, redaction, seats
 from keyhaul.config import EMBEDDED
 from keyhaul.dsn import Dsn, redact
 from keyhaul.errors import ConnectError, RefusedError
-from keyhaul.ledger import session_name
+from keyhaul.joblock import session_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -12,6 +12,13 @@ if TYPE_CHECKING:
     from keyhaul.targets.compare import Kind
 
 
+FIRST_DIFFERENCES = 20
+"""How many differences are named, unless more are asked for."""
+
+MOST_DIFFERENCES = 1_000_000
+"""How many can be named: they are held in memory, about 1 kB each with their values."""
+
+
 def broken_off(what: str, why: str, differing: int) -> str:
     """Return the message of a comparison that an error has ended, when so many chunks had been found to differ."""
     found = f"; until then {plural(differing, 'chunk')} {'was' if differing == 1 else 'were'} found to differ"

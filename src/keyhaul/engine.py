@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -11,7 +11,7 @@ import psycopg
 from psycopg import sql
 
 from keyhaul import checksums, events
-from keyhaul.connecting import choose_reader, connect_ledger, find_ends
+from keyhaul.connecting import choose_reader, find_ends
 from keyhaul.control import Control
 from keyhaul.crew import DEFAULT_WORKERS, allowed_workers, check_server, room_for_workers
 from keyhaul.dsn import redact
@@ -21,7 +21,7 @@ from keyhaul.faults import pass_point
 from keyhaul.hiring import MOST_WORKERS, Staffing
 from keyhaul.identity import check_same
 from keyhaul.incremental import begin_delta, limit_again
-from keyhaul.ledger import Ledger, new_run_id
+from keyhaul.ledger import new_run_id
 from keyhaul.ledgerrows import NewRun, lost
 from keyhaul.memory import cpu_seconds
 from keyhaul.model import Report
@@ -38,12 +38,10 @@ from keyhaul.targets import replace as replacing
 from keyhaul.task import Task
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from keyhaul.config import Job
-    from keyhaul.ledgerrows import Totals, Unfinished
+    from keyhaul.ledgerrows import Told, Totals, Unfinished
     from keyhaul.limits import Limits
-    from keyhaul.model import FailedChunk, Observer, Outcome, RunCheck, TableCounts
+    from keyhaul.model import Observer, Outcome, RunCheck
     from keyhaul.sizing import Sizing
     from keyhaul.targets.rowhash import Hashing
 
@@ -83,16 +81,6 @@ def run(job: Job, observe: Observer, control: Control, *, fresh: bool = False, f
             raise sitting.explain(error) from error
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
-    """What the ledger has for a run's report beside the balance."""
-
-    quarantined_by_reason: Mapping[str, int]
-    failed: tuple[FailedChunk, ...]
-    warned: Mapping[str, int]
-    tables: tuple[TableCounts, ...]
-
-
 class Sitting:
     """One sitting of one run, and what a replay needs of it too.
 
@@ -113,7 +101,7 @@ class Sitting:
         self._expected_rows: int | None = None
         self._cuts = 0
         self._hashing: Hashing | None = None
-        self.ledger = Ledger(self._connect_ledger, self._job.ledger_schema, self._job.job)
+        self.ledger = prepared.ledger
 
     @cached_property
     def sizing(self) -> Sizing:
@@ -126,7 +114,6 @@ class Sitting:
         """Move what is left of the unfinished run, or start a new one."""
         ledger = self.ledger
         self.check_server()
-        ledger.lock()
         phases = Phases.of(self._prepared, self._observe, self._control)
         unfinished = ledger.unfinished() if ledger.exists() and not fresh else None
         resumed = unfinished is not None
@@ -231,14 +218,6 @@ class Sitting:
         if isinstance(error, ConfigError):
             return error
         return ConfigError(f"start job {self._job.job}: {text}. Nothing was moved. Mend this and try again")
-
-    def _connect_ledger(self) -> psycopg.Connection[Any]:
-        """Return the connection for the ledger; a new one when the first is lost."""
-        prepared = self._prepared
-        if not prepared.target_conn.closed and not prepared.target_conn.broken:
-            return prepared.target_conn
-        prepared.target_conn = connect_ledger(self._job, prepared.ends.target, self._run_id)
-        return prepared.target_conn
 
     def _notice(self, message: str, level: Literal["info", "warning"] = "info") -> None:
         self._observe(events.Notice(message=message, level=level))
@@ -353,7 +332,7 @@ class Sitting:
         totals = ledger.totals(self._run_id)
         reason = self.why_incomplete(totals)
         ledger.limited(self._run_id, self.sizing.told(self._job, pool.limits, workers))
-        told = self.ask("run")
+        told = ledger.told(self._run_id)  # before its last word: when it is done, nothing can fail
         end = Ended(status="stopped", reason=reason)
         if not reason:
             ending = Ending(self._prepared, ledger, self._run_id, self._control, self._observe)
@@ -365,16 +344,6 @@ class Sitting:
         pass_point("run.closed")
         return self.report(
             pool, totals, told, workers=workers, resumed=resumed, stop_reason=end.reason, checks=end.checks
-        )
-
-    def ask(self, kind: Literal["run", "replay"]) -> Told:
-        """Ask the ledger for what the report tells, before the run's last word: when it is done, nothing can fail."""
-        run_id, ledger = self._run_id, self.ledger
-        return Told(
-            quarantined_by_reason=ledger.quarantined_by_rule(run_id, kind),
-            failed=ledger.failed_chunks(run_id),
-            warned=ledger.warned(run_id),
-            tables=ledger.tables(run_id),
         )
 
     def report(

@@ -1,4 +1,4 @@
-"""The signals that come when all chunks are loaded: the first is answered, the second cancels what a server does."""
+"""Signals: the second cancels what is under way; the first, when all chunks are loaded, is only answered."""
 
 from __future__ import annotations
 
@@ -14,15 +14,36 @@ from keyhaul import events
 from keyhaul.errors import CancelledError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from keyhaul.control import Control
     from keyhaul.model import Observer
 
 CANCEL_SECONDS: Final = 0.5
-"""How often a statement is cancelled until it has ended: it may just have been between two."""
+"""How often what is under way is cancelled until it has ended: it may just have been between two statements."""
 
 _LOOK_SECONDS: Final = 0.1
+
+
+class Cancelling:
+    """The second signal: told once, and passed on again and again until what is under way has ended."""
+
+    def __init__(self, control: Control, observe: Observer, cancel: Callable[[], None]) -> None:
+        """Take who is told to stop, who is told of it, and what cancels."""
+        self._control = control
+        self._observe = observe
+        self._cancel = cancel
+        self._again_at: float | None = None
+
+    def look(self) -> None:
+        """Cancel, if it is time to."""
+        if not self._control.cancelled.is_set():
+            return
+        if self._again_at is None:
+            self._observe(events.Stopping(reason=self._control.reason, at_once=True))
+        if self._again_at is None or time.monotonic() >= self._again_at:
+            self._cancel()
+            self._again_at = time.monotonic() + CANCEL_SECONDS
 
 
 class Halting:
@@ -76,17 +97,11 @@ class Halting:
             raise CancelledError(f"cancelled by {self._control.reason}") from error
 
     def _listen(self) -> None:
-        told = False
-        cancel_at: float | None = None
+        told, control = False, self._control
+        cancelling = Cancelling(control, self._observe, self._cancel)
         while not self._over.wait(_LOOK_SECONDS):
-            control = self._control
-            if control.cancelled.is_set():
-                if cancel_at is None:
-                    self._observe(events.Stopping(reason=control.reason, at_once=True))
-                if cancel_at is None or time.monotonic() >= cancel_at:
-                    self._cancel()
-                    cancel_at = time.monotonic() + CANCEL_SECONDS
-            elif control.signal and not told:
+            cancelling.look()
+            if control.signal and not told and not control.cancelled.is_set():
                 told = True
                 message = (
                     f"{control.reason}: all chunks are loaded, and what comes after them goes on to its end; "

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keyhaul import comparing, engine, events, ledgercompare
-from keyhaul.comparing import FIRST_DIFFERENCES
 from keyhaul.config import EMBEDDED, Job, load_job
 from keyhaul.connecting import find_ends, find_target
 from keyhaul.control import Control
+from keyhaul.differences import FIRST_DIFFERENCES
 from keyhaul.errors import ConfigError
 from keyhaul.prepare import prepare
 from keyhaul.sizing import size_up

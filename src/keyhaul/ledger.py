@@ -2,44 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import platform
-import re
 import secrets
-import threading
-import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-import psycopg
-from psycopg import errors
-
 import keyhaul
-from keyhaul.errors import ConnectError, RefusedError, StopRunError
-from keyhaul.ledgerrows import Replayable, Totals, Unfinished, Watermark, chunk_of, lost
+from keyhaul.errors import StopRunError
+from keyhaul.joblock import JobConnection, exists, runs_of
+from keyhaul.ledgerrows import Replayable, Told, Totals, Unfinished, Watermark, chunk_of, lost
 from keyhaul.model import Counts, FailedChunk, TableCounts
-from keyhaul.patience import Patience
 from keyhaul.sql import statement
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
+
+    import psycopg
 
     from keyhaul.ledgerrows import NewRun
     from keyhaul.model import Chunk, Plan, RunCheck
 
-LOCK_SECONDS: Final = 1.0
-"""How long to wait for the job's lock: the server needs a moment to notice that a killed process is gone."""
-
 _PLANNED: Final = ("number", "kind", "lower", "upper", "estimated_rows")
-_SESSION_NAME: Final = re.compile(r" ledger (?P<pid>\d+)@(?P<host>.*)")
-
-
-def session_name(run_id: str) -> str:
-    """Return the application_name of the connection that holds the job's lock: it says whose it is."""
-    return f"keyhaul {run_id} ledger {os.getpid()}@{platform.node()}"[:63]
 
 
 def new_run_id() -> str:
@@ -47,93 +33,8 @@ def new_run_id() -> str:
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(2)}"
 
 
-class Ledger:
-    """The ledger of one job, over a connection in autocommit that also holds the job's lock.
-
-    Attributes:
-        patience: with the target, of all that ask for it: whoever gives it up gives it up for the others.
-    """
-
-    def __init__(self, connect: Callable[[], psycopg.Connection[Any]], schema: str, job: str) -> None:
-        """Use the connection that `connect` returns, which must be in autocommit mode.
-
-        Args:
-            connect: returns the open connection, or a new one when it was lost.
-            schema: the ledger's schema.
-            job: the job's name.
-        """
-        self._open = connect
-        self._locked_on: psycopg.Connection[Any] | None = None
-        self._mutex = threading.RLock()
-        self.patience = Patience()
-        self.schema = schema
-        self.job = job
-
-    @property
-    def connection(self) -> psycopg.Connection[Any]:
-        """Return the connection that holds the job's lock; a new one takes it first.
-
-        Raises:
-            RefusedError: another process has taken the lock meanwhile.
-            ConnectError: the target cannot be reached just now.
-        """
-        with self._mutex:
-            conn = self._open()
-            if self._locked_on is not None and conn is not self._locked_on:
-                self._lock(conn)
-            return conn
-
-    @property
-    def connection_now(self) -> psycopg.Connection[Any]:
-        """Return `connection` without waiting for a thread that is opening it again.
-
-        Raises:
-            RefusedError: another process has taken the lock meanwhile.
-            ConnectError: the target cannot be reached just now.
-        """
-        if not self._mutex.acquire(blocking=False):
-            raise ConnectError("connect to the target: another thread is at it, expected a moment. Try again")
-        try:
-            return self.connection
-        finally:
-            self._mutex.release()
-
-    def _execute(self, name: str, **values: object) -> psycopg.Cursor[Any]:
-        return self.connection.execute(statement(name, self.schema, **values))
-
-    def _execute_again(self, name: str, **values: object) -> psycopg.Cursor[Any]:
-        """Run an idempotent statement; once more over a new connection, with the lock, when the first is lost."""
-        with self._mutex:
-            self.patience.check()
-            try:
-                return self._execute(name, **values)
-            except (psycopg.OperationalError, ConnectError):
-                if not self.patience.wait_for(lambda: self.connection.execute("select 1")):
-                    raise
-                return self._execute(name, **values)
-
-    def touch(self, gathered: Mapping[str, object] | None = None) -> None:
-        """Notice a lost connection before it is needed: open it again, once, and take the lock.
-
-        Args:
-            gathered: `run_id`, `chunks` and `rows`, to write on that occasion how far a run has gathered.
-
-        Raises:
-            RefusedError: another process has taken the lock meanwhile.
-            ConnectError: the target cannot be reached just now.
-        """
-        if not self._mutex.acquire(blocking=False):
-            return  # a worker is at it
-        try:
-            try:
-                self.connection.execute("select 1")
-            except psycopg.OperationalError:
-                self.connection.execute("select 1")
-            self.patience.found()
-            if gathered:
-                self._execute("gathered", **gathered)
-        finally:
-            self._mutex.release()
+class Ledger(JobConnection):
+    """The ledger of one job, over a connection in autocommit that also holds the job's lock."""
 
     def exists(self) -> bool:
         """Whether the ledger's tables are in this database."""
@@ -152,51 +53,10 @@ class Ledger:
 
     def upgrade(self) -> bool:
         """Add what an older ledger lacks; returns False, and has needed no right, when it lacks nothing."""
-        row = self._execute("outdated", runs=_runs(self.schema)).fetchone()
+        row = self._execute("outdated", runs=runs_of(self.schema)).fetchone()
         if row and row[0]:
             self._execute("upgrade")
         return bool(row and row[0])
-
-    def settle(self) -> None:
-        """Wait for what killed processes of this job have left under way in the target, a COMMIT for example.
-
-        What is looked at after that stays as it is. Only who has the job's lock may rely on it.
-        """
-        if exists(self.connection, self.schema):
-            with contextlib.suppress(errors.ReadOnlySqlTransaction):  # such a target is refused for that
-                self._execute("settle", job=self.job)
-
-    def lock(self) -> None:
-        """Take the job's lock until the connection closes.
-
-        Raises:
-            RefusedError: another process runs this job; names its pid and host.
-        """
-        with self._mutex:
-            self._lock(self._open())
-
-    def _lock(self, conn: psycopg.Connection[Any]) -> None:
-        deadline = time.monotonic() + LOCK_SECONDS
-        while True:
-            row = conn.execute(statement("try_lock", self.schema, schema_name=self.schema, job=self.job)).fetchone()
-            if row and row[0]:
-                self._locked_on = conn
-                return
-            if time.monotonic() > deadline:
-                break
-            time.sleep(0.05)
-        msg = f"start job {self.job}: it is being run by {self._holder(conn)}. Wait for it, or stop it"
-        raise RefusedError(msg)
-
-    def _holder(self, conn: psycopg.Connection[Any]) -> str:
-        row = conn.execute(statement("holder", self.schema, schema_name=self.schema, job=self.job)).fetchone()
-        found = _SESSION_NAME.search(row[0]) if row else None
-        if found is None:  # a pooler may give sessions other names
-            return "another process"
-        pid, host = int(found["pid"]), found["host"]
-        asked = statement("running_as", self.schema, job=self.job, pid=pid, host=host)
-        run = conn.execute(asked).fetchone() if exists(conn, self.schema) else None
-        return f"process {pid} on {run[0]} (run {run[1]})" if run else f"process {pid} on {host}"
 
     def unfinished(self) -> Unfinished | None:
         """Return the newest run of this job that is not done, or None."""
@@ -366,6 +226,15 @@ class Ledger:
         """Return which tables of a job with several got rows by its done runs."""
         return [row[0] for row in self._execute("loaded_tables", target_table=target_table).fetchall()]
 
+    def told(self, run_id: str, kind: Literal["run", "replay"] = "run") -> Told:
+        """Return what a run's report tells beside the balance."""
+        return Told(
+            quarantined_by_reason=self.quarantined_by_rule(run_id, kind),
+            failed=self.failed_chunks(run_id),
+            warned=self.warned(run_id),
+            tables=self.tables(run_id),
+        )
+
     def fresh_tables(self) -> list[str]:
         """Return the quoted names of the tables that this job's abandoned runs of mode replace have loaded."""
         return [row[0] for row in self._execute("fresh_tables", job=self.job).fetchall()]
@@ -399,16 +268,6 @@ class Ledger:
 def _demand(written: psycopg.Cursor[Any], run_id: str) -> None:
     if written.fetchone() is None:
         raise StopRunError(lost(run_id))
-
-
-def exists(conn: psycopg.Connection[Any], schema: str) -> bool:
-    """Whether `schema` holds a ledger in this database."""
-    row = conn.execute(statement("exists", schema, runs=_runs(schema))).fetchone()
-    return bool(row and row[0])
-
-
-def _runs(schema: str) -> str:
-    return '"' + schema.replace('"', '""') + '".runs'
 
 
 def _process() -> dict[str, object]:

@@ -10,7 +10,7 @@ from keyhaul.model import Chunk
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from keyhaul.model import Counts
+    from keyhaul.model import Counts, FailedChunk, TableCounts
 
 
 def chunk_of(row: Sequence[Any]) -> Chunk:
@@ -37,6 +37,16 @@ class Unfinished:
     fingerprint: str
     config: Mapping[str, Any]
     fresh_table: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What a run's report tells beside the balance."""
+
+    quarantined_by_reason: Mapping[str, int]
+    failed: tuple[FailedChunk, ...]
+    warned: Mapping[str, int]
+    tables: tuple[TableCounts, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,17 +22,16 @@ from keyhaul.errors import (
     StopRunError,
     TransientError,
 )
-from keyhaul.heartbeat import Doubt, Heartbeat
+from keyhaul.halting import Cancelling
+from keyhaul.heartbeat import Heartbeat
 from keyhaul.memory import cpu_percent
 from keyhaul.model import Counts, FailedChunk, Timings
-from keyhaul.retrying import attempts
 from keyhaul.task import source_application
+from keyhaul.trying import Tries
 from keyhaul.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
-
-    import tenacity
+    from collections.abc import Callable, Collection, Sequence
 
     from keyhaul.control import Control
     from keyhaul.hiring import Staffing
@@ -44,9 +43,6 @@ if TYPE_CHECKING:
 
 FAILURES_IN_A_ROW: Final = 10
 """After this many failed chunks with none loaded between them, the cause is not in the chunks: the run stops."""
-
-CANCEL_SECONDS: Final = 0.5
-"""How often what is under way is cancelled, until the workers have ended."""
 
 
 class Pool:
@@ -94,7 +90,7 @@ class Pool:
         self._wanted = 0
         self._in_a_row = 0
         self._fatal: BaseException | None = None
-        self._doubt = Doubt()
+        self._tries = Tries(task, ledger, observe, control, self._move)
         self.counts = Counts()
         self.timings = Timings()
         self.chunks = 0
@@ -157,10 +153,10 @@ class Pool:
 
     def _watch(self) -> None:
         """Wait for the workers; pass a cancellation on; touch the snapshot's connection now and then."""
-        announced = cancelled = False
-        cancel_at = time.monotonic()
+        announced = False
+        cancelling = Cancelling(self._control, self._observe, self._cancel)
         reads, loads = any(worker.reads for worker in self._workers), all(worker.loads for worker in self._workers)
-        heart = Heartbeat(self._task, self._ledger, self._control, self._doubt, reads=reads, loads=loads)
+        heart = Heartbeat(self._task, self._ledger, self._control, self._tries.doubt, reads=reads, loads=loads)
         for thread in self._threads:  # which may become longer meanwhile
             while thread.is_alive():
                 thread.join(timeout=0.1)
@@ -168,13 +164,7 @@ class Pool:
                 if control.stopping.is_set() and not announced:
                     announced = True
                     self._observe(events.Stopping(reason=control.reason))
-                if control.cancelled.is_set() and not cancelled:
-                    cancelled = True
-                    self._observe(events.Stopping(reason=control.reason, at_once=True))
-                if cancelled and time.monotonic() >= cancel_at:
-                    # Again and again: a worker may just have been between two statements.
-                    self._cancel()
-                    cancel_at = time.monotonic() + CANCEL_SECONDS
+                cancelling.look()
                 self._look_at_cpu()
                 self._look_at_staff()
                 if heart.due:
@@ -224,10 +214,10 @@ class Pool:
     def _take(self, worker: Worker, chunk: Chunk) -> None:
         attempt_number, worker.waited_seconds, begun_at = 0, 0.0, time.monotonic()
         try:
-            for attempt in self._attempts(worker, chunk):
+            for attempt in self._tries.of(worker, chunk):
                 with attempt:
                     attempt_number = attempt.retry_state.attempt_number
-                    result = self._try(worker, chunk, attempt_number)
+                    result = self._tries.one(worker, chunk, attempt_number)
         except StopRunError as error:
             self._control.stop(self._clean(error))
             return
@@ -236,7 +226,7 @@ class Pool:
                 return
             if self._give_back(worker, chunk, error):
                 return
-            already = self._after_all(worker, chunk) if isinstance(error, TransientError) else None
+            already = self._tries.after_all(worker, chunk) if isinstance(error, TransientError) else None
             if already is None:
                 failed = FailedChunk(chunk=chunk.number, attempts=attempt_number, error=self._clean(error))
                 self._failed(worker, failed, chunk.last)
@@ -296,34 +286,6 @@ class Pool:
         )
         return True
 
-    def _after_all(self, worker: Worker, chunk: Chunk) -> ChunkResult | None:
-        """Ask the ledger after the last try, too: perhaps only the answer to its COMMIT was lost."""
-        try:
-            return self._committed(worker, chunk)
-        except StopRunError as error:
-            self._control.stop(self._clean(error))
-        except ChunkError:
-            pass
-        return None
-
-    def _committed(self, worker: Worker, chunk: Chunk) -> ChunkResult | None:
-        """Ask the ledger for a chunk; the target counts as gone for all workers when it cannot be asked for long."""
-        try:
-            return worker.committed(chunk)
-        except TransientError as error:
-            self._ledger.patience.lose(error)
-            raise
-
-    def _try(self, worker: Worker, chunk: Chunk, attempt: int) -> ChunkResult:
-        """Move a chunk; after a doubt, ask the ledger first."""
-        if attempt > 1:
-            already = self._committed(worker, chunk)
-            if already is not None:
-                return already
-            if worker.reads:
-                self._doubt.wait(self._control.hopeless)
-        return self._move(worker, chunk, attempt)
-
     def _move(self, worker: Worker, chunk: Chunk, attempt: int) -> ChunkResult:
         """Move a chunk as soon as the limits let it in."""
         limits, number = self.limits, chunk.number
@@ -381,24 +343,6 @@ class Pool:
         self.limits.change_workers(decision.workers)
         self._employ(decision.workers)
         self._observe(events.WorkersChosen(workers=decision.workers, before=before, reason=decision.reason))
-
-    def _attempts(self, worker: Worker, chunk: Chunk) -> Iterable[tenacity.AttemptManager]:
-        def announce(attempt: int, wait_seconds: float, error: BaseException | None) -> None:
-            self._doubt.there.set()
-            self._observe(
-                events.ChunkRetried(
-                    chunk=chunk.number,
-                    worker=worker.number,
-                    attempt=attempt,
-                    wait_seconds=wait_seconds,
-                    error=self._clean(error) if error else "",
-                )
-            )
-
-        def waited(seconds: float) -> None:
-            worker.waited_seconds += seconds
-
-        return attempts(self._task.job.retries, self._control.hopeless, announce, waited)
 
     def _failed(self, worker: Worker, failed: FailedChunk, last: int) -> None:
         """Record a chunk that is given up, of a merged one all cuts up to the `last`."""

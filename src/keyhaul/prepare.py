@@ -87,6 +87,8 @@ class Prepared:
     read_columns: tuple[str, ...]
     tables: tuple[Table, ...] = ()
     watchdog: Watchdog
+    ledger: Ledger
+    run_id: str
 
     @property
     def reader(self) -> Literal["connectorx", "adbc"]:
@@ -116,6 +118,12 @@ class Prepared:
         """Return itself; from now on `observe` is told which connections are cut."""
         self.watchdog.observe = observe
         return self
+
+    def connect_ledger(self) -> psycopg.Connection[Any]:
+        """Return the connection to the target; a new one when it is lost."""
+        if self.target_conn.closed or self.target_conn.broken:
+            self.target_conn = connect_ledger(self.job, self.ends.target, self.run_id)
+        return self.target_conn
 
     def refuse_held(self) -> None:
         """Refuse a new run into several tables of which one holds rows and has no mode; see `tables.refuse_held`."""
@@ -157,13 +165,14 @@ def prepare(job: Job, ends: Ends, *, run_id: str = "plan", alone: bool = False) 
         target_conn = connect_ledger(job, ends.target, run_id)
         stack.callback(target_conn.close)
         ends = replace(ends, source=with_login(ends.source, source_conn), target=with_login(ends.target, target_conn))
+        ledger = Ledger(lambda: target_conn, job.ledger_schema, job.job)
         try:
             if alone:
-                ledger = Ledger(lambda: target_conn, job.ledger_schema, job.job)
                 ledger.lock()
                 ledger.settle()
             ends = replace(ends, source=noticing(ends.source, source_conn), target=noticing(ends.target, target_conn))
-            prepared = _compile(job, ends, source_conn, target_conn, watchdog)
+            prepared = _compile(job, ends, source_conn, target_conn, watchdog, ledger, run_id)
+            ledger.connect_by(prepared.connect_ledger)
             check_run_rules(target_conn, prepared.target, prepared.source, job.run_rules)
             pass_point("snapshot.opened")
         except psycopg.Error as error:
@@ -185,6 +194,8 @@ def _compile(
     source_conn: psycopg.Connection[Any],
     target_conn: psycopg.Connection[Any],
     watchdog: Watchdog,
+    ledger: Ledger,
+    run_id: str,
 ) -> Prepared:
     source = _open_source(job, source_conn)
     routes = source.routes()
@@ -200,6 +211,8 @@ def _compile(
     target, definition, columns, tables = settle(job, ends, source_conn, target_conn, source, transform)
     return Prepared(
         watchdog=watchdog,
+        ledger=ledger,
+        run_id=run_id,
         job=job,
         ends=ends,
         source_conn=source_conn,

@@ -7,7 +7,6 @@ import re
 from typing import TYPE_CHECKING, Final
 
 import psycopg
-from psycopg import pq
 
 from keyhaul import catalog, pgtypes, quality_patterns
 from keyhaul.connecting import connect
@@ -123,12 +122,12 @@ class PostgresSystem:
 
     def refuses(self, query: str) -> str:
         """Return why a query cannot be asked, or an empty string; the server parses it as one statement, not more."""
-        with self._conn.transaction(force_rollback=True):
-            result = self._conn.pgconn.prepare(b"", query.encode())
-            if result.status == pq.ExecStatus.COMMAND_OK:
-                return ""
-            message = result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or result.error_message
-        return without_values(redact(message.decode(errors="replace"), self._dsn))
+        try:
+            with self._conn.transaction(force_rollback=True):
+                catalog.check_statement(self._conn, query)
+        except psycopg.Error as error:
+            return without_values(redact(error.diag.message_primary or str(error), self._dsn))
+        return ""
 
     def unmatched(self, column: str, pattern: str) -> str:
         """Return the condition that is true where a pattern (ARE) is nowhere in a column's text; NULL for NULL."""

@@ -95,7 +95,6 @@ class _Replay:
     def execute(self, run: str, rule: str | None) -> Replayed:
         ledger = self._ledger
         self._sitting.check_server()
-        ledger.lock()
         if not ledger.exists():
             find_run(ledger.connection, ledger.schema, run)
         ledger.create()
@@ -233,7 +232,7 @@ class _Replay:
         totals = ledger.totals(self._run_id)
         reason = sitting.why_incomplete(totals)
         ledger.limited(self._run_id, sitting.sizing.told(job, pool.limits, workers))
-        told = sitting.ask("replay")
+        told = ledger.told(self._run_id, "replay")
         ledger.end(self._run_id, "stopped" if reason else "done", reason or None)
         pass_point("run.closed")
         return sitting.report(pool, totals, told, workers=workers, resumed=False, stop_reason=reason)

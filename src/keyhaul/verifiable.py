@@ -63,18 +63,12 @@ def find_original(prepared: Prepared, ledger: Ledger, run: str, observe: Observe
         RefusedError: there is no such run, it is another job's, or it cannot be compared.
     """
     job, target = prepared.job, prepared.target
-    original = ledger.replayable(run) if ledger.exists() else None
-    if original is None:
-        name = find_run(ledger.connection, ledger.schema, run)  # raises when there is none
-        msg = f"verify job {job.job}: no run of this job is in the ledger, the newest is {name}. `etl runs` lists them"
-        raise RefusedError(msg)
+    conn = ledger.connection
+    original = ledger.replayable(find_named(conn, ledger.schema, run, job.job))
+    if original is None:  # deleted just now
+        find_run(conn, ledger.schema, run)
+        raise RefusedError(f"verify run {run}: it is not in the ledger any more. `etl runs` lists what is")
     what = f"verify run {original.run_id}"
-    if original.kind == "replay":
-        msg = f"{what}: it is a replay of run {original.replay_of}. Name that run: its records are compared there"
-        raise RefusedError(msg)
-    if original.job != job.job:
-        msg = f"{what}: it is of job {original.job}, expected {job.job}. Give that job, or --job {original.job}"
-        raise RefusedError(msg)
     if original.lost:
         raise RefusedError(f"{what}: {original.lost}. Compare a run whose rows are in the target")
     _check_job(original, ledger, job.identity(), observe)

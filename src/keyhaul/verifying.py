@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from keyhaul.console import write_json, write_line
+from keyhaul.differences import FIRST_DIFFERENCES, MOST_DIFFERENCES
 from keyhaul.errors import ConfigError, RefusedError
 from keyhaul.outlet import hurry
 from keyhaul.redaction import HIDDEN
@@ -56,6 +57,9 @@ MOST_WORKERS = 1024
 _WORDS = {"changed": "changed", "missing": "missing in the target", "extra": "extra in the target"}
 
 
+_LIMIT = ("--limit", "-n")
+
+
 @app.command("verify", help="Compare a run's target with its source, row by row; exit code 1 when they differ.")
 def verify(
     what: Annotated[
@@ -83,7 +87,10 @@ def verify(
         bool | None, typer.Option("--extra/--no-extra", help="Whether rows that only the target has count.")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", "-n", min=0, max=1_000_000, help="How many differences are named [20].")
+        int | None,
+        typer.Option(
+            "--limit", "-n", min=0, max=MOST_DIFFERENCES, help=f"How many differences are named [{FIRST_DIFFERENCES}]."
+        ),
     ] = None,
     against_ledger: Annotated[
         bool, typer.Option("--against-ledger", help="With the checksums of a run with --checksum; needs no source.")
@@ -102,7 +109,6 @@ def verify(
         given["home"] = str(home)
     if job_file is None and not {"table", "query"} & given.keys():
         given, run = _from_the_ledger(run or "last", given)
-    from keyhaul.comparing import FIRST_DIFFERENCES
     from keyhaul.comparing import verify as compare
     from keyhaul.config import load_job
 

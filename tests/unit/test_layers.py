@@ -74,29 +74,30 @@ ROWS = [
     {"targets.records"},
     {"targets.postgres", "targets.compare"},
     {"targets.transaction"},
-    {"targets.modes", "targets.replace"},
+    {"targets.modes", "targets.replace", "differences"},
     {"tables"},
     {"spread"},
+    {"joblock"},
     {"ledger"},
     {"task"},
     {"worker", "connecting", "incremental", "runcheck", "heartbeat", "halting"},
     {"quality_files", "quality_postgres"},
     {"watchdog"},
-    {"prepare", "crew", "accepted", "dispatch"},
+    {"prepare", "crew", "accepted", "dispatch", "trying"},
     {"pool", "sizing", "swapping", "matching"},
     {"phases", "ending", "checksums"},
     {"outset"},
     {"engine"},
     {"tally", "reporting", "quality_output", "htmltables"},
     {"progress", "logfile", "lookback", "planview", "configdoc", "typedoc"},
-    {"differences", "verifiable"},
+    {"verifiable"},
     {"checksummed"},
     {"rejects", "replay", "comparing", "ledgercompare", "offenders", "quality_records", "history"},
     {"checkhistory", "jobs", "htmlreport", "follow"},
     {"historydoc"},
     {"quality_rules", "quality_across", "quality_drift"},
     {"quality"},
-    {"shell"},
+    {"shell", "retyped"},
     {"looking", "checking", "verifying", "reportcli"},
     {"cli"},
     {"__main__"},
@@ -105,7 +106,7 @@ ROWS = [
 MODULE_LINES = 420
 FUNCTION_LINES = 50
 
-COMMAND_LINE = {"cli", "shell", "looking", "checking", "verifying", "reportcli"}
+COMMAND_LINE = {"cli", "retyped", "shell", "looking", "checking", "verifying", "reportcli"}
 
 OUTSIDE = {"print", "input", "exit", "quit", "SystemExit", "typer.echo"} | {
     f"{module}.{name}"

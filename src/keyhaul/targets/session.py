@@ -79,15 +79,10 @@ class CopySession:
             raise translate(error) from error
         name = self._conn.info.get_parameters().get("application_name", "")
         watch(self._conn, "target", name)
-        try:
-            seats.take(name, self._conn, self.execute)
-            self._settle()
-        except BaseException:
-            self.close()
-            raise
+        _sit_down(self, name, self._conn)
 
-    def _settle(self) -> None:
-        """End the transaction in which the seat was taken: a chunk's begins with its own first statement."""
+    def roll_back(self) -> None:
+        """End the transaction under way."""
         try:
             self._conn.rollback()
         except psycopg.Error as error:
@@ -160,15 +155,10 @@ class AdbcSession:
                 self._conn = adbc.connect(uri)
         except Exception as error:
             raise translate(error) from error
-        try:
-            seats.take(application_name(uri), self, self.execute)
-            self._settle()
-        except BaseException:
-            self.close()
-            raise
+        _sit_down(self, application_name(uri), self)
 
-    def _settle(self) -> None:
-        """End the transaction in which the seat was taken: a chunk's begins with its own first statement."""
+    def roll_back(self) -> None:
+        """End the transaction under way."""
         try:
             self._conn.rollback()
         except Exception as error:
@@ -217,6 +207,16 @@ class AdbcSession:
         """Ask the driver to cancel the running statement."""
         with contextlib.suppress(Exception):
             self._conn.adbc_cancel()
+
+
+def _sit_down(session: CopySession | AdbcSession, name: str, holder: seats.Holder) -> None:
+    """Take the seat of a session that was just opened; a chunk's transaction begins with its own first statement."""
+    try:
+        seats.take(name, holder, session.execute)
+        session.roll_back()
+    except BaseException:
+        session.close()
+        raise
 
 
 SESSIONS: dict[str, Callable[[str], Session]] = {"copy": CopySession, "adbc": AdbcSession}
