@@ -120,8 +120,10 @@ class BadNet(Listener):
                 await self._swallow(client)
             case "stall":  # the message never comes to the server; nobody is told
                 await self._swallow(client)
-            case "black hole":  # the server has the message, and only the beginning of its answer comes back
+            case "black hole":
+                # the server has the message and what follows it; only the beginning of its answer comes back
                 to_server.write(data)
+                asking = asyncio.create_task(self._forward(client, to_server, lambda: None))
                 left = self._after_bytes
                 while left > 0:
                     answer = await server.read(left)
@@ -129,6 +131,8 @@ class BadNet(Listener):
                         break
                     left -= len(answer)
                     to_client.write(answer)
+                asking.cancel()
+                await asyncio.sleep(0)  # until it has let go of what the client says
                 await self._swallow(client)
 
     async def _swallow(self, reader: asyncio.StreamReader) -> None:

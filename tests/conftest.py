@@ -40,13 +40,8 @@ THINNED = {
 a test is asked for by its name."""
 
 
-APART = {
-    "test_outages.py",
-    "test_halting.py",
-    "test_kill.py",
-    "test_a_stalled_query_is_ended_on_the_server_and_said",
-}
-"""Files and tests that wait or kill for long and want a machine that does nothing else: thorough runs only."""
+APART = {"test_outages.py", "test_halting.py", "test_kill.py"}
+"""Files that wait or kill for long and want a machine that does nothing else: thorough runs only."""
 
 
 def pytest_collection_modifyitems(config, items):
@@ -56,7 +51,7 @@ def pytest_collection_modifyitems(config, items):
     seen, kept, left = Counter(), [], []
     for item in items:
         name = getattr(item, "originalname", item.name)
-        apart = name in APART or item.path.name in APART
+        apart = item.path.name in APART
         (left if apart or seen[name] % THINNED.get(name, 1) else kept).append(item)
         seen[name] += 1
     config.hook.pytest_deselected(items=left)

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import psycopg
+import support
 from aftermath import checksum, fetch, files_in, sessions, text_of_ledger, uncovered, value
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from process import Process
+
+    from keyhaul.embedded import EmbeddedServer
 
 RECORDS = (  # a message may name the run
     "(select chunk, record, stage, rules, key, data, attempts, resolved_at is not null from keyhaul.quarantine)"
@@ -56,6 +59,31 @@ def truth_of(target: str, table: str, of_records: str = RECORDS) -> Truth:
         replayed=balance(target, _REPLAYED),
         of_records=of_records,
     )
+
+
+def truth_of_a_clean_run(
+    server: EmbeddedServer, home: Path, table: str, args: Callable[[str], Sequence[str]], source: str, kept: str
+) -> Truth:
+    """Do a run that nothing disturbs, in a database of its own, and take the truth from it.
+
+    Args:
+        server: for the database.
+        home: HOME of the process.
+        table: the statement that makes public.items in the target.
+        args: of ``etl``, for a target's URI.
+        source: the source's URI; its public.items has the same columns.
+        kept: the condition for the source's rows that are loaded: the truth's rows are those that plain SQL says.
+    """
+    target = support.make_database(server, "whole")
+    try:
+        fetch(target, table)
+        done = support.run_etl(home, *args(target))
+        assert done.returncode == 0, done.stderr
+        known = truth_of(target, "public.items")
+        assert known.rows == checksum(source, f"(select * from public.items where {kept})")
+        return known
+    finally:
+        support.drop_database(server, target)
 
 
 _REPLAYED = "runs.kind = 'replay' and chunks.status = 'done'"

@@ -96,6 +96,18 @@ def drop_database(server: embedded.EmbeddedServer, uri: str) -> None:
         connection.execute(sql.SQL("drop database if exists {} with (force)").format(name))
 
 
+@contextmanager
+def database_of(server: embedded.EmbeddedServer, prefix: str, statements: str) -> Iterator[str]:
+    """Make a database with what the statements make, and drop it at the end; gives its URI."""
+    uri = make_database(server, prefix)
+    with psycopg.connect(uri, autocommit=True) as connection:
+        connection.execute(statements.encode())
+    try:
+        yield uri
+    finally:
+        drop_database(server, uri)
+
+
 def clean_environment(home: Path, extra: Mapping[str, str | None] | None = None) -> dict[str, str]:
     """This process's environment with no ETL_*, PG* or XDG_* variable, the same keyhaul, and `home` as HOME."""
     left_out = ("ETL_", "PG", "XDG_", "PYTHONDONTWRITEBYTECODE")  # a thousand processes compile keyhaul once

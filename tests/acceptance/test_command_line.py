@@ -6,7 +6,6 @@ import csv
 import json
 import signal
 
-import psycopg
 import pytest
 import support
 from aftermath import check_ledger, checksum, contents, fetch, files_in, value
@@ -21,11 +20,8 @@ RULE = ("--rule", "few: id <= 95 and id <> 90")
 
 @pytest.fixture(scope="module")
 def source(server):
-    uri = support.make_database(server, "source")
-    with psycopg.connect(uri, autocommit=True) as connection:
-        connection.execute(SOURCE)
-    yield uri
-    support.drop_database(server, uri)
+    with support.database_of(server, "source", SOURCE) as uri:
+        yield uri
 
 
 @pytest.fixture

@@ -47,10 +47,8 @@ key, so a row loaded twice would stay."""
 @pytest.fixture(scope="module")
 def ends(server):
     """The URI of the source."""
-    uri = support.make_database(server, "faults")
-    fetch(uri, SOURCE)
-    yield uri
-    support.drop_database(server, uri)
+    with support.database_of(server, "faults", SOURCE) as uri:
+        yield uri
 
 
 SCENARIOS = {

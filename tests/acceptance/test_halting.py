@@ -95,7 +95,7 @@ def test_two_signals_cancel_the_index_of_a_fresh_table_and_the_old_one_stays(etl
     before = fetch(target, MADE), checksum(target, "public.t")
     args = command(ends, "--mode", "replace")
     going = start_etl(*args, "--progress", "json")
-    wait_for_statement(target, "create index")
+    wait_for_statement(target, "^create index")  # the plan in the ledger has its text
     interrupted_twice(going, number, name, code)
     wait_until_nothing_is_left(source, target)
     assert (fetch(target, MADE), checksum(target, "public.t")) == before
@@ -136,7 +136,7 @@ def test_two_signals_cancel_an_index_of_a_new_table(etl, start_etl, ends):
     fetch(target, SLOW)
     args = command(ends)
     going = start_etl(*args, "--progress", "json")
-    wait_for_statement(target, "create index.*by_slow")
+    wait_for_statement(target, "^create index.*by_slow")
     interrupted_twice(going, signal.SIGINT, "Ctrl-C", 130)
     wait_until_nothing_is_left(source, target)
     assert value(target, "select count(*) from public.t") == ROWS
@@ -168,7 +168,7 @@ def test_after_one_signal_the_run_still_comes_to_its_end(start_etl, ends):
     source, target = ends
     fetch(target, SLOW.replace("0.6", "0.03"))
     going = start_etl(*command(ends, "--progress", "plain"))
-    wait_for_statement(target, "create index.*by_slow")
+    wait_for_statement(target, "^create index.*by_slow")
     going.send(signal.SIGINT)
     assert going.end() == 0, going.printed
     assert "Ctrl-C: all chunks are loaded, and what comes after them goes on to its end" in going.stderr

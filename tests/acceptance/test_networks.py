@@ -14,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import soak
 import support
-from aftermath import checksum, fetch, sessions, value
+from aftermath import fetch, sessions, value
 from badnet import MOMENTS, bad_net
-from oracle import LONGEST_SECONDS, problems, truth_of
+from oracle import LONGEST_SECONDS, problems, truth_of_a_clean_run
 from process import Process
 
 TIMEOUT_SECONDS = 2
@@ -75,22 +75,20 @@ def command(source, target, drivers, *more):
 
 @pytest.fixture(scope="module")
 def source(server):
-    uri = support.make_database(server, "nets")
-    fetch(uri, SOURCE)
-    yield uri
-    support.drop_database(server, uri)
+    with support.database_of(server, "nets", SOURCE) as uri:
+        yield uri
 
 
 @pytest.fixture(scope="module")
 def truth(server, source, etl_home):
-    target = support.make_database(server, "whole")
-    fetch(target, TARGET)
-    done = support.run_etl(etl_home, *command(source, target, DRIVERS["connectorx and copy"]))
-    assert done.returncode == 0, done.stderr
-    known = truth_of(target, "public.items")
-    assert known.rows == checksum(source, "(select * from public.items where amount >= 0)")
-    yield known
-    support.drop_database(server, target)
+    return truth_of_a_clean_run(
+        server,
+        etl_home,
+        TARGET,
+        lambda target: command(source, target, DRIVERS["connectorx and copy"]),
+        source,
+        "amount >= 0",
+    )
 
 
 def through(uri, server, proxy):

@@ -11,7 +11,7 @@ import support
 from aftermath import fetch, sessions, value
 from cluster import Cluster, binaries_of
 from darknet import dark_net
-from oracle import problems, truth_of
+from oracle import problems, truth_of_a_clean_run
 
 from keyhaul.patience import RECONNECT_SECONDS
 
@@ -48,20 +48,15 @@ def command(source, target, workers, *more):
 
 @pytest.fixture(scope="module")
 def source(server):
-    uri = support.make_database(server, "outages")
-    fetch(uri, SOURCE)
-    yield uri
-    support.drop_database(server, uri)
+    with support.database_of(server, "outages", SOURCE) as uri:
+        yield uri
 
 
 @pytest.fixture(scope="module")
 def truth(server, source, etl_home):
-    target = support.make_database(server, "whole")
-    fetch(target, TARGET)
-    done = support.run_etl(etl_home, *command(source, target, 4))
-    assert done.returncode == 0, done.stderr
-    yield truth_of(target, "public.items")
-    support.drop_database(server, target)
+    return truth_of_a_clean_run(
+        server, etl_home, TARGET, lambda target: command(source, target, 4), source, "amount >= 0"
+    )
 
 
 @pytest.fixture

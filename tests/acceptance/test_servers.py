@@ -11,9 +11,9 @@ from contextlib import ExitStack, contextmanager
 import psycopg
 import pytest
 import support
-from aftermath import checksum, fetch, sessions, value
+from aftermath import fetch, sessions, value
 from cluster import NOBODY, Cluster, binaries_of
-from oracle import problems, truth_of
+from oracle import problems, truth_of, truth_of_a_clean_run
 
 SOURCE = """
 create table public.items (id bigint primary key, twin int, name text, amount numeric(12,2), doc jsonb);
@@ -50,22 +50,13 @@ def command(source, target, *more, table="public.slow"):
 
 @pytest.fixture(scope="module")
 def source(server):
-    uri = support.make_database(server, "servers")
-    fetch(uri, SOURCE)
-    yield uri
-    support.drop_database(server, uri)
+    with support.database_of(server, "servers", SOURCE) as uri:
+        yield uri
 
 
 @pytest.fixture(scope="module")
 def truth(server, source, etl_home):
-    target = support.make_database(server, "whole")
-    fetch(target, TARGET)
-    done = support.run_etl(etl_home, *command(source, target))
-    assert done.returncode == 0, done.stderr
-    known = truth_of(target, "public.items")
-    assert known.rows == checksum(source, "(select * from public.items where amount >= 0)")
-    yield known
-    support.drop_database(server, target)
+    return truth_of_a_clean_run(server, etl_home, TARGET, lambda target: command(source, target), source, "amount >= 0")
 
 
 @pytest.fixture

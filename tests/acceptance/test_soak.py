@@ -76,10 +76,8 @@ def command(source, target, work, job):
 
 @pytest.fixture(scope="module")
 def source(server):
-    uri = support.make_database(server, "soak")
-    fetch(uri, SOURCE)
-    yield uri
-    support.drop_database(server, uri)
+    with support.database_of(server, "soak", SOURCE) as uri:
+        yield uri
 
 
 def fresh_target(server):

@@ -55,11 +55,8 @@ both_drivers = pytest.mark.parametrize("drivers", DRIVERS, ids="-".join)
 
 @pytest.fixture(scope="module")
 def source(server):
-    uri = support.make_database(server, "source")
-    with psycopg.connect(uri, autocommit=True) as connection:
-        connection.execute(SOURCE)
-    yield uri
-    support.drop_database(server, uri)
+    with support.database_of(server, "source", SOURCE) as uri:
+        yield uri
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-import psycopg
 import pytest
 import support
 from aftermath import check_ledger, fetch, value, wait_until_nothing_is_left
@@ -30,11 +29,8 @@ create trigger fair before insert on public.items for each row execute function 
 
 @pytest.fixture(scope="module")
 def source(server):
-    uri = support.make_database(server, "source")
-    with psycopg.connect(uri, autocommit=True) as connection:
-        connection.execute(SOURCE)
-    yield uri
-    support.drop_database(server, uri)
+    with support.database_of(server, "source", SOURCE) as uri:
+        yield uri
 
 
 @pytest.fixture
