@@ -14,7 +14,7 @@ run *args:
 test *args:
     python3 .ci/bootstrap pytest {{ args }}
 
-# Run all tests, also those of long lists of which the others take each second or third. Half an hour or more.
+# Run all tests, also those of long lists of which the others take each second to fourth, and three long files. Half an hour or more.
 thorough *args:
     KEYHAUL_THOROUGH=1 KEYHAUL_PATIENCE=60 python3 .ci/bootstrap pytest {{ args }}
 

@@ -1,7 +1,8 @@
 """The command line; with `shell` and its commands' modules the only place that prints, reads the environment or exits.
 
-Exit codes: 0 done; 1 done, but more records were quarantined than allowed, or a rule across the run
-failed; 2 wrong command, job or database, nothing was moved; 3 stopped and resumable; 130 and 143
+Exit codes: 0 done; 1 somebody has to look: more records were quarantined than allowed, a rule across the run
+failed, or the source's answer was not the same each time, and the same command would start a new run; 2 wrong
+command, job or database, nothing was moved; 3 stopped and resumable; 130 and 143
 stopped by Ctrl-C or SIGTERM; 70 a fault in keyhaul itself. Of a run they tell what became of it, whether or not its
 report could be printed; a command that only reads ends with 3 when stdout cannot be written, and quietly with its own
 code when nobody reads on.
@@ -84,7 +85,7 @@ def _move(
     where: Annotated[list[str] | None, typer.Option(metavar="EXPR", help="Keep rows for which this is true.")] = None,
     rule: Annotated[list[str] | None, typer.Option(metavar="'NAME: EXPR'", help="Quarantine rows that fail.")] = None,
     dedup: Annotated[str | None, typer.Option(metavar="C1[,C2…]", help="Keep one row for each value.")] = None,
-    order_by: Annotated[str | None, typer.Option(metavar="C", help="The copy with the highest value stays.")] = None,
+    order_by: Annotated[str | None, typer.Option(metavar="C", help="Of copies the highest stays (keep: last).")] = None,
     order: Annotated[str | None, typer.Option(metavar="asc|desc", help="Lowest or highest keys first.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start a new run, whatever is unfinished.")] = False,
     incremental: Annotated[str | None, typer.Option(metavar="C", help="Read only what is new by this column.")] = None,
@@ -284,7 +285,7 @@ def exit_code(report: Report, job: Job) -> int:
     if report.outcome == "interrupted":
         return 128 + report.signal
     if report.outcome == "stopped":
-        return QUARANTINED if report.broken else STOPPED
+        return STOPPED if report.resumable else QUARANTINED
     permitted = job.allow_quarantined.permits(report.counts.quarantined, report.counts.read)
     return OK if permitted and not report.broken else QUARANTINED
 

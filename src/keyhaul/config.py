@@ -205,7 +205,7 @@ class Job(Part):
     )
     home: str | None = setting(
         None,
-        "Folder of the embedded PostgreSQL; the user's cache by default.",
+        "Folder of the embedded PostgreSQL; the user's cache by default, for root /var/cache/keyhaul.",
         "a folder",
         "--home",
         "ETL_HOME",
@@ -213,7 +213,8 @@ class Job(Part):
     )
     work_dir: str | None = setting(
         None,
-        "Folder for the rows of a dedup whose columns do not contain the key; the user's cache by default.",
+        "Folder for the rows of a dedup whose columns do not contain the key; the user's cache by default, for root "
+        "/var/cache/keyhaul-work.",
         "a folder",
         "--work-dir",
         "ETL_WORK_DIR",

@@ -15,7 +15,8 @@ Written from the model by `python -m keyhaul.configdoc > docs/configuration.md`;
 A job is one YAML file, `etl chunked` flags, `ETL_*` variables, or a mix of them. Where several give a
 value, the first of these wins: flag, variable, file, default. `--table` takes the place of a `query` in
 the file, and the reverse; `ETL_TABLE` and `ETL_QUERY` likewise. Steps from `--set` and then `--where`
-come after the file's steps, rules from `--rule` after the file's rules. A variable that is empty counts
+come after the file's steps, rules from `--rule` after the file's rules (in `etl replay`, where `--rule`
+chooses records, `--check` gives rules). A variable that is empty counts
 as unset; an `ETL_*` variable that is not listed here is ignored.
 
 ## Settings
@@ -199,9 +200,11 @@ aliases, merge keys, tags, a second document, a file above 128,000 bytes or with
 
 ## What makes a job the same
 
-A run is resumed only by the same job: source database (host, port, name), table or query, key, chunk (a number, or
-auto with whatever settings), transform (with the file of a Python step or a lookup), dedup, rules, incremental, target
-table and mode, or targets. Everything else may change in between.
+An unfinished run is looked for in the ledger by the job's name, which is that of the source table unless one is given:
+give `--job` where one table goes to two targets in one database. It is resumed only by the same job: source database
+(host, port, name), table or query, key, chunk (a number, or auto with whatever settings), transform (with the file of a
+Python step or a lookup), dedup, rules, incremental, whether there are checksums, target table, mode, `conflict` and
+`newer_by`, or targets. Everything else may change in between.
 """
 
 

@@ -101,9 +101,13 @@ class Ending:
             return ""
         return (
             f"the source gave {expected_rows:,} rows when it was planned and {read:,} when it was read, in the "
-            "same snapshot: its answer is not the same each time. Empty the target, put the query's rows into a table "
-            "(create table … as …) and move that"
+            f"same snapshot: its answer is not the same each time. {self._what_is_there()}, put the query's rows into "
+            "a table (create table … as …) and move that. The same command would start a new run"
         )
+
+    def _what_is_there(self) -> str:
+        target = self._prepared.target
+        return f"{target.label} stays as it was" if target.fresh else f"Empty {target.label}"
 
     def _statements(self) -> list[AfterLoad]:
         target, definition = self._prepared.target, self._prepared.definition

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from keyhaul.config import Job
     from keyhaul.ledgerrows import Told, Totals, Unfinished
     from keyhaul.limits import Limits
-    from keyhaul.model import Observer, Outcome, RunCheck
+    from keyhaul.model import Observer, Outcome
     from keyhaul.sizing import Sizing
     from keyhaul.targets.rowhash import Hashing
 
@@ -342,9 +342,7 @@ class Sitting:
         if end.status == "abandoned" and self._prepared.target.fresh:
             ledger.connection.execute(sql.SQL("drop table if exists {}").format(self._prepared.target.loaded))
         pass_point("run.closed")
-        return self.report(
-            pool, totals, told, workers=workers, resumed=resumed, stop_reason=end.reason, checks=end.checks
-        )
+        return self.report(pool, totals, told, workers=workers, resumed=resumed, end=end)
 
     def report(
         self,
@@ -354,15 +352,15 @@ class Sitting:
         *,
         workers: int,
         resumed: bool,
-        stop_reason: str,
-        checks: tuple[RunCheck, ...] = (),
+        end: Ended,
     ) -> Report:
-        """Return and announce the report; without a `stop_reason` the run is done."""
+        """Return and announce the report of how the run ended."""
         stopped: Outcome = "interrupted" if self._control.signal else "stopped"
         report = Report(
             run_id=self._run_id,
             job=self._job.job,
-            outcome=stopped if stop_reason else "done",
+            outcome="done" if end.status == "done" else stopped,
+            resumable=end.status == "stopped",
             resumed=resumed,
             counts=totals.counts,
             sitting=pool.counts,
@@ -374,10 +372,10 @@ class Sitting:
             workers=workers,
             quarantined_by_reason=told.quarantined_by_reason,
             warned=told.warned,
-            run_checks=checks,
+            run_checks=end.checks,
             target_table=self._prepared.target.label,
             tables=told.tables,
-            stop_reason=stop_reason,
+            stop_reason=end.reason,
             signal=self._control.signal,
             chunks_timed=pool.chunks,
             held=dict(pool.limits.held),

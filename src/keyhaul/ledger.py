@@ -222,6 +222,13 @@ class Ledger(JobConnection):
         rows = self._execute_again("sum_tables", run_id=run_id).fetchall()
         return tuple(TableCounts(table=t, inserted=i, updated=u, unchanged=s, duplicate=d) for t, i, u, s, d in rows)
 
+    def has_loaded(self, target_table: str) -> bool:
+        """Whether a run of this job has that target; False without a ledger."""
+        if not self.exists():
+            return False
+        row = self._execute("has_loaded", job=self.job, target_table=target_table).fetchone()
+        return bool(row and row[0])
+
     def loaded_tables(self, target_table: str) -> list[str]:
         """Return which tables of a job with several got rows by its done runs."""
         return [row[0] for row in self._execute("loaded_tables", target_table=target_table).fetchall()]

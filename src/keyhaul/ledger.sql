@@ -460,6 +460,10 @@ select t->>'table', sum((t->>'inserted')::bigint)::bigint, sum((t->>'updated')::
   from {schema}.chunks c, jsonb_array_elements(coalesce(to_jsonb(c)->'tables', '[]')) with ordinality as e(t, n)
  where c.run_id = {run_id} group by 1 order by min(n), 1;
 
+-- name: has_loaded
+-- Whether a run of the job has this target.
+select exists (select from {schema}.runs where job = {job} and target_table = {target_table});
+
 -- name: loaded_tables
 -- Which tables of a job with several got rows by its done runs.
 select distinct t->>'table' from {schema}.chunks c join {schema}.runs r using (run_id),

@@ -85,7 +85,7 @@ def _follow(conn: Any, schema: str, run_id: str, allowed: Allowance) -> int:  # 
     run = followed.run
     broken = any(check["on_fail"] == "error" and not check["passed"] for check in run.run_checks)
     if run.status != "done":
-        return QUARANTINED if broken else STOPPED
+        return QUARANTINED if run.status == "abandoned" else STOPPED
     return QUARANTINED if broken or not allowed.permits(run.rows_quarantined, run.rows_read) else OK
 
 

@@ -256,7 +256,8 @@ class Report:
     """The end of a run.
 
     Attributes:
-        outcome: ``done`` (every chunk committed), ``stopped`` (resumable), ``interrupted`` (by a signal).
+        outcome: ``done`` (every chunk committed), ``stopped``, ``interrupted`` (by a signal).
+        resumable: the same command goes on with it; otherwise that starts a new run.
         counts: the whole run's balance, summed by SQL from the ledger; includes earlier sittings.
         sitting: the rows of this process alone, for rates.
         quarantined_by_reason: ``rule or stage`` → records, largest first.
@@ -271,6 +272,7 @@ class Report:
     run_id: str
     job: str
     outcome: Outcome
+    resumable: bool
     resumed: bool
     counts: Counts
     sitting: Counts

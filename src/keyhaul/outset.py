@@ -28,14 +28,15 @@ def check_new(prepared: Prepared) -> bool:
 
     Raises:
         ConfigError: a checksum is asked for where there can be none.
-        RefusedError: the target holds rows and no mode is given, or somebody holds what is needed.
+        RefusedError: the target holds rows and no mode is given (in the embedded warehouse: rows that this job has
+            not loaded), or somebody holds what is needed.
     """
     job, target = prepared.job, prepared.target
     prepared.refuse_held()
     if job.checksum:
         checksums.check_checksum(prepared, there=not target.ddl.before)
-    empty_first = target.holds_rows and job.target.mode is None and not prepared.tables
-    if empty_first and not prepared.ends.embedded_target:
+    held, empty_first = lacks_mode(prepared), empties(prepared)
+    if held and not empty_first:
         msg = (
             f"load {target.label}: it already holds rows and no mode is given. Give --mode append to add to "
             "them, skip to keep what is there, upsert to update it; or empty the table "
@@ -43,6 +44,17 @@ def check_new(prepared: Prepared) -> bool:
         )
         raise RefusedError(msg)
     return empty_first
+
+
+def lacks_mode(prepared: Prepared) -> bool:
+    """Whether the job's one table holds rows and no mode says what becomes of them."""
+    return prepared.target.holds_rows and prepared.job.target.mode is None and not prepared.tables
+
+
+def empties(prepared: Prepared) -> bool:
+    """Whether a new run would empty its table first: in the embedded warehouse, where this job has loaded it."""
+    in_warehouse = lacks_mode(prepared) and prepared.ends.embedded_target
+    return in_warehouse and prepared.ledger.has_loaded(prepared.target.label)
 
 
 def check_still_empty(prepared: Prepared) -> None:
@@ -103,7 +115,7 @@ def surprises(
     if sizing.notice:
         yield sizing.notice, "warning"
     if emptied:
-        yield f"emptied {target.label} in the embedded warehouse before loading it again", "info"
+        yield f"emptied {target.label} in the embedded warehouse, where this job had loaded it", "info"
     if target.ddl.before:
         yield f"created {target.label}", "info"
     if chunks <= 1:

@@ -128,7 +128,7 @@ class Target(Part):
         None,
         "What becomes of a row that is there already: append does not look, skip keeps what is there, upsert "
         "updates what differs, replace loads a fresh table that takes the place of this one. Without a mode a table "
-        "that holds rows is refused.",
+        "that holds rows is refused; in the embedded warehouse one that this job has loaded before is emptied first.",
         "append, skip, upsert or replace",
         "--mode",
         "ETL_MODE",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from keyhaul.console import grid, write
+from keyhaul.outset import empties, lacks_mode
 from keyhaul.parts import AutoChunk
 from keyhaul.pgtypes import DIRECT_WIRE
 from keyhaul.sizing import auto_chunks
@@ -111,7 +112,10 @@ def _head(prepared: Prepared, plan: Plan, sizing: Sizing) -> Iterable[Renderable
     if not prepared.source.indexed() and count > 1:
         yield Text("  note   no index leads with the key: each chunk scans the whole source")
     if prepared.target.holds_rows:
-        yield Text(f"  note   {prepared.target.label} already holds rows")
+        what = ""
+        if lacks_mode(prepared):
+            what = ": the run empties it first" if empties(prepared) else ": without a mode the run is refused"
+        yield Text(f"  note   {prepared.target.label} already holds rows{what}")
 
 
 def _chunks(prepared: Prepared, plan: Plan) -> Iterable[RenderableType]:

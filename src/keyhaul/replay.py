@@ -11,6 +11,7 @@ import psycopg
 from keyhaul import checksums, events
 from keyhaul.connecting import find_ends
 from keyhaul.copies import check_replay
+from keyhaul.ending import Ended
 from keyhaul.engine import Sitting
 from keyhaul.errors import ConfigError, RefusedError
 from keyhaul.faults import pass_point
@@ -233,9 +234,10 @@ class _Replay:
         reason = sitting.why_incomplete(totals)
         ledger.limited(self._run_id, sitting.sizing.told(job, pool.limits, workers))
         told = ledger.told(self._run_id, "replay")
-        ledger.end(self._run_id, "stopped" if reason else "done", reason or None)
+        end = Ended(status="stopped" if reason else "done", reason=reason)
+        ledger.end(self._run_id, end.status, reason or None)
         pass_point("run.closed")
-        return sitting.report(pool, totals, told, workers=workers, resumed=False, stop_reason=reason)
+        return sitting.report(pool, totals, told, workers=workers, resumed=False, end=end)
 
     def _keep_checksums(self, original: Replayable) -> tuple[dict[str, Any] | None, Hashing | None]:
         """Return how the checksums of the original run are kept true, if it has any and that can be."""

@@ -248,7 +248,7 @@ def _next(report: Report, resume_command: str, options: str, console: Console) -
     if report.outcome != "done" and resume_command:
         left = max(report.chunks_planned - report.chunks_done, 0)
         purpose = f"goes on with {plural(left, 'chunk')} left" if left else "goes on"
-        steps.append((resume_command, "starts a new run" if report.broken else purpose))
+        steps.append((resume_command, purpose if report.resumable else "starts a new run"))
     if report.counts.quarantined:
         steps.append((f"etl quarantine {report.run_id}{options}", "shows what was rejected, and why"))
     if len(steps) < 2:  # noqa: PLR2004 - one or two commands, never a list

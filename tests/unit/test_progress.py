@@ -75,6 +75,7 @@ def report(**changes):
         "run_id": RUN,
         "job": "flights",
         "outcome": "done",
+        "resumable": False,
         "resumed": False,
         "chunks_planned": 7,
         "chunks_done": 7,
@@ -473,7 +474,9 @@ def test_a_balance_that_does_not_add_up_is_said():
 def test_the_report_of_a_stopped_run_names_failures_and_the_command_that_goes_on():
     failed = [FailedChunk(chunk=n, attempts=1, error=f"bad [{n}]") for n in range(1, 8)]
     text = printed(
-        report(outcome="stopped", chunks_done=0, failed=failed, stop_reason="ten failures", counts=Counts()),
+        report(
+            outcome="stopped", resumable=True, chunks_done=0, failed=failed, stop_reason="ten failures", counts=Counts()
+        ),
         resume_command="etl chunked --key id",
         look_back_options="--target postgresql://host/db",
     )

@@ -1,0 +1,64 @@
+"""A second run into a table that holds rows: what it may empty, and what a run says that must not be repeated."""
+
+from __future__ import annotations
+
+import json
+
+import psycopg
+from aftermath import value
+
+JOB = """
+job: {job}
+source: {{query: "select id, carrier from public.flights where id <= 100"}}
+target: {{table: public.outset}}
+key: id
+"""
+
+
+def test_only_a_table_that_the_job_has_loaded_is_emptied_in_the_embedded_warehouse(etl, tmp_path):
+    file, other = tmp_path / "job.yaml", tmp_path / "other.yaml"
+    file.write_text(JOB.format(job="outset"), encoding="utf-8")
+    other.write_text(JOB.format(job="another"), encoding="utf-8")
+    first = etl("run", str(file))
+    assert first.returncode == 0, first.stderr
+    assert "public.outset already holds rows: the run empties it first" in etl("plan", str(file)).stdout
+    again = etl("run", str(file), "--progress", "plain")
+    assert again.returncode == 0, again.stderr
+    said = "emptied public.outset in the embedded warehouse, where this job had loaded it"
+    assert said in again.stdout + again.stderr
+    assert "done: 100 rows of outset" in again.stdout
+    assert "public.outset already holds rows: without a mode the run is refused" in etl("plan", str(other)).stdout
+    refused = etl("run", str(other))
+    assert refused.returncode == 2
+    assert "load public.outset: it already holds rows and no mode is given" in refused.stderr
+
+
+UNSTABLE = """
+create table public.t (id int primary key);
+insert into public.t select generate_series(1, 1000);
+create function public.some(id int) returns boolean volatile language sql as 'select random() < 0.5';
+create view public.v as select id from public.t where public.some(id);
+"""
+
+
+def test_a_run_whose_source_changed_its_answer_is_not_called_one_that_goes_on(databases, etl):
+    source, target = databases
+    with psycopg.connect(source, autocommit=True) as connection:
+        connection.execute(UNSTABLE)
+    args = ("--source", source, "--target", target, "--table", "public.v", "--key", "id", "--chunk", "300")
+    found = etl("chunked", *args, "--mode", "append")
+    assert found.returncode == 1, found.stdout + found.stderr
+    said = " ".join(found.stdout.split())
+    assert "its answer is not the same each time. Empty public.v, put the query's rows into a table" in said
+    assert "starts a new run" in said
+    assert "goes on" not in said
+    assert value(target, "select status from keyhaul.runs") == "abandoned"
+    with psycopg.connect(target, autocommit=True) as connection:
+        connection.execute("truncate public.v")
+        connection.execute("insert into public.v values (5000)")
+    found = etl("chunked", *args, "--mode", "replace", "--progress", "json")
+    assert found.returncode == 1, found.stderr
+    report = json.loads(found.stdout.splitlines()[-1])["report"]
+    assert (report["outcome"], report["resumable"]) == ("stopped", False)
+    assert "public.v stays as it was" in report["stop_reason"]
+    assert value(target, "select id from public.v") == 5000
