@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
@@ -50,26 +50,43 @@ def across_chunks(job: Job, transform: Transform) -> bool:
     """Whether copies could lie in different chunks: the dedup columns do not contain the key."""
     if job.dedup is None:
         return False
-    copied = {column.source for name, column in transform.output.items() if name in job.dedup.on}
-    return not copied.issuperset(job.key)
+    return not _covers_key(job, transform, job.dedup.on)
 
 
-def check_replay(job: Job, transform: Transform, conflict: Collection[str]) -> None:
+def _covers_key(job: Job, transform: Transform, names: Collection[str]) -> bool:
+    copied = {column.source for name, column in transform.output.items() if name in names}
+    return copied.issuperset(job.key)
+
+
+def check_replay(
+    job: Job, transform: Transform, conflict: Collection[str], original: Mapping[str, Any], *, unique: bool
+) -> None:
     """Refuse a replay that could load a second copy: it sees its own records, not those that are loaded.
 
     Args:
         job: validated.
         transform: compiled.
         conflict: the columns of the target's unique index by which rows are the same; empty in mode append.
+        original: the identity of the run's job.
+        unique: whether no two rows of the source have one key.
 
     Raises:
         RefusedError: nothing in the target would stop a copy of a row that is there, or the copy would win.
     """
-    dedup = job.dedup
-    if dedup is None or not across_chunks(job, transform):
-        return
-    newest_wins = dedup.keep == "last" and dedup.order_by == (job.target.newer_by,)
-    if conflict and set(conflict) <= set(dedup.on) and (job.target.mode == "skip" or newest_wins):
+    dedup, given, had = job.dedup, job.identity(), original.get("dedup")
+    if had and had != given["dedup"] and not _is_kept_apart(job, conflict, had):
+        # Among rows of one key nobody is a copy where a key is there once: such a dedup did nothing.
+        idle = unique and original.get("transform") == given["transform"] and _covers_key(job, transform, had["on"])
+        if not idle:
+            names, now = ", ".join(had["on"]), "another" if dedup else "none"
+            msg = (
+                f"replay: the run had dedup on {names}, this job has {now}, and copies of rows that are loaded could be "
+                f"loaded. Give the run's flags again (--dedup {','.join(had['on'])}…); where copies can have different "
+                f"keys, --mode skip --conflict {','.join(had['on'])} too (with a unique index on them in the target), or "
+                "load anew with --fresh"
+            )
+            raise RefusedError(msg)
+    if dedup is None or not across_chunks(job, transform) or _is_kept_apart(job, conflict, given["dedup"]):
         return
     msg = (
         f"replay with dedup on {', '.join(dedup.on)}: copies of the records could be loaded already, and a replay does "
@@ -77,6 +94,12 @@ def check_replay(job: Job, transform: Transform, conflict: Collection[str]) -> N
         "or load anew with --fresh"
     )
     raise RefusedError(msg)
+
+
+def _is_kept_apart(job: Job, conflict: Collection[str], dedup: Mapping[str, Any]) -> bool:
+    """Whether the target keeps a copy of a row that is there out, by a dedup as an identity has it."""
+    newest_wins = dedup["keep"] == "last" and tuple(dedup["order_by"]) == (job.target.newer_by,)
+    return bool(conflict) and set(conflict) <= set(dedup["on"]) and (job.target.mode == "skip" or newest_wins)
 
 
 def _check_chunk(job: Job, transform: Transform) -> None:

@@ -110,6 +110,8 @@ class _Replay:
         keys = ledger.replay_keys(original.run_id, rule)
         if not keys:
             ledger.abandon("replay")  # one that was killed after its last batch has nothing to be gone on with
+        else:
+            self._warn_of_another_job(original)
         report = self._move(original, keys) if keys else None
         left, without_key = ledger.unresolved(original.run_id, rule)
         return Replayed(
@@ -158,14 +160,33 @@ class _Replay:
             what = f"not {target.label}" if original.target_table != target.label else "which is not there any more"
             msg = f"{run}: it loaded {original.target_table}, {what}. Give the run's target table in --into"
             raise RefusedError(msg)
-        if not (source.unique() or self._looks_at_what_is_there() or self._target_is_unique()):
+        unique = source.unique()
+        if not (unique or self._looks_at_what_is_there() or self._target_is_unique()):
             msg = (
                 f"{run}: several rows of {source.relation.label} may have one key, and those that are loaded would be "
                 f"loaded again. Create a unique index on {', '.join(job.key)} in the source, a primary key on it in "
                 "the target, or give --mode skip"
             )
             raise RefusedError(msg)
-        check_replay(job, self._prepared.transform, target.conflict)
+        check_replay(job, self._prepared.transform, target.conflict, original.config, unique=unique)
+
+    def _warn_of_another_job(self, original: Replayable) -> None:
+        """Say what of the job is not the run's: a mended rule, or a flag that was forgotten."""
+        # What has no part in what becomes of a record, or is looked at by itself.
+        aside = {"source": None, "key": None, "chunk": None, "checksum": None, "incremental": None}
+        place: dict[str, Any] = {"table": None}
+        if self._job.target.mode == "skip":  # what a replay is told to give, and it changes no row that is there
+            place |= {"mode": None, "conflict": None, "newer_by": None}
+        old, new = (
+            {**config, **aside, "target": {**config.get("target", {}), **place}}
+            for config in (original.config, self._job.identity())
+        )
+        if changed := difference(old, new):
+            message = (
+                f"this job differs from that of run {original.run_id}, and the records go through this one: "
+                f"{'; '.join(changed)}"
+            )
+            self._observe(events.Notice(message=message, level="warning"))
 
     def _looks_at_what_is_there(self) -> bool:
         modes: list[str | None] = [table.target.mode for table in self._prepared.tables] or [self._job.target.mode]
