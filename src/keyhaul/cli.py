@@ -139,7 +139,7 @@ app.command("run", help="The same, from a job file.")(_move)
 app.command("plan", help="Show what a run would do: chunks, routes, DDL. Moves nothing.")(_move)
 
 
-def _replay(run: str, rule: str | None = None, **flags: Any) -> None:  # noqa: ANN401 - of _move
+def _replay(run: str, rule: str | None = None, *, reopen: bool = False, **flags: Any) -> None:  # noqa: ANN401 - of _move
     from keyhaul.config import load_job
 
     given = {name: value for name, value in flags.items() if name not in _NOT_OF_THE_JOB and value not in (None, False)}
@@ -151,22 +151,18 @@ def _replay(run: str, rule: str | None = None, **flags: Any) -> None:  # noqa: A
     def move(observe: Observer, control: Control) -> Replayed:
         from keyhaul.replay import replay
 
-        return replay(job, run, observe, control, rule=rule)
+        return replay(job, run, observe, control, rule=rule, reopen=reopen)
 
     done = _watched(move, mode, flags["log_file"], quiet=quiet)
     if done.report is not None:
         _print_report(done.report, job, mode, quiet=quiet)
     if mode is not Progress.json and not quiet:
-        what = f"of run {done.run_id}" + (f" that broke {rule}" if rule else "")
-        typer.echo(f"{done.left:,} quarantined records {what} are left" + _keyless(done.without_key))
+        for line in done.told(rule):
+            typer.echo(line)
     _say_what_is_unwritten(done.report.run_id if done.report else done.run_id, job)
     if done.report is not None and done.report.outcome != "done":
         raise typer.Exit(exit_code(done.report, job))
     raise typer.Exit(OK if job.allow_quarantined.permits(done.left, done.rows_read) else QUARANTINED)
-
-
-def _keyless(number: int) -> str:
-    return f", {number:,} of them with a NULL key, which cannot be read again" if number else ""
 
 
 def _flags_of_replay() -> inspect.Signature:
@@ -175,6 +171,7 @@ def _flags_of_replay() -> inspect.Signature:
         "run": (RunName, inspect.Parameter.empty),
         "rule": (Annotated[str | None, typer.Option(metavar="NAME", help="Only records that broke this.")], None),
         "check": (Annotated[list[str] | None, typer.Option(metavar="'NAME: EXPR'", help="A rule of the job.")], None),
+        "reopen": (Annotated[bool, typer.Option("--reopen", help="Also what a replay closed unloaded.")], False),
     }
     moved = inspect.signature(_move, eval_str=True).parameters
     kept = [moved[name] for name in moved if name not in {"ctx", "rule", "fresh", "full", "order", "checksum"}]

@@ -79,11 +79,11 @@ def check_replay(
         idle = unique and original.get("transform") == given["transform"] and _covers_key(job, transform, had["on"])
         if not idle:
             names, now = ", ".join(had["on"]), "another" if dedup else "none"
+            flag = ",".join(had["on"])
             msg = (
-                f"replay: the run had dedup on {names}, this job has {now}, and copies of rows that are loaded could be "
-                f"loaded. Give the run's flags again (--dedup {','.join(had['on'])}…); where copies can have different "
-                f"keys, --mode skip --conflict {','.join(had['on'])} too (with a unique index on them in the target), or "
-                "load anew with --fresh"
+                f"replay: the run had dedup on {names}, this job has {now}, and copies of rows that are there could be "
+                f"loaded. Give the run's flags again (--dedup {flag}…); where copies can have different keys, also "
+                f"--mode skip --conflict {flag} (with a unique index on them in the target), or load anew with --fresh"
             )
             raise RefusedError(msg)
     if dedup is None or not across_chunks(job, transform) or _is_kept_apart(job, conflict, given["dedup"]):

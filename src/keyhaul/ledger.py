@@ -209,6 +209,22 @@ class Ledger(JobConnection):
         row = self._execute_again("replay_left", run_id=run_id, rule=rule).fetchone()
         return (int(row[0]), int(row[1])) if row else (0, 0)
 
+    def chosen(self, run_id: str, rule: str, keys: Sequence[str]) -> tuple[int, int, list[str]]:
+        """Return how many records with these keys are unresolved, how many of them break other rules, and which."""
+        given = {"run_id": run_id, "rule": rule, "keys": list(keys)}
+        row = self._execute_again("replay_chosen", **given).fetchone()
+        left, changed = (int(row[0]), int(row[1])) if row else (0, 0)
+        breaks = self._execute_again("replay_breaks", **given).fetchall() if changed else []
+        return left, changed, [reason for (reason,) in breaks]
+
+    def reopen(self, run_id: str, rule: str | None, states: Sequence[str]) -> int:
+        """Make records unresolved again that replays have closed in one of these ways; returns their number."""
+        return self._execute("reopen_records", run_id=run_id, rule=rule, states=list(states)).rowcount
+
+    def closed(self, run_id: str, replay_id: str) -> dict[str, int]:
+        """Return how many records a replay has closed without loading them, by ``resolved_as``, most first."""
+        return dict(self._execute_again("closed_records", run_id=run_id, replay_id=replay_id).fetchall())
+
     def range_rows_read(self, run_id: str) -> int:
         """Return the rows that the chunks with a key range read."""
         return int(self._execute_again("range_rows_read", run_id=run_id).fetchall()[0][0])

@@ -90,6 +90,7 @@ create table if not exists {schema}.quarantine (
     tried_by    text,
     resolved_at timestamptz,
     resolved_by text,
+    resolved_as text,
     primary key (run_id, chunk, record),
     foreign key (run_id, chunk) references {schema}.chunks on delete cascade
 );
@@ -97,13 +98,13 @@ create table if not exists {schema}.quarantine (
 -- name: outdated
 -- Whether the ledger was made before there were replays, fresh tables, incremental runs, rules across the run,
 -- several tables from one record, seconds of waiting, checksums, merged chunks, what the limits did, what is
--- gathered, or workers by our own choice.
+-- gathered, workers by our own choice, or records that are opened again.
 select to_regclass({runs}) is not null
    and exists (
        select from (values ('runs', 'replay_of'), ('runs', 'fresh_table'), ('runs', 'watermark'), ('runs', 'run_checks'),
                            ('chunks', 'tables'), ('chunks', 'wait_seconds'), ('chunks', 'hashed_by'),
                            ('chunks', 'cuts'), ('runs', 'limits'), ('runs', 'gathered'),
-                           ('runs', 'workers_reason')) as needed(tab, col)
+                           ('runs', 'workers_reason'), ('quarantine', 'resolved_as')) as needed(tab, col)
         where not exists (
            select from pg_catalog.pg_attribute a join pg_catalog.pg_class c on c.oid = a.attrelid
             where c.relnamespace = (select r.relnamespace from pg_catalog.pg_class r where r.oid = to_regclass({runs}))
@@ -127,7 +128,8 @@ alter table {schema}.chunks add column if not exists tables jsonb not null defau
                             add column if not exists cuts integer not null default 1;
 alter table {schema}.quarantine
     add column if not exists attempts integer not null default 1, add column if not exists tried_by text,
-    add column if not exists resolved_at timestamptz, add column if not exists resolved_by text;
+    add column if not exists resolved_at timestamptz, add column if not exists resolved_by text,
+    add column if not exists resolved_as text;
 
 -- name: exists
 -- Whether the ledger's tables are there.
@@ -381,6 +383,32 @@ select count(*), count(*) filter (where key is null) from {schema}.quarantine
  where run_id = {run_id} and resolved_at is null
    and ({rule}::text is null or {rule} = any(case when cardinality(rules) = 0 then array[stage] else rules end));
 
+-- name: replay_chosen
+-- Of the records with these keys: those that are unresolved, and those of them that do not break the rule any more.
+select count(*), count(*) filter (where not {rule} = any(case when cardinality(rules) = 0 then array[stage] else rules end))
+  from {schema}.quarantine
+ where run_id = {run_id} and key = any({keys}::text[]) and resolved_at is null;
+
+-- name: replay_breaks
+-- What the latter break now.
+select distinct reason
+  from {schema}.quarantine, lateral (select case when cardinality(rules) = 0 then array[stage] else rules end) b(broken),
+       unnest(broken) reason
+ where run_id = {run_id} and key = any({keys}::text[]) and resolved_at is null and not {rule} = any(broken) order by 1;
+
+-- name: reopen_records
+-- Records that replays have closed in one of these ways become unresolved again; the message is that from before.
+update {schema}.quarantine
+   set resolved_at = null, resolved_by = null, resolved_as = null,
+       message = regexp_replace(message, '^[^(]* \(before: (.*)\)$', '\1')
+ where run_id = {run_id} and resolved_as = any({states}::text[])
+   and ({rule}::text is null or {rule} = any(case when cardinality(rules) = 0 then array[stage] else rules end));
+
+-- name: closed_records
+-- How many records a replay has closed without loading them, and in which way.
+select resolved_as, count(*) from {schema}.quarantine
+ where run_id = {run_id} and resolved_by = {replay_id} and resolved_as <> 'loaded' group by 1 order by 2 desc, 1;
+
 -- name: verify_chunks
 -- All chunks of a run with their bounds, and whether they are loaded.
 select chunk, kind, lower_bound, upper_bound, estimated_rows, status = 'done' from {schema}.chunks
@@ -417,19 +445,39 @@ select key from {schema}.quarantine
  where run_id = {run_id} and key = any({keys}::text[]) and resolved_at is null order by chunk, record for update;
 
 -- name: records_failed_again
--- From the session's temporary table: the new reasons and the row as it is now; the record stays unresolved.
+-- From the session's temporary table: the new reasons and the row as it is now; the record stays unresolved. Where
+-- several records have one key, a row goes to the one with its values, else to the next in order.
+with failed as (
+    select t.*, t.data::jsonb as body, row_number() over (partition by key, data::jsonb order by record) as nth
+      from pg_temp._keyhaul_quarantine t
+), unresolved as (
+    select chunk, record, key, data as body, row_number() over (partition by key, data order by chunk, record) as nth
+      from {schema}.quarantine
+     where run_id = {run_id} and resolved_at is null and key in (select key from failed)
+), placed as (
+    select f.stage, f.rules, f.message, f.body, f.key,
+           row_number() over (partition by f.key order by u.key is null, f.body, f.nth) as place
+      from failed f left join unresolved u on (u.key, u.body, u.nth) = (f.key, f.body, f.nth)
+), places as (
+    select u.chunk, u.record, u.key,
+           row_number() over (partition by u.key order by f.key is null, f.body, f.nth, u.chunk, u.record) as place
+      from unresolved u left join failed f on (u.key, u.body, u.nth) = (f.key, f.body, f.nth)
+)
 update {schema}.quarantine q
-   set stage = t.stage, rules = t.rules, message = t.message, data = t.data::jsonb, attempts = q.attempts + 1,
+   set stage = t.stage, rules = t.rules, message = t.message, data = t.body, attempts = q.attempts + 1,
        tried_by = {replay_id}
-  from (select distinct on (key) * from pg_temp._keyhaul_quarantine order by key, record) t
- where q.run_id = {run_id} and q.key = t.key and q.resolved_at is null;
+  from places o join placed t on (o.key, o.place) = (t.key, t.place)
+ where q.run_id = {run_id} and q.chunk = o.chunk and q.record = o.record;
 
 -- name: resolve_records
--- Records that have their place now, or none any more; `why` is put before the message unless it is empty.
+-- Records that have their place now, or none any more; `why` is put before the message unless it is empty. Those that
+-- failed in this replay stay.
 update {schema}.quarantine
-   set resolved_at = clock_timestamp(), resolved_by = {replay_id}, tried_by = {replay_id}, attempts = attempts + 1,
+   set resolved_at = clock_timestamp(), resolved_by = {replay_id}, resolved_as = {state}, tried_by = {replay_id},
+       attempts = attempts + 1,
        message = case when {why} = '' then message else {why} || ' (before: ' || message || ')' end
- where run_id = {run_id} and key = any({keys}::text[]) and resolved_at is null;
+ where run_id = {run_id} and key = any({keys}::text[]) and resolved_at is null
+   and tried_by is distinct from {replay_id};
 
 -- name: totals
 -- The run's balance, summed from its committed chunks.

@@ -202,6 +202,7 @@ class Staged:
         describe: completes further rejected records (``_record``, ``stage``, ``rules``, ``message``) with
             ``key`` and ``data``, for those that only the target finds.
         warned: rule name → rows that failed a rule with ``on_fail: warn``; they are loaded.
+        duplicates: ``_record`` of the rows that the dedup left out; None where nobody has looked.
     """
 
     accepted: pl.DataFrame
@@ -209,6 +210,7 @@ class Staged:
     counts: Counts
     describe: Callable[[pl.DataFrame], pl.DataFrame]
     warned: Mapping[str, int] = field(default_factory=dict)
+    duplicates: pl.Series | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 
@@ -22,10 +22,11 @@ from keyhaul.lookback import find_run
 from keyhaul.model import Chunk, Plan
 from keyhaul.pool import Pool
 from keyhaul.prepare import prepare
-from keyhaul.text import plural
+from keyhaul.targets.replayed import CLOSED
+from keyhaul.text import one_line, plural
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from keyhaul.config import Job
     from keyhaul.control import Control
@@ -44,8 +45,11 @@ class Replayed:
         run_id: the run whose records were sent again.
         report: of the replay, with a balance of its own: ``read`` is the rows that the source has for
             the records' keys, and the keys that it has not. None when there was nothing to send.
-        left: records of the run (with the rule asked for) that are still unresolved.
+        left: records of the run that are still unresolved; with a rule asked for, of those that broke it before.
         without_key: those of them that cannot be read again, because their key is NULL.
+        changed: those of them that do not break the rule asked for any more; they break those of `breaks`.
+        closed: how many records this replay resolved without loading them, as ``gone``, ``filtered``, ``duplicate``
+            or ``doubtful`` (of the rows with their key some are loaded and some left out).
         rows_read: of the original run.
     """
 
@@ -54,9 +58,37 @@ class Replayed:
     left: int
     without_key: int
     rows_read: int
+    changed: int = 0
+    breaks: Sequence[str] = ()
+    closed: Mapping[str, int] = field(default_factory=dict)
+
+    def told(self, rule: str | None) -> list[str]:
+        """Return what a person should know after the report, in lines; `rule` is the one that was asked for."""
+        what = f"of run {self.run_id}" + (f" that broke {one_line(rule)}" if rule else "")
+        line = f"{self.left:,} quarantined records {what} are left"
+        if self.changed:
+            line += f", {self.changed:,} of them now break: {one_line(', '.join(self.breaks))}"
+        if self.without_key:
+            line += f", {self.without_key:,} of them with a NULL key, which cannot be read again"
+        if not self.closed:
+            return [line]
+        ways = ", ".join(f"{number:,} {_CLOSED[state]}" for state, number in self.closed.items())
+        number = plural(sum(self.closed.values()), "record")
+        advice = f"`etl replay {self.run_id} … --reopen` tries them again"
+        return [line, f"{number} closed without being loaded ({ways}): {advice}"]
 
 
-def replay(job: Job, run: str, observe: Observer, control: Control, *, rule: str | None = None) -> Replayed:
+_CLOSED: Final = {
+    "gone": "not in the source any more",
+    "filtered": "filtered by the job now",
+    "duplicate": "copies of others now",
+    "doubtful": "with a key of which the job loads some rows and leaves out others",
+}
+
+
+def replay(
+    job: Job, run: str, observe: Observer, control: Control, *, rule: str | None = None, reopen: bool = False
+) -> Replayed:
     """Send the unresolved quarantined records of a run through a job again.
 
     A batch is one transaction: the rows that load, what becomes of their quarantined records, and the
@@ -68,6 +100,7 @@ def replay(job: Job, run: str, observe: Observer, control: Control, *, rule: str
         observe: called with every event, from the threads where they happen.
         control: may be told to stop.
         rule: only records that broke this rule or constraint.
+        reopen: also those that replays of the run have resolved without loading them.
 
     Raises:
         ConfigError: the command, job or databases do not fit; nothing was moved.
@@ -78,7 +111,7 @@ def replay(job: Job, run: str, observe: Observer, control: Control, *, rule: str
     with prepare(job, find_ends(job), run_id=run_id, alone=True) as prepared:
         sitting = Sitting(prepared, observe, control, run_id, started)
         try:
-            return _Replay(prepared, sitting, observe, control, run_id).execute(run, rule)
+            return _Replay(prepared, sitting, observe, control, run_id).execute(run, rule, reopen=reopen)
         except (psycopg.Error, ConfigError) as error:
             raise sitting.explain(error) from error
 
@@ -93,7 +126,7 @@ class _Replay:
         self._control = control
         self._run_id = run_id
 
-    def execute(self, run: str, rule: str | None) -> Replayed:
+    def execute(self, run: str, rule: str | None, *, reopen: bool) -> Replayed:
         ledger = self._ledger
         self._sitting.check_server()
         if not ledger.exists():
@@ -103,6 +136,8 @@ class _Replay:
         self._check(original)
         if rule is not None:
             self._check_rule(original.run_id, rule)
+        if reopen:
+            self._reopen(original, rule)
         _, without_key = ledger.unresolved(original.run_id, rule)
         if without_key:
             message = f"quarantined with a NULL key, cannot be read again, left: {plural(without_key, 'record')}"
@@ -113,14 +148,31 @@ class _Replay:
         else:
             self._warn_of_another_job(original)
         report = self._move(original, keys) if keys else None
-        left, without_key = ledger.unresolved(original.run_id, rule)
+        changed, breaks = 0, list[str]()
+        if rule is None:
+            left, without_key = ledger.unresolved(original.run_id, None)
+        else:
+            left, changed, breaks = ledger.chosen(original.run_id, rule, keys)
+            left += without_key
         return Replayed(
             run_id=original.run_id,
             report=report,
             left=left,
             without_key=without_key,
             rows_read=original.rows_read,
+            changed=changed,
+            breaks=breaks,
+            closed=ledger.closed(original.run_id, self._run_id) if report else {},
         )
+
+    def _reopen(self, original: Replayable, rule: str | None) -> None:
+        """Make records unresolved again that no replay has loaded.
+
+        Whether a doubtful one was loaded, the target must tell. What a killed replay may still commit concerns records
+        that are unresolved here, and is waited for where they are locked.
+        """
+        safe = self._looks_at_what_is_there() or self._target_is_unique()
+        self._ledger.reopen(original.run_id, rule, [state for state in CLOSED if safe or state != "doubtful"])
 
     # --- what is refused -------------------------------------------------------------------------
 

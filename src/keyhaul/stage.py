@@ -110,6 +110,7 @@ class Stager:
             counts=Counts(read=source.height, filtered=filtered, duplicate=losers.len(), quarantined=whole.height),
             describe=partial(self.with_records, source=source),
             warned=warned,
+            duplicates=losers,
         )
 
     # --- rules -----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -15,10 +16,17 @@ from keyhaul.sql import statement
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from keyhaul.model import Staged
     from keyhaul.targets.session import Session
 
-GONE: Final = "the record is not in the source any more"
-FILTERED: Final = "the job filters this record now"
+LOADED: Final = "loaded"
+CLOSED: Final = {
+    "gone": "the record is not in the source any more",
+    "filtered": "the job filters this record now",
+    "duplicate": "the record is a copy of another one now",
+    "doubtful": "of the rows with this key some are loaded, and the job leaves out others",
+}
+"""The ways in which a record is resolved without being loaded, as ``resolved_as`` has them, and what is said of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,40 +77,62 @@ def open_keys(session: Session, run_id: str, ledger_schema: str, keys: Iterable[
     return tuple(key for key in wanted if key in unresolved)
 
 
-def lock_records(session: Session, batch: Batch) -> None:
-    """Lock the batch's records until the COMMIT.
+def lock_records(session: Session, batch: Batch) -> frozenset[str]:
+    """Lock the batch's records until the COMMIT; returns the keys that several of them have.
 
     Raises:
         TransientError: some were resolved since the batch was read; another try reads without them.
     """
     query = statement("lock_records", batch.ledger_schema, run_id=batch.run_id, keys=sorted(batch.asked))
-    unresolved = {row[0] for row in session.execute(query)}
-    if unresolved != batch.asked:
-        msg = f"lock records: {len(batch.asked - unresolved):,} of {len(batch.asked):,} were resolved meanwhile"
+    records = Counter(row[0] for row in session.execute(query))
+    if records.keys() != batch.asked:
+        msg = f"lock records: {len(batch.asked - records.keys()):,} of {len(batch.asked):,} were resolved meanwhile"
         raise TransientError(msg)
+    return frozenset(key for key, number in records.items() if number > 1)
 
 
-def settle(session: Session, batch: Batch, accepted: pl.DataFrame, rejected: pl.DataFrame) -> None:
+def settle(session: Session, batch: Batch, staged: Staged, rejected: pl.DataFrame, crowded: frozenset[str]) -> None:
     """Write what became of the batch's records, in the transaction that loaded them.
 
     Args:
         session: its temporary table ``_keyhaul_quarantine`` holds `rejected`, if there are any.
         batch: locked.
-        accepted: the rows that transform, rules and dedup left, with ``_record``.
-        rejected: those that were rejected there or by the target, with ``key``.
-
-    Of several rows with one key, one that fails keeps the record unresolved.
+        staged: the rows that transform, rules and dedup left, and those that the dedup left out.
+        rejected: the rows that were rejected there or by the target, with ``key``.
+        crowded: keys that several records have: as many of these stay unresolved as rows with the key fail.
     """
     ids = {"run_id": batch.run_id, "replay_id": batch.replay_id}
-    failed = frozenset(rejected["key"])
-    if failed:
+    if rejected.height:
         # Fresh tables have no statistics: the planner would take the join for one of a few rows.
         session.execute(sql.SQL("set local enable_nestloop = off"))
         session.execute(statement("records_failed_again", batch.ledger_schema, **ids))
         session.execute(sql.SQL("set local enable_nestloop to default"))
-    kept = frozenset(batch.found.filter(pl.col(RECORD).is_in(accepted[RECORD].implode()))["key"])
-    present = frozenset(batch.found["key"])
-    for keys, why in ((kept - failed, ""), (present - kept - failed, FILTERED), (batch.missing, GONE)):
+    for state, keys in _resolved(batch, staged, rejected, crowded).items():
         if keys:
-            query = statement("resolve_records", batch.ledger_schema, keys=sorted(keys), why=why, **ids)
+            why = CLOSED.get(state, "")
+            query = statement("resolve_records", batch.ledger_schema, keys=sorted(keys), why=why, state=state, **ids)
             session.execute(query)
+
+
+def _resolved(
+    batch: Batch, staged: Staged, rejected: pl.DataFrame, crowded: frozenset[str]
+) -> dict[str, frozenset[str]]:
+    """Return the keys of the records that did not fail, by what these are resolved as."""
+
+    def among(records: pl.Series) -> frozenset[str]:
+        return frozenset(batch.found.filter(pl.col(RECORD).is_in(records.implode()))["key"])
+
+    accepted, refused = staged.accepted[RECORD], rejected[RECORD]
+    copied = staged.duplicates if staged.duplicates is not None else refused.clear()
+    passed = accepted.filter(~accepted.is_in(refused.implode()))
+    everyone = batch.found[RECORD]
+    left_out = everyone.filter(~everyone.is_in(pl.concat([accepted, refused, copied]).implode()))
+    loaded, copies, filtered, failed = (among(records) for records in (passed, copied, left_out, refused))
+    return {
+        LOADED: loaded - copies - filtered,
+        "doubtful": loaded & (copies | filtered),
+        "duplicate": copies - loaded,
+        "filtered": filtered - copies - loaded,
+        # Where fewer rows have a key than records, and all of them fail.
+        "gone": batch.missing | ((failed & crowded) - loaded - copies - filtered),
+    }

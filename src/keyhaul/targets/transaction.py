@@ -130,8 +130,9 @@ def load(
     pass_point("claim.after")
     batch = entry.batch
     renewal = _renewal(session, target, entry)
+    crowded: frozenset[str] = frozenset()
     if batch is not None:
-        lock_records(session, batch)
+        crowded = lock_records(session, batch)
         pass_point("records.locked")
     if sheets:
         placed = write_records(session, sheets)
@@ -140,7 +141,7 @@ def load(
     rejected = pl.concat([staged.rejected, staged.describe(placed.invalid)])
     _send_rejected(session, rejected)
     if batch is not None:
-        settle(session, batch, staged.accepted, rejected)
+        settle(session, batch, staged, rejected, crowded)
         pass_point("records.settled")
         quarantined = rejected.height
     else:

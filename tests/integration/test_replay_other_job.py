@@ -1,0 +1,178 @@
+"""A replay by a job that is not quite the run's: what is refused and told, what stays open, what is opened again."""
+
+import pytest
+from moving import job, rows, run_sql
+
+from keyhaul.control import Control
+from keyhaul.engine import run
+from keyhaul.errors import RefusedError
+from keyhaul.events import Notice
+from keyhaul.replay import replay
+
+
+def move(databases, **flags):
+    return run(job(databases, **flags), lambda _event: None, Control())
+
+
+def again(databases, *, observe=lambda _event: None, broke=None, reopen=False, **flags):
+    return replay(job(databases, **flags), "last", observe, Control(), rule=broke, reopen=reopen)
+
+
+def told(databases, **flags):
+    """Return the end of a replay, and what it warned of."""
+    seen = []
+    done = again(databases, observe=seen.append, **flags)
+    return done, [event.message for event in seen if isinstance(event, Notice) and event.level == "warning"]
+
+
+def still_open(databases):
+    query = "select key, rules[1] from keyhaul.quarantine where resolved_at is null order by chunk, record"
+    return rows(databases[1], query)
+
+
+def counted(report):
+    c = report.counts
+    assert c.balanced
+    return c.read, c.loaded, c.unchanged, c.duplicate, c.filtered, c.quarantined
+
+
+def fill(databases):
+    """Two hundred people with 50 e-mails; the last nine have a bad quantity."""
+    run_sql(
+        databases[0],
+        "create table public.t (id int primary key, email text, qty int)",
+        "insert into public.t select g, 'e' || g % 50, case when g > 191 then -1 else 1 end from generate_series(1, 200) g",
+    )
+
+
+# --- flags that were forgotten -------------------------------------------------------------------------
+
+
+def test_a_replay_without_the_dedup_of_its_run_is_refused(databases, tmp_path):
+    fill(databases)
+    dedup = {"dedup": "email", "order_by": "id", "work_dir": str(tmp_path)}
+    move(databases, **dedup, rule=["pos: qty > 0"])
+    assert rows(databases[1], "select count(*), count(distinct email) from public.t") == [(50, 50)]
+    with pytest.raises(RefusedError, match=r"had dedup on email, this job has none.*--mode skip --conflict email"):
+        again(databases)
+    with pytest.raises(RefusedError, match="had dedup on email, this job has another"):
+        again(databases, dedup="id")
+    run_sql(databases[1], "create unique index on public.t (email)")
+    assert counted(again(databases, mode="skip", conflict="email").report) == (9, 0, 9, 0, 0, 0)
+    assert rows(databases[1], "select count(*), count(distinct email) from public.t") == [(50, 50)]
+
+
+def test_a_dedup_that_a_unique_key_makes_idle_may_be_left_out(databases):
+    fill(databases)
+    move(databases, dedup="id,email", rule=["pos: qty > 0"])
+    assert counted(again(databases).report) == (9, 9, 0, 0, 0, 0)
+
+
+def test_what_differs_from_the_job_of_the_run_is_said_in_one_warning(databases):
+    fill(databases)
+    first = move(databases, set=["email = upper(email)"], rule=["pos: qty > 0"])
+    done, warned = told(databases, chunk="3", rule=["pos: qty > -5"])
+    assert done.left == 0
+    (message,) = warned
+    assert message == (
+        f"this job differs from that of run {first.run_id}, and the records go through this one: "
+        'rules.pos.check: "qty > 0" → "qty > -5"; transform[0].set.email: "upper(email)" → nothing'
+    )
+
+
+def test_other_chunks_and_a_mended_query_are_no_difference(databases):
+    fill(databases)
+    shape = {"table": None, "into": "public.t", "rule": ["pos: qty > 0"]}
+    move(databases, **shape, query="select * from public.t")
+    run_sql(databases[1], "alter table public.t add primary key (id)")
+    done, warned = told(databases, **shape, query="select id, email, abs(qty) as qty from public.t", chunk="4")
+    assert (done.left, warned) == (0, [])
+
+
+# --- what is left of the records that were chosen ------------------------------------------------------
+
+
+def test_records_chosen_by_a_rule_are_left_when_they_break_another_now(databases):
+    fill(databases)
+    first = move(databases, rule=["pos: qty > 0", "few: id < 200"])
+    done = again(databases, broke="pos", rule=["other: qty > -1"])
+    assert (done.run_id, done.left, done.changed, done.breaks) == (first.run_id, 9, 9, ["other"])
+    assert done.told("pos") == [
+        f"9 quarantined records of run {first.run_id} that broke pos are left, 9 of them now break: other"
+    ]
+    assert counted(done.report) == (9, 0, 0, 0, 0, 9)
+    assert again(databases, broke="other", rule=["other: qty > -5"]).left == 0
+    assert still_open(databases) == []
+
+
+# --- records that were closed without being loaded -----------------------------------------------------
+
+
+def test_records_that_a_replay_filtered_by_mistake_can_be_opened_again(databases):
+    fill(databases)
+    move(databases, rule=["pos: qty > 0"])
+    run_sql(databases[0], "delete from public.t where id = 192")
+    done = again(databases, where=["qty > 5"])
+    assert (done.left, counted(done.report)) == (0, (9, 0, 0, 0, 9, 0))
+    assert done.closed == {"filtered": 8, "gone": 1}
+    assert done.told(None)[1] == (
+        "9 records closed without being loaded (8 filtered by the job now, 1 not in the source any more): "
+        f"`etl replay {done.run_id} … --reopen` tries them again"
+    )
+    assert again(databases).report is None
+    done = again(databases, reopen=True)
+    assert (done.left, counted(done.report), done.closed) == (0, (9, 8, 0, 0, 1, 0), {"gone": 1})
+    messages = rows(databases[1], "select distinct message from keyhaul.quarantine where key <> '192'")
+    assert messages == [("not (qty > 0)",)]
+    assert again(databases, reopen=True).left == 0
+    assert rows(databases[1], "select count(*), count(distinct id) from public.t") == [(199, 199)]
+
+
+def test_no_record_that_was_loaded_is_opened_again(databases):
+    fill(databases)
+    move(databases, rule=["pos: qty > 0"])
+    again(databases, where=["id <> 199"])
+    assert counted(again(databases, reopen=True, broke="pos").report) == (1, 1, 0, 0, 0, 0)
+    assert again(databases, reopen=True).report is None
+    assert rows(databases[1], "select count(*), count(distinct id) from public.t") == [(200, 200)]
+
+
+def test_copies_that_a_replay_left_out_are_told_as_copies(databases):
+    fill(databases)
+    run_sql(databases[0], "update public.t set email = 'x' where id > 195")
+    move(databases, rule=["pos: qty > 0"])
+    run_sql(databases[1], "create unique index on public.t (email) where email = 'x'")
+    run_sql(databases[1], "create table public.u (id int)", "delete from public.t where email <> 'x'")
+    run_sql(databases[1], "create unique index on public.t (email)")
+    done = again(databases, dedup="email", mode="skip", conflict="email", where=["id > 195"])
+    assert counted(done.report) == (9, 1, 0, 4, 4, 0)
+    assert done.closed == {"filtered": 4, "duplicate": 4}
+    messages = (
+        "select split_part(message, ' (before: ', 1), count(*) from keyhaul.quarantine where resolved_as <> 'loaded'"
+        " group by 1 order by 1"
+    )
+    assert rows(databases[1], messages) == [
+        ("the job filters this record now", 4),
+        ("the record is a copy of another one now", 4),
+    ]
+
+
+# --- keys that several rows have, and keys whose text has changed --------------------------------------
+
+
+def test_of_rows_with_one_key_as_many_records_stay_open_as_failed(databases):
+    run_sql(
+        databases[0],
+        "create table public.t (sub int, id int, v int)",
+        "insert into public.t values (1, 1, -1), (2, 1, -2), (3, 1, 5), (1, 2, -1), (9, null, -1)",
+    )
+    run_sql(databases[1], "create table public.t (sub int, id int, v int, unique (sub, id))")
+    move(databases, mode="append", rule=["pos: v > 0"])
+    run_sql(databases[0], "update public.t set v = 9 where (sub, id) = (1, 1)")
+    done = again(databases, mode="skip", conflict="sub,id", rule=["pos: v > 0"])
+    assert counted(done.report) == (4, 1, 1, 0, 0, 2)
+    assert done.report.quarantined_by_reason == {"pos": 2}
+    assert (done.left, done.without_key) == (3, 1)
+    data = "select data->>'sub', key, data->>'v' from keyhaul.quarantine where resolved_at is null order by 2, 1"
+    assert rows(databases[1], data) == [("2", "1", "-2"), ("1", "2", "-1"), ("9", None, "-1")]
+    assert rows(databases[1], "select * from public.t order by v") == [(3, 1, 5), (1, 1, 9)]
