@@ -445,28 +445,28 @@ select key from {schema}.quarantine
  where run_id = {run_id} and key = any({keys}::text[]) and resolved_at is null order by chunk, record for update;
 
 -- name: records_failed_again
--- From the session's temporary table: the new reasons and the row as it is now; the record stays unresolved. Where
--- several records have one key, a row goes to the one with its values, else to the next in order.
+-- From the session's temporary table: the new reasons and the row as it is now; the record stays unresolved. Of a key
+-- that several records have, a row goes to the one with its values, else to the next in order.
 with failed as (
-    select t.*, t.data::jsonb as body, row_number() over (partition by key, data::jsonb order by record) as nth
-      from pg_temp._keyhaul_quarantine t
+    select t.*, case when key = any({crowded}::text[]) then data::jsonb end as body from pg_temp._keyhaul_quarantine t
 ), unresolved as (
-    select chunk, record, key, data as body, row_number() over (partition by key, data order by chunk, record) as nth
-      from {schema}.quarantine
+    select chunk, record, key, case when key = any({crowded}::text[]) then data end as body from {schema}.quarantine
      where run_id = {run_id} and resolved_at is null and key in (select key from failed)
-), placed as (
-    select f.stage, f.rules, f.message, f.body, f.key,
-           row_number() over (partition by f.key order by u.key is null, f.body, f.nth) as place
-      from failed f left join unresolved u on (u.key, u.body, u.nth) = (f.key, f.body, f.nth)
-), places as (
-    select u.chunk, u.record, u.key,
-           row_number() over (partition by u.key order by f.key is null, f.body, f.nth, u.chunk, u.record) as place
-      from unresolved u left join failed f on (u.key, u.body, u.nth) = (f.key, f.body, f.nth)
+), f as (
+    select *, row_number() over (partition by key, body order by record) as nth from failed
+), u as (
+    select *, row_number() over (partition by key, body order by chunk, record) as nth from unresolved
+), rows_placed as (
+    select f.*, row_number() over (partition by f.key order by u.key is null, f.body, f.nth) as place
+      from f left join u on (u.key, u.body, u.nth) = (f.key, f.body, f.nth)
+), records_placed as (
+    select u.*, row_number() over (partition by u.key order by f.key is null, u.body, u.nth) as place
+      from u left join f on (u.key, u.body, u.nth) = (f.key, f.body, f.nth)
 )
 update {schema}.quarantine q
-   set stage = t.stage, rules = t.rules, message = t.message, data = t.body, attempts = q.attempts + 1,
+   set stage = t.stage, rules = t.rules, message = t.message, data = t.data::jsonb, attempts = q.attempts + 1,
        tried_by = {replay_id}
-  from places o join placed t on (o.key, o.place) = (t.key, t.place)
+  from records_placed o join rows_placed t on (o.key, o.place) = (t.key, t.place)
  where q.run_id = {run_id} and q.chunk = o.chunk and q.record = o.record;
 
 -- name: resolve_records

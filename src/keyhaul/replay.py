@@ -296,7 +296,7 @@ class _Replay:
         pass_point("plan.written")
         sitting.begin(ledger.totals(self._run_id), len(keys), workers, resumed=False)
         pool = Pool(
-            replace(sitting.task(), replay_of=original.run_id, hashing=hashing),
+            replace(sitting.task(), replay_of=original.run_id, unique_key=prepared.source.unique(), hashing=hashing),
             ledger,
             self._observe,
             self._control,

@@ -106,6 +106,8 @@ class Worker:
         size = table.nbytes
         del table
         batch = self._batch(chunk, source)
+        if batch is not None and batch.found.height < source.height:
+            source = source.filter(pl.col(RECORD).is_in(batch.found[RECORD].implode()))
         frame, failed = self._transform(source, text_columns)
         pass_point("transform.after")
         transformed_at = time.perf_counter()
@@ -228,7 +230,7 @@ class Worker:
         return replace(chunk, keys=keys)
 
     def _batch(self, chunk: Chunk, source: pl.DataFrame) -> Batch | None:
-        """Say which records of a replay's batch were read; None for a chunk of a run."""
+        """Say which records of a replay's batch were read, without rows of strange keys; None for a chunk of a run."""
         task = self._task
         if task.replay_of is None:
             return None
@@ -239,7 +241,9 @@ class Worker:
             asked=frozenset(chunk.keys),
             found=self._open_stager().keys(source),
         )
-        batch.check()
+        batch, strange = batch.without_strange(unique=task.unique_key)
+        if strange:
+            self._observe(events.Notice(message=strange, level="warning"))
         return batch
 
     def _read(self, chunk: Chunk) -> tuple[pa.Table, frozenset[str]]:

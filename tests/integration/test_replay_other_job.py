@@ -176,3 +176,20 @@ def test_of_rows_with_one_key_as_many_records_stay_open_as_failed(databases):
     data = "select data->>'sub', key, data->>'v' from keyhaul.quarantine where resolved_at is null order by 2, 1"
     assert rows(databases[1], data) == [("2", "1", "-2"), ("1", "2", "-1"), ("9", None, "-1")]
     assert rows(databases[1], "select * from public.t order by v") == [(3, 1, 5), (1, 1, 9)]
+
+
+@pytest.mark.parametrize("reader", ["connectorx", "adbc"])
+def test_a_key_whose_text_has_changed_is_left_out_and_the_others_load(databases, reader):
+    run_sql(
+        databases[0],
+        "create table public.t (id numeric primary key, v int)",
+        "insert into public.t select g, -1 from generate_series(1, 20) g",
+    )
+    move(databases, reader=reader, rule=["pos: v > 0"])
+    run_sql(databases[0], "update public.t set id = 7.0 where id = 7", "delete from public.t where id = 9")
+    done, warned = told(databases, reader=reader)
+    assert (done.report.outcome, done.left, counted(done.report)) == ("done", 2, (18, 18, 0, 0, 0, 0))
+    assert [key for key, _ in still_open(databases)] == ["7", "9"]
+    assert "1 row came with a key whose text is not the quarantine's (7.0)" in warned[-1]
+    assert "2 records got no row: left out, unresolved (keys 7, 9)" in warned[-1]
+    assert rows(databases[1], "select count(*), count(distinct id) from public.t") == [(18, 18)]

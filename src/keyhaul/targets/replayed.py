@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import polars as pl
@@ -12,13 +12,15 @@ from psycopg import sql
 from keyhaul.errors import ChunkError, TransientError
 from keyhaul.model import RECORD
 from keyhaul.sql import statement
+from keyhaul.text import one_line, plural
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from keyhaul.model import Staged
     from keyhaul.targets.session import Session
 
+KEYS_SHOWN: Final = 5
 LOADED: Final = "loaded"
 CLOSED: Final = {
     "gone": "the record is not in the source any more",
@@ -52,20 +54,41 @@ class Batch:
         """The keys that the source does not have any more."""
         return self.asked - frozenset(self.found["key"])
 
-    def check(self) -> None:
-        """Compare what was read with what was asked for.
+    def without_strange(self, *, unique: bool) -> tuple[Batch, str]:
+        """Leave out rows that came with another key than asked for, and records that nothing came for.
+
+        The source answers so when a key's text changed (7 → 7.0, or another reader): then no record may be taken for
+        missing, and which one a strange row belongs to, nobody knows.
+
+        Args:
+            unique: whether no two rows of the source have one key. Where they may, a strange row can belong to a key
+                for which another row came.
+
+        Returns:
+            The batch of the others, and what to warn of; nothing when no row is strange.
 
         Raises:
-            ChunkError: the source answers with other keys (the key's text changed with its type or its
-                reader); then no record may be taken for missing.
+            ChunkError: there is such a row, and keys may be there twice.
         """
-        strange = frozenset(self.found["key"]) - self.asked
-        if strange:
-            msg = (
-                f"read records again: {len(strange):,} of {self.found.height:,} rows came with a key whose text is not "
-                "the quarantine's. Give the --reader and key of the run, or move these rows with a run of their own"
-            )
-            raise ChunkError(msg)
+        strange = sorted(frozenset(self.found["key"]) - self.asked)
+        if not strange:
+            return self, ""
+        came = f"{plural(len(strange), 'row')} came with a key whose text is not the quarantine's ({_few(strange)})"
+        advice = "Give the --reader and key of the run, or move these rows with a run of their own"
+        if not unique:
+            raise ChunkError(f"read records again: {came}. {advice}")
+        left = sorted(self.missing)
+        found = self.found.filter(~pl.col("key").is_in(strange))
+        told = (
+            f"read records again: {came}, and {plural(len(left), 'record')} got no row: left out, unresolved "
+            f"(keys {_few(left)}). {advice}"
+        )
+        return replace(self, asked=self.asked - frozenset(left), found=found), told
+
+
+def _few(keys: Sequence[str]) -> str:
+    shown = [one_line(key) for key in keys[:KEYS_SHOWN]]
+    return ", ".join([*shown, "…"] if len(keys) > KEYS_SHOWN else shown)
 
 
 def open_keys(session: Session, run_id: str, ledger_schema: str, keys: Iterable[str]) -> tuple[str, ...]:
@@ -105,7 +128,7 @@ def settle(session: Session, batch: Batch, staged: Staged, rejected: pl.DataFram
     if rejected.height:
         # Fresh tables have no statistics: the planner would take the join for one of a few rows.
         session.execute(sql.SQL("set local enable_nestloop = off"))
-        session.execute(statement("records_failed_again", batch.ledger_schema, **ids))
+        session.execute(statement("records_failed_again", batch.ledger_schema, crowded=sorted(crowded), **ids))
         session.execute(sql.SQL("set local enable_nestloop to default"))
     for state, keys in _resolved(batch, staged, rejected, crowded).items():
         if keys:
