@@ -34,7 +34,7 @@ from keyhaul import (
 from keyhaul.console import write_line
 from keyhaul.errors import ConfigError, EtlError
 from keyhaul.outlet import fill_descriptors, hurry, outlet, take_loss
-from keyhaul.retyped import command_line, look_back_options, without_password
+from keyhaul.retyped import command_line, look_back_options, replay_command, without_password
 from keyhaul.shell import BROKEN, OK, QUARANTINED, STOPPED, WRONG, Home, RunName, app, importing
 
 if TYPE_CHECKING:
@@ -143,8 +143,7 @@ def _replay(run: str, rule: str | None = None, *, reopen: bool = False, **flags:
     from keyhaul.config import load_job
 
     given = {name: value for name, value in flags.items() if name not in _NOT_OF_THE_JOB and value not in (None, False)}
-    given |= {"home": str(flags["home"]) if flags["home"] else None, "rule": flags["check"]}
-    given.pop("check", None)
+    given["home"] = str(flags["home"]) if flags["home"] else None
     mode, quiet = flags["progress"], flags["quiet"]
     job = load_job(flags["job_file"], given, os.environ)
 
@@ -196,7 +195,7 @@ def _run(job: Job, values: dict[str, Any], *, full: bool) -> int:
         return run(job, observe, control, fresh=fresh, full=full)
 
     report = _watched(move, mode, log_file, quiet=quiet)
-    _print_report(report, job, mode, quiet=quiet)
+    _print_report(report, job, mode, quiet=quiet, again=replay_command(report.run_id))
     _say_what_is_unwritten(report.run_id, job)
     return exit_code(report, job)
 
@@ -244,7 +243,7 @@ def _displayed(work: Callable[[Observer, Control], T], mode: Progress, log: Obse
             raise _Interrupted(control.signal) from None  # a KeyboardInterrupt would be Typer's own
 
 
-def _print_report(report: Report, job: Job, mode: Progress, *, quiet: bool) -> None:
+def _print_report(report: Report, job: Job, mode: Progress, *, quiet: bool, again: str = "") -> None:
     from keyhaul.reporting import print_report
 
     if mode is not Progress.json:
@@ -252,6 +251,7 @@ def _print_report(report: Report, job: Job, mode: Progress, *, quiet: bool) -> N
             report,
             sys.stdout,
             resume_command=command_line(),
+            replay_command=again,
             look_back_options=look_back_options(job),
             quiet=quiet,
         )

@@ -314,7 +314,8 @@ def load_job(path: Path | None, flags: Mapping[str, object], environ: Mapping[st
     Args:
         path: the YAML file, if any.
         flags: only those given, by their name with ``_`` for ``-``, as text or as the value itself;
-            ``set``, ``where`` and ``rule`` may be lists. ``allow_python`` permits Python steps.
+            ``set``, ``where``, ``rule`` and ``check`` (a rule, as `etl replay` calls it) may be lists. ``allow_python``
+            permits Python steps.
         environ: the environment, for ``ETL_*`` (an empty one counts as unset) and ``${NAME}``.
 
     Raises:
@@ -328,7 +329,8 @@ def load_job(path: Path | None, flags: Mapping[str, object], environ: Mapping[st
     if not given.get("allow_python"):
         layers.refuse_python(draft)
     rules = steps.read_rules(draft)
-    rules += steps.rules_from_flags(draft, _texts(given, "rule"), rules)
+    for flag in ("rule", "check"):
+        rules += steps.rules_from_flags(draft, _texts(given, flag), rules, f"--{flag}")
     run_rules = runrules.read_run_rules(draft)
     tables = tablestep.read_targets(draft)
     tablestep.check_neighbours(draft, tables)

@@ -26,7 +26,7 @@ AUTO = "auto"
 
 _NAME_CHARACTERS = 63
 _NUMBERS = frozenset({("chunk",), ("workers",), ("rate_limit",), ("retries",), ("work_memory_mb",)})
-_LISTED = frozenset({"set", "where", "rule", "allow_python"})
+_LISTED = frozenset({"set", "where", "rule", "check", "allow_python"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -179,7 +179,10 @@ class _Replay:
     def _find(self, run: str) -> Replayable:
         original = self._ledger.replayable(run)
         if original is None and run == "last":
-            msg = f"replay job {self._job.job}: no run of this job is in the ledger. `etl runs` lists what is"
+            msg = (
+                f"replay job {self._job.job}: no run of this job is in the ledger. `etl runs` lists what is; "
+                "give --job NAME for a run whose name in the ledger is another (that of a query comes from its text)"
+            )
             raise RefusedError(msg)
         if original is None:
             find_run(self._ledger.connection, self._ledger.schema, run)  # raises, with the nearest names
@@ -216,8 +219,12 @@ class _Replay:
         if not (unique or self._looks_at_what_is_there() or self._target_is_unique()):
             msg = (
                 f"{run}: several rows of {source.relation.label} may have one key, and those that are loaded would be "
-                f"loaded again. Create a unique index on {', '.join(job.key)} in the source, a primary key on it in "
-                "the target, or give --mode skip"
+                f"loaded again. Create a unique index on {', '.join(job.key)} in the source, "
+                + (
+                    "or give each entry of targets mode: skip or upsert"
+                    if job.targets
+                    else "a primary key on it in the target, or give --mode skip"
+                )
             )
             raise RefusedError(msg)
         check_replay(job, self._prepared.transform, target.conflict, original.config, unique=unique)

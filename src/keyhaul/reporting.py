@@ -93,6 +93,7 @@ def print_report(
     stream: TextIO,
     *,
     resume_command: str = "",
+    replay_command: str = "",
     look_back_options: str = "",
     quiet: bool = False,
 ) -> None:
@@ -102,6 +103,7 @@ def print_report(
         report: what the ledger says.
         stream: usually stdout.
         resume_command: the command line that continues this run; printed if something is left to do.
+        replay_command: the one that sends quarantined records again; printed after a run that is done and has some.
         look_back_options: appended to ``etl show`` and ``etl quarantine``, for example a ``--target``.
             The caller leaves passwords out.
         quiet: print only if the run did not get to its end, and then only the reason and the next command.
@@ -126,7 +128,7 @@ def print_report(
             yield from reasons(f"Quarantined by reason ({plural(total, 'record')})", report.quarantined_by_reason)
             yield from reasons("Warnings of rules (these rows are loaded)", report.warned)
             yield from _run_checks(report)
-        yield from _next(report, resume_command, look_back_options, console)
+        yield from _next(report, resume_command, replay_command, look_back_options, console)
 
     write(stream, build)
 
@@ -240,7 +242,9 @@ def _run_checks(report: Report) -> Iterable[RenderableType]:
             yield Text(f"  ✗ {one_line(f'{check.name}: {check.message}')}", color)
 
 
-def _next(report: Report, resume_command: str, options: str, console: Console) -> Iterable[RenderableType]:
+def _next(
+    report: Report, resume_command: str, replay_command: str, options: str, console: Console
+) -> Iterable[RenderableType]:
     from rich.text import Text
 
     options = f" {options}" if options else ""
@@ -251,6 +255,8 @@ def _next(report: Report, resume_command: str, options: str, console: Console) -
         steps.append((resume_command, purpose if report.resumable else "starts a new run"))
     if report.counts.quarantined:
         steps.append((f"etl quarantine {report.run_id}{options}", "shows what was rejected, and why"))
+        if report.outcome == "done" and not report.broken and replay_command:
+            steps.append((replay_command, "sends it again when it is mended"))
     if len(steps) < 2:  # noqa: PLR2004 - one or two commands, never a list
         steps.append((f"etl show {report.run_id}{options}", "shows every chunk"))
     yield ""

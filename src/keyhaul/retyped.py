@@ -18,6 +18,20 @@ def command_line() -> str:
     return shlex.join([without_password(word) for word in words])
 
 
+def replay_command(run_id: str) -> str:
+    """Return the command that sends the quarantined records of a run again, by the flags of the one that was typed."""
+    words, dropped = ["etl", "replay", run_id], False
+    for word in sys.argv[2:]:
+        name, equals, value = word.partition("=")
+        if dropped or name in {"--fresh", "--full", "--checksum"}:
+            dropped = False
+        elif name == "--order":
+            dropped = not equals
+        else:
+            words.append(f"--check{equals}{value}" if name == "--rule" else word)
+    return shlex.join([without_password(word) for word in words])
+
+
 def without_password(word: str) -> str:
     """Return a word with the password of the URI that it is, or ends in, as ``…``."""
     if "://" not in word:

@@ -168,11 +168,14 @@ def steps_from_flags(draft: Draft, sets: Sequence[str], wheres: Sequence[str]) -
     return tuple(steps)
 
 
-def rules_from_flags(draft: Draft, texts: Sequence[str], taken: Sequence[Rule]) -> tuple[Rule, ...]:
-    """Return one rule for each ``--rule 'name: EXPR'``; ``'not_null: a, b'`` is the rule of that name."""
+def rules_from_flags(draft: Draft, texts: Sequence[str], taken: Sequence[Rule], option: str) -> tuple[Rule, ...]:
+    """Return one rule for each ``--rule 'name: EXPR'``; ``'not_null: a, b'`` is the rule of that name.
+
+    `option` is what the flag is called: ``--rule``, or ``--check`` of `etl replay`.
+    """
     rules: list[Rule] = []
     for number, text in enumerate(texts):
-        flag, place = f"--rule {shown(text)}", ("--rule", number)
+        flag, place = f"{option} {shown(text)}", (option, number)
         draft.overrides[place] = flag
         name, _, check = (part.strip() for part in text.partition(":"))
         columns = split_names(check) if name == "not_null" else ()

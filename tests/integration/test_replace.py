@@ -289,3 +289,21 @@ def test_a_ledger_that_was_made_before_there_was_this_mode_gets_its_column(datab
     run_sql(databases[1], "alter table keyhaul.runs drop column fresh_table")
     assert move(databases, "public.t", mode="replace").outcome == "done"
     assert rows(databases[1], "select count(*) from keyhaul.runs where fresh_table is not null") == [(1,)]
+
+
+@pytest.mark.parametrize("number", [1, 60], ids=["one", "as sets"])
+def test_a_record_that_breaks_a_unique_index_of_the_fresh_table_names_that_of_the_target(databases, number):
+    run_sql(
+        databases[0],
+        "create table public.t (id int primary key, email text)",
+        "insert into public.t select g, 'e' || g from generate_series(1, 200) g",
+        f"update public.t set email = 'e' || (id - 100) where id > 100 and id <= 100 + {number}",
+    )
+    run_sql(
+        databases[1],
+        "create table public.t (id int primary key, email text constraint email_key unique)",
+    )
+    report = move(databases, "public.t", mode="replace")
+    assert report.quarantined_by_reason == {"email_key": number}
+    said = rows(databases[1], "select distinct message from keyhaul.quarantine")
+    assert all("constraint email_key" in message and "_keyhaul_" not in message for (message,) in said)

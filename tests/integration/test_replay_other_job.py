@@ -193,3 +193,11 @@ def test_a_key_whose_text_has_changed_is_left_out_and_the_others_load(databases,
     assert "1 row came with a key whose text is not the quarantine's (7.0)" in warned[-1]
     assert "2 records got no row: left out, unresolved (keys 7, 9)" in warned[-1]
     assert rows(databases[1], "select count(*), count(distinct id) from public.t") == [(18, 18)]
+
+
+def test_a_query_without_the_name_of_its_run_is_told_to_give_it(databases):
+    fill(databases)
+    query = {"table": None, "into": "public.t", "job": None}
+    move(databases, **query, query="select * from public.t", rule=["pos: qty > 0"])
+    with pytest.raises(RefusedError, match=r"no run of this job is in the ledger.*give --job NAME"):
+        again(databases, **query, query="select id, email, abs(qty) as qty from public.t")

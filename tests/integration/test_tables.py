@@ -241,6 +241,19 @@ def test_a_quarantined_record_is_replayed_whole(databases, tmp_path):
     assert rows(target, "select count(*) from public.order_lines where order_id = 8") == [(0,)]
 
 
+def test_a_replay_of_keys_that_may_be_there_twice_asks_for_the_mode_of_each_table(databases, tmp_path):
+    tables.create(databases, orders=3)
+    run_sql(
+        databases[0],
+        "alter table public.raw_orders drop constraint raw_orders_pkey, alter id set not null",
+        "update public.raw_orders set lines = jsonb_set(lines, '{0,qty}', '\"x\"') where id = 2",
+    )
+    tables.go(tmp_path, databases)
+    advice = r"Create a unique index on id in the source, or give each entry of targets mode: skip or upsert$"
+    with pytest.raises(RefusedError, match=advice):
+        replay(load_job(tmp_path / "orders.yaml", {}, {}), "last", lambda _event: None, Control())
+
+
 def test_an_older_ledger_and_the_adbc_loader_do_for_several_tables(databases, tmp_path):
     tables.create(databases, orders=20)
     source, target = databases

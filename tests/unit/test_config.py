@@ -221,6 +221,12 @@ def test_not_null_is_a_rule_of_columns(tmp_path: Path) -> None:
     assert load_job(None, {"key": "id", "rule": ["not_null: a, b"]}, {}).rules[0].columns == ("a", "b")
 
 
+def test_a_rule_given_as_check_is_called_so_in_a_mistake() -> None:
+    flags = {"key": "a", "check": ["r: a > 0", "r: b > 0"]}
+    assert flag_mistakes(flags) == ['--check "r: b > 0": got a second rule r, expected a new name. Choose another name']
+    assert [rule.at for rule in load_job(None, {"key": "a", "check": "r: a > 0"}, {}).rules] == ['--check "r: a > 0"']
+
+
 def test_a_flags_mistake_names_the_flag_and_a_variables_the_variable() -> None:
     flags: dict[str, object] = {
         "key": "a,,b",

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import threading
 from contextlib import suppress
 from dataclasses import replace
@@ -31,6 +32,7 @@ from keyhaul.events import (
 from keyhaul.model import Counts, FailedChunk, Report, Timings
 from keyhaul.progress import JsonProgress, LiveProgress, PlainProgress, frame, make_progress, sentence, status_line
 from keyhaul.reporting import print_report
+from keyhaul.retyped import replay_command
 from keyhaul.tally import Tally
 from keyhaul.text import clock_time, duration, one_line
 
@@ -464,6 +466,25 @@ def test_the_report_says_what_became_of_every_row_and_what_to_do_next():
     assert "  load          3.0 s   75 %" in lines
     assert "  76  known [origin]" in lines
     assert f"Next: etl quarantine {RUN}  # shows what was rejected, and why" in lines
+
+
+def test_the_report_of_a_run_that_is_done_names_the_replay_of_what_it_quarantined():
+    command = f"etl replay {RUN} --key id"
+    lines = printed(report(), replay_command=command).splitlines()
+    assert f"      {command}  # sends it again when it is mended" in lines
+    assert not any("etl show" in line for line in lines)
+    assert command not in printed(report(counts=Counts(read=5, loaded=5)), replay_command=command)
+    assert command not in printed(report(outcome="stopped"), resume_command="etl run", replay_command=command)
+
+
+def test_a_replay_is_typed_with_the_flags_of_its_run(monkeypatch):
+    typed = (
+        "etl chunked --key id --order desc --fresh --rule 'a: x > 0' --rule=b:y --full --source postgresql://u:pw@h/d"
+    )
+    monkeypatch.setattr("sys.argv", shlex.split(typed))
+    assert replay_command("R1") == (
+        "etl replay R1 --key id --check 'a: x > 0' --check=b:y --source 'postgresql://u:…@h/d'"
+    )
 
 
 def test_a_balance_that_does_not_add_up_is_said():

@@ -138,7 +138,7 @@ def load(
         placed = write_records(session, sheets)
     else:
         placed = write_chunk(session, target.destination(columns), staged.accepted)
-    rejected = pl.concat([staged.rejected, staged.describe(placed.invalid)])
+    rejected = pl.concat([staged.rejected, staged.describe(_by_own_names(session, target, placed.invalid))])
     _send_rejected(session, rejected)
     if batch is not None:
         settle(session, batch, staged, rejected, crowded)
@@ -165,6 +165,25 @@ def load(
     session.commit()
     pass_point("commit.after")
     return result
+
+
+def _by_own_names(session: Session, target: TargetTable, invalid: pl.DataFrame) -> pl.DataFrame:
+    """Name the table and indexes that records broke as the target has them; `carry` calls the fresh ones otherwise."""
+    if not target.fresh or not invalid.height:
+        return invalid
+    query = sql.SQL(
+        "select format('%s_%s', {fresh}, left(md5(i.relname), 10)), i.relname::text"
+        " from pg_index x join pg_class i on i.oid = x.indexrelid where x.indrelid = {table}::regclass"
+    ).format(
+        fresh=sql.Literal(target.fresh), table=sql.Literal(sql.Identifier(target.schema, target.table).as_string(None))
+    )
+    own = dict(session.execute(query))
+    message = pl.col("message")
+    if own:
+        invalid = invalid.with_columns(
+            pl.col("rules").list.eval(pl.element().replace(own)), message.str.replace_many(own)
+        )
+    return invalid.with_columns(message.str.replace_all(target.fresh, target.table, literal=True))
 
 
 def _renewal(session: Session, target: TargetTable, entry: LedgerEntry) -> Renewal | None:
