@@ -55,6 +55,23 @@ def test_replay_says_what_is_left_and_with_which_exit_code(etl, ends):
     assert etl("chunked", *flags(ends, "--mode", "append", "--fresh"), "--where", "id < 0").returncode == 0
 
 
+def test_what_is_left_or_closed_by_a_replay_of_another_job_is_said_and_can_be_tried_again(etl, ends):
+    run = etl("chunked", *flags(ends, "--rule", "few: id <= 1990", "--where", "ref < 90"))
+    run_id = value(ends[1], "select run_id from keyhaul.runs")
+    assert f"      etl replay {run_id} --source " in run.stdout
+    still = etl("replay", "last", *flags(ends, "--rule", "few", "--check", "other: id <= 1995"))
+    left = f"1 quarantined records of run {run_id} that broke few are left, 1 of them now break: other\n"
+    assert (still.returncode, still.stdout.endswith(left)) == (1, True)
+    closed = etl("replay", "last", *flags(ends, "--where", "id < 0"))
+    assert closed.returncode == 0
+    assert (
+        f"1 record closed without being loaded (1 filtered by the job now): `etl replay {run_id} … --reopen`"
+        in closed.stdout
+    )
+    assert etl("replay", "last", *flags(ends)).stdout == f"0 quarantined records of run {run_id} are left\n"
+    assert "loaded       1\n" in etl("replay", "last", *flags(ends, "--reopen")).stdout
+
+
 def test_an_unknown_run_and_another_job_are_refused(etl, ends):
     etl("chunked", *flags(ends))
     run_id = value(ends[1], "select run_id from keyhaul.runs")

@@ -131,10 +131,46 @@ def test_records_that_a_replay_filtered_by_mistake_can_be_opened_again(databases
 def test_no_record_that_was_loaded_is_opened_again(databases):
     fill(databases)
     move(databases, rule=["pos: qty > 0"])
+    run_sql(databases[1], "alter table keyhaul.quarantine drop column resolved_as")  # an older ledger
     again(databases, where=["id <> 199"])
     assert counted(again(databases, reopen=True, broke="pos").report) == (1, 1, 0, 0, 0, 0)
     assert again(databases, reopen=True).report is None
     assert rows(databases[1], "select count(*), count(distinct id) from public.t") == [(200, 200)]
+
+
+def test_a_reopened_replay_that_was_cut_short_loads_no_record_twice(databases):
+    fill(databases)
+    move(databases, rule=["pos: qty > 0"])
+    again(databases, where=["false"])
+    run_sql(
+        databases[1],
+        "alter table public.t drop constraint t_pkey",
+        "create function public.kill() returns trigger language plpgsql as $$ begin"
+        " if new.id = 195 then perform pg_terminate_backend(pg_backend_pid()); perform pg_sleep(5); end if;"
+        " return new; end $$",
+        "create constraint trigger kill after insert on public.t deferrable initially deferred"
+        " for each row execute function public.kill()",
+    )
+    cut = again(databases, reopen=True, chunk="1", workers="1")
+    assert (cut.report.outcome, cut.left) == ("stopped", 1)
+    run_sql(databases[1], "drop trigger kill on public.t")
+    assert counted(again(databases, reopen=True).report) == (1, 1, 0, 0, 0, 0)
+    assert rows(databases[1], "select count(*), count(distinct id) from public.t") == [(200, 200)]
+
+
+def test_records_of_a_key_with_several_rows_of_which_some_were_left_out_are_opened_again_in_mode_skip(databases):
+    run_sql(
+        databases[0],
+        "create table public.t (sub int, id int not null, v int)",
+        "insert into public.t values (1, 1, -1), (2, 1, -2), (3, 1, 5)",
+    )
+    run_sql(databases[1], "create table public.t (sub int, id int, v int, unique (sub, id))")
+    move(databases, mode="append", rule=["pos: v > 0"])
+    skip = {"mode": "skip", "conflict": "sub,id"}
+    done = again(databases, **skip, where=["sub <> 2"])
+    assert (counted(done.report), done.closed) == ((3, 1, 1, 0, 1, 0), {"doubtful": 2})
+    assert counted(again(databases, reopen=True, **skip).report) == (3, 1, 2, 0, 0, 0)
+    assert rows(databases[1], "select sub, v from public.t order by sub") == [(1, -1), (2, -2), (3, 5)]
 
 
 def test_copies_that_a_replay_left_out_are_told_as_copies(databases):
