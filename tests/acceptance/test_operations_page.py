@@ -36,7 +36,7 @@ def test_every_command_of_the_page_has_the_flags_that_it_is_given():
 def test_every_message_that_the_page_quotes_is_one_of_the_programs():
     rows = [line.split("|")[1] for line in PAGE.partition("## When something is wrong")[2].splitlines() if "|" in line]
     quoted = [text for row in rows for text in re.findall(r'"([^"]+)"', row)]
-    assert len(quoted) == 8
+    assert len(quoted) == 10
     joined = re.sub(r'"\s*\n\s*f?"', "", CODE)  # literals that go on in the next line
     for text in quoted:
         words = [part for part in re.split(r"\d+|…|source|target", text) if part.strip()]
