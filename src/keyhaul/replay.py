@@ -278,6 +278,7 @@ class _Replay:
             for number, part in enumerate(parts, start=1)
         )
         workers = sitting.count_workers(len(chunks))
+        unique = prepared.source.unique() or self._target_is_unique()
         described, hashing = self._keep_checksums(original)
         new = NewRun(
             run_id=self._run_id,
@@ -303,7 +304,7 @@ class _Replay:
         pass_point("plan.written")
         sitting.begin(ledger.totals(self._run_id), len(keys), workers, resumed=False)
         pool = Pool(
-            replace(sitting.task(), replay_of=original.run_id, unique_key=prepared.source.unique(), hashing=hashing),
+            replace(sitting.task(), replay_of=original.run_id, unique_key=unique, hashing=hashing),
             ledger,
             self._observe,
             self._control,

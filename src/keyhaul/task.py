@@ -38,7 +38,7 @@ class Task:
         key: the key's columns.
         tables: of a job with several; `columns` is empty then.
         replay_of: the run whose quarantined records the chunks are; None for a run of its own.
-        unique_key: of a replay, whether no two rows of the source have one key.
+        unique_key: of a replay, whether no two rows of the source, or of the target, have one key.
         hashing: how the rows of a chunk, or of the chunks of `replay_of`, are hashed; None without checksums.
     """
 

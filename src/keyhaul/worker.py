@@ -96,7 +96,7 @@ class Worker:
         """Read, transform and stage a chunk."""
         started = time.perf_counter()
         self._step(chunk, "read")
-        chunk = self._without_resolved(chunk)
+        chunk, crowded = self._without_resolved(chunk)
         pass_point("read.before")
         table, text_columns = self._read(chunk)
         pass_point("read.after")
@@ -105,7 +105,7 @@ class Worker:
         source, text_columns = self._decode(table, text_columns)
         size = table.nbytes
         del table
-        batch = self._batch(chunk, source)
+        batch = self._batch(chunk, crowded, source)
         if batch is not None and batch.found.height < source.height:
             source = source.filter(pl.col(RECORD).is_in(batch.found[RECORD].implode()))
         frame, failed = self._transform(source, text_columns)
@@ -217,19 +217,19 @@ class Worker:
     def _step(self, chunk: Chunk, step: events.Step, rows: int = 0) -> None:
         self._observe(events.StepStarted(chunk=chunk.number, worker=self.number, step=step, rows=rows))
 
-    def _without_resolved(self, chunk: Chunk) -> Chunk:
-        """Return a replay's batch without the records that were resolved since it was planned."""
+    def _without_resolved(self, chunk: Chunk) -> tuple[Chunk, frozenset[str]]:
+        """Return a replay's batch without what was resolved since it was planned, and the keys of several records."""
         task = self._task
         if task.replay_of is None:
-            return chunk
+            return chunk, frozenset()
         try:
             keys = open_keys(self._open_session(), task.replay_of, task.job.ledger_schema, chunk.keys)
         except BaseException:
             self._drop_session()
             raise
-        return replace(chunk, keys=keys)
+        return replace(chunk, keys=tuple(keys)), frozenset(key for key, number in keys.items() if number > 1)
 
-    def _batch(self, chunk: Chunk, source: pl.DataFrame) -> Batch | None:
+    def _batch(self, chunk: Chunk, crowded: frozenset[str], source: pl.DataFrame) -> Batch | None:
         """Say which records of a replay's batch were read, without rows of strange keys; None for a chunk of a run."""
         task = self._task
         if task.replay_of is None:
@@ -239,6 +239,7 @@ class Worker:
             replay_id=task.run_id,
             ledger_schema=task.job.ledger_schema,
             asked=frozenset(chunk.keys),
+            crowded=crowded,
             found=self._open_stager().keys(source),
         )
         batch, strange = batch.without_strange(unique=task.unique_key)

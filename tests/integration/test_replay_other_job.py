@@ -214,6 +214,22 @@ def test_of_rows_with_one_key_as_many_records_stay_open_as_failed(databases):
     assert rows(databases[1], "select * from public.t order by v") == [(3, 1, 5), (1, 1, 9)]
 
 
+def test_of_a_query_too_and_keys_of_several_records_stay_with_it(databases):
+    run_sql(
+        databases[0],
+        "create table public.s (id numeric, v int)",
+        "insert into public.s select g, -1 from generate_series(1, 20) g union all values (3, -1)",
+    )
+    run_sql(databases[1], "create table public.t (id numeric primary key, v int)")
+    query = {"table": None, "into": "public.t", "query": "select * from public.s"}
+    move(databases, **query, mode="append", rule=["pos: v > 0"])
+    run_sql(databases[0], "update public.s set id = 7.0 where id = 7")
+    done, warned = told(databases, **query, mode="append")
+    assert (done.report.outcome, done.left, done.report.counts.loaded) == ("done", 3, 18)
+    assert still_open(databases) == [("3", "pos"), ("7", "pos"), ("3", "pos")]
+    assert "(3, 7)" in warned[-1]
+
+
 @pytest.mark.parametrize("reader", ["connectorx", "adbc"])
 def test_a_key_whose_text_has_changed_is_left_out_and_the_others_load(databases, reader):
     run_sql(
@@ -227,7 +243,7 @@ def test_a_key_whose_text_has_changed_is_left_out_and_the_others_load(databases,
     assert (done.report.outcome, done.left, counted(done.report)) == ("done", 2, (18, 18, 0, 0, 0, 0))
     assert [key for key, _ in still_open(databases)] == ["7", "9"]
     assert "1 row came with a key whose text is not the quarantine's (7.0)" in warned[-1]
-    assert "2 records got no row: left out, unresolved (keys 7, 9)" in warned[-1]
+    assert "2 keys got none or have several records: left out, unresolved (7, 9)" in warned[-1]
     assert rows(databases[1], "select count(*), count(distinct id) from public.t") == [(18, 18)]
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from keyhaul.targets.session import Session
 
 KEYS_SHOWN: Final = 5
+"""So many keys a warning names; `etl quarantine` shows the others."""
+
 LOADED: Final = "loaded"
 CLOSED: Final = {
     "gone": "the record is not in the source any more",
@@ -39,7 +41,7 @@ class Batch:
         run_id: the run that quarantined them.
         replay_id: the replay's own run.
         ledger_schema: where they are.
-        asked: their keys, each once, as the quarantine has them.
+        asked: their keys, each once, as the quarantine has them; `crowded` are those that several records have.
         found: the rows that the source has for these keys: ``_record`` and ``key``.
     """
 
@@ -47,6 +49,7 @@ class Batch:
     replay_id: str
     ledger_schema: str
     asked: frozenset[str]
+    crowded: frozenset[str]
     found: pl.DataFrame
 
     @property
@@ -61,8 +64,8 @@ class Batch:
         missing, and which one a strange row belongs to, nobody knows.
 
         Args:
-            unique: whether no two rows of the source have one key. Where they may, a strange row can belong to a key
-                for which another row came.
+            unique: whether no two rows of the source, or of the target, have one key. Where they may, a strange row
+                can belong to a record for whose key another row came.
 
         Returns:
             The batch of the others, and what to warn of; nothing when no row is strange.
@@ -73,17 +76,19 @@ class Batch:
         strange = sorted(frozenset(self.found["key"]) - self.asked)
         if not strange:
             return self, ""
-        came = f"{plural(len(strange), 'row')} came with a key whose text is not the quarantine's ({_few(strange)})"
+        rows = self.found.filter(pl.col("key").is_in(strange)).height
+        came = f"{plural(rows, 'row')} came with a key whose text is not the quarantine's ({_few(strange)})"
         advice = "Give the --reader and key of the run, or move these rows with a run of their own"
         if not unique:
             raise ChunkError(f"read records again: {came}. {advice}")
-        left = sorted(self.missing)
-        found = self.found.filter(~pl.col("key").is_in(strange))
+        left = sorted(self.missing | self.crowded)
+        asked = self.asked - frozenset(left)
+        found = self.found.filter(pl.col("key").is_in(sorted(asked)))
         told = (
-            f"read records again: {came}, and {plural(len(left), 'record')} got no row: left out, unresolved "
-            f"(keys {_few(left)}). {advice}"
+            f"read records again: {came}, and {plural(len(left), 'key')} got none or have several records: left out, "
+            f"unresolved ({_few(left)}). {advice}"
         )
-        return replace(self, asked=self.asked - frozenset(left), found=found), told
+        return replace(self, asked=asked, found=found), told
 
 
 def _few(keys: Sequence[str]) -> str:
@@ -91,30 +96,29 @@ def _few(keys: Sequence[str]) -> str:
     return ", ".join([*shown, "…"] if len(keys) > KEYS_SHOWN else shown)
 
 
-def open_keys(session: Session, run_id: str, ledger_schema: str, keys: Iterable[str]) -> tuple[str, ...]:
-    """Return those of `keys` that have an unresolved record, in their order; leaves no transaction open."""
+def open_keys(session: Session, run_id: str, ledger_schema: str, keys: Iterable[str]) -> dict[str, int]:
+    """Return those of `keys` that have unresolved records, in their order, and how many; leaves no transaction open."""
     wanted = list(keys)
     rows = session.execute(statement("open_records", ledger_schema, run_id=run_id, keys=wanted))
     session.commit()
-    unresolved = {row[0] for row in rows}
-    return tuple(key for key in wanted if key in unresolved)
+    unresolved = Counter(row[0] for row in rows)
+    return {key: unresolved[key] for key in wanted if key in unresolved}
 
 
-def lock_records(session: Session, batch: Batch) -> frozenset[str]:
-    """Lock the batch's records until the COMMIT; returns the keys that several of them have.
+def lock_records(session: Session, batch: Batch) -> None:
+    """Lock the batch's records until the COMMIT.
 
     Raises:
         TransientError: some were resolved since the batch was read; another try reads without them.
     """
     query = statement("lock_records", batch.ledger_schema, run_id=batch.run_id, keys=sorted(batch.asked))
-    records = Counter(row[0] for row in session.execute(query))
-    if records.keys() != batch.asked:
-        msg = f"lock records: {len(batch.asked - records.keys()):,} of {len(batch.asked):,} were resolved meanwhile"
+    unresolved = {row[0] for row in session.execute(query)}
+    if unresolved != batch.asked:
+        msg = f"lock records: {len(batch.asked - unresolved):,} of {len(batch.asked):,} were resolved meanwhile"
         raise TransientError(msg)
-    return frozenset(key for key, number in records.items() if number > 1)
 
 
-def settle(session: Session, batch: Batch, staged: Staged, rejected: pl.DataFrame, crowded: frozenset[str]) -> None:
+def settle(session: Session, batch: Batch, staged: Staged, rejected: pl.DataFrame) -> None:
     """Write what became of the batch's records, in the transaction that loaded them.
 
     Args:
@@ -122,24 +126,23 @@ def settle(session: Session, batch: Batch, staged: Staged, rejected: pl.DataFram
         batch: locked.
         staged: the rows that transform, rules and dedup left, and those that the dedup left out.
         rejected: the rows that were rejected there or by the target, with ``key``.
-        crowded: keys that several records have: as many of these stay unresolved as rows with the key fail.
+
+    Of a key that several records have, as many stay unresolved as rows with it fail.
     """
     ids = {"run_id": batch.run_id, "replay_id": batch.replay_id}
     if rejected.height:
         # Fresh tables have no statistics: the planner would take the join for one of a few rows.
         session.execute(sql.SQL("set local enable_nestloop = off"))
-        session.execute(statement("records_failed_again", batch.ledger_schema, crowded=sorted(crowded), **ids))
+        session.execute(statement("records_failed_again", batch.ledger_schema, crowded=sorted(batch.crowded), **ids))
         session.execute(sql.SQL("set local enable_nestloop to default"))
-    for state, keys in _resolved(batch, staged, rejected, crowded).items():
+    for state, keys in _resolved(batch, staged, rejected).items():
         if keys:
             why = CLOSED.get(state, "")
             query = statement("resolve_records", batch.ledger_schema, keys=sorted(keys), why=why, state=state, **ids)
             session.execute(query)
 
 
-def _resolved(
-    batch: Batch, staged: Staged, rejected: pl.DataFrame, crowded: frozenset[str]
-) -> dict[str, frozenset[str]]:
+def _resolved(batch: Batch, staged: Staged, rejected: pl.DataFrame) -> dict[str, frozenset[str]]:
     """Return the keys of the records that did not fail, by what these are resolved as."""
 
     def among(records: pl.Series) -> frozenset[str]:
@@ -157,5 +160,5 @@ def _resolved(
         "duplicate": copies - loaded,
         "filtered": filtered - copies - loaded,
         # Where fewer rows have a key than records, and all of them fail.
-        "gone": batch.missing | ((failed & crowded) - loaded - copies - filtered),
+        "gone": batch.missing | ((failed & batch.crowded) - loaded - copies - filtered),
     }

@@ -130,9 +130,8 @@ def load(
     pass_point("claim.after")
     batch = entry.batch
     renewal = _renewal(session, target, entry)
-    crowded: frozenset[str] = frozenset()
     if batch is not None:
-        crowded = lock_records(session, batch)
+        lock_records(session, batch)
         pass_point("records.locked")
     if sheets:
         placed = write_records(session, sheets)
@@ -141,7 +140,7 @@ def load(
     rejected = pl.concat([staged.rejected, staged.describe(_by_own_names(session, target, placed.invalid))])
     _send_rejected(session, rejected)
     if batch is not None:
-        settle(session, batch, staged, rejected, crowded)
+        settle(session, batch, staged, rejected)
         pass_point("records.settled")
         quarantined = rejected.height
     else:
