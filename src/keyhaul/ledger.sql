@@ -397,9 +397,13 @@ select distinct chunk from {schema}.quarantine
  where run_id = {run_id} and stage in ('load', 'type') and resolved_at is null;
 
 -- name: verify_replays
--- The replays of a run that are done, the newest first, with what they were asked to do; none in an older ledger.
+-- The replays that have tried a run's records and are done, the newest first, with what they were asked to do; none in
+-- an older ledger. One of another run of the job has resolved this run's records of the same keys.
 select r.run_id, r.config from {schema}.runs r
- where to_jsonb(r)->>'replay_of' = {run_id} and r.status = 'done'
+ where r.status = 'done'
+   and (to_jsonb(r)->>'replay_of' = {run_id}
+        or to_jsonb(r)->>'replay_of' is not null
+           and r.run_id in (select to_jsonb(q)->>'resolved_by' from {schema}.quarantine q where q.run_id = {run_id}))
  order by r.started_at desc, r.run_id desc;
 
 -- name: verify_job
@@ -430,6 +434,19 @@ update {schema}.quarantine
    set resolved_at = clock_timestamp(), resolved_by = {replay_id}, tried_by = {replay_id}, attempts = attempts + 1,
        message = case when {why} = '' then message else {why} || ' (before: ' || message || ')' end
  where run_id = {run_id} and key = any({keys}::text[]) and resolved_at is null;
+
+-- name: resolve_elsewhere
+-- Records of other runs that the same row of the source answers: those of the same job, key and target table, and of
+-- the source of the run or the replay (a query may be mended in between). Left out are runs whose fresh table waits to
+-- take the target's place: it lacks what came now.
+update {schema}.quarantine q
+   set resolved_at = clock_timestamp(), resolved_by = {replay_id}, message = {why} || ' (before: ' || q.message || ')'
+  from {schema}.runs mine join {schema}.runs replay on replay.run_id = {replay_id}
+  join {schema}.runs other
+    on other.run_id <> mine.run_id and other.job = mine.job and other.target_table = mine.target_table
+   and other.key = mine.key and (other.fresh_table is null or other.status = 'done')
+   and other.config->'source' in (mine.config->'source', replay.config->'source')
+ where mine.run_id = {run_id} and q.run_id = other.run_id and q.key = any({keys}::text[]) and q.resolved_at is null;
 
 -- name: totals
 -- The run's balance, summed from its committed chunks.
