@@ -159,10 +159,14 @@ def _replay(run: str, rule: str | None = None, **flags: Any) -> None:  # noqa: A
     if mode is not Progress.json and not quiet:
         what = f"of run {done.run_id}" + (f" that broke {rule}" if rule else "")
         typer.echo(f"{done.left:,} quarantined records {what} are left" + _keyless(done.without_key))
+        if done.older:
+            typer.echo(done.told_older)
+    elif done.older:
+        _say(done.told_older)
     _say_what_is_unwritten(done.report.run_id if done.report else done.run_id, job)
     if done.report is not None and done.report.outcome != "done":
         raise typer.Exit(exit_code(done.report, job))
-    raise typer.Exit(OK if job.allow_quarantined.permits(done.left, done.rows_read) else QUARANTINED)
+    raise typer.Exit(OK if done.permitted(job.allow_quarantined) else QUARANTINED)
 
 
 def _keyless(number: int) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import keyhaul
 from keyhaul.errors import StopRunError
 from keyhaul.joblock import JobConnection, exists, runs_of
-from keyhaul.ledgerrows import Replayable, Told, Totals, Unfinished, Watermark, chunk_of, lost
+from keyhaul.ledgerrows import Older, Replayable, Told, Totals, Unfinished, Watermark, chunk_of, lost
 from keyhaul.model import Counts, FailedChunk, TableCounts
 from keyhaul.sql import statement
 
@@ -208,6 +208,11 @@ class Ledger(JobConnection):
         """Return the number of a run's unresolved records (that broke `rule`), and of those without a key."""
         row = self._execute_again("replay_left", run_id=run_id, rule=rule).fetchone()
         return (int(row[0]), int(row[1])) if row else (0, 0)
+
+    def older_unresolved(self, run_id: str, rule: str | None) -> tuple[Older, ...]:
+        """Return the older runs of a run's job and table with unresolved records that no later run has read anew."""
+        rows = self._execute_again("older_unresolved", run_id=run_id, rule=rule).fetchall()
+        return tuple(Older(run_id=name, unresolved=records, rows_read=read) for name, records, read in rows)
 
     def range_rows_read(self, run_id: str) -> int:
         """Return the rows that the chunks with a key range read."""

@@ -381,6 +381,30 @@ select count(*), count(*) filter (where key is null) from {schema}.quarantine
  where run_id = {run_id} and resolved_at is null
    and ({rule}::text is null or {rule} = any(case when cardinality(rules) = 0 then array[stage] else rules end));
 
+-- name: older_unresolved
+-- Older runs of the run's job and table that have unresolved records (that broke the rule), the oldest first, with their
+-- number and the rows read. Not those that were given up or whose fresh table has taken nobody's place, nor those before
+-- a run that is done and has read all rows anew, or replaced the table.
+select o.run_id, o.records, o.rows_read
+  from {schema}.runs r
+ cross join lateral (
+    select b.*, (select coalesce(sum(c.rows_read), 0)::bigint from {schema}.chunks c where c.run_id = b.run_id) as rows_read,
+           (select count(*) from {schema}.quarantine q
+             where q.run_id = b.run_id and q.resolved_at is null
+               and ({rule}::text is null
+                    or {rule} = any(case when cardinality(q.rules) = 0 then array[q.stage] else q.rules end))) as records
+      from {schema}.runs b
+     where b.job = r.job and b.target_table = r.target_table and b.kind = 'run' and b.status <> 'abandoned'
+       and (b.fresh_table is null or b.status = 'done') and (b.started_at, b.run_id) < (r.started_at, r.run_id)
+       and not exists (
+           select from {schema}.runs n
+            where n.target_table = b.target_table and n.kind = 'run' and n.status = 'done'
+              and (n.started_at, n.run_id) > (b.started_at, b.run_id)
+              and (n.fresh_table is not null or n.job = b.job and n.since is null))
+ ) o
+ where r.run_id = {run_id} and o.records > 0
+ order by o.started_at, o.run_id;
+
 -- name: verify_chunks
 -- All chunks of a run with their bounds, and whether they are loaded.
 select chunk, kind, lower_bound, upper_bound, estimated_rows, status = 'done' from {schema}.chunks
@@ -611,7 +635,7 @@ select
     to_jsonb(p)->>'workers_reason' as workers_reason, to_jsonb(p)->>'since' as since, to_jsonb(p)->>'watermark' as watermark,
     coalesce(nullif(to_jsonb(p)->'run_checks', 'null'), '[]') as run_checks,
     coalesce(to_jsonb(p)->'limits', '{{}}') as limits, coalesce(to_jsonb(p)->'gathered', '{{}}') as gathered,
-    (select count(*) from {schema}.quarantine q where q.run_id = p.run_id and q.resolved_at is not null) as rows_resolved,
+    q.rows_resolved, q.rows_unresolved,
     case
         when p.sittings = 1 and p.ended_at is not null then extract(epoch from p.ended_at - p.started_at)
         else (
@@ -639,6 +663,12 @@ cross join lateral (
     from {schema}.chunks c
     where c.run_id = p.run_id
 ) c
+cross join lateral (
+    select count(*) filter (where q.resolved_at is not null) as rows_resolved,
+           count(*) filter (where q.resolved_at is null) as rows_unresolved
+    from {schema}.quarantine q
+    where q.run_id = p.run_id
+) q
 order by p.started_at desc, p.run_id desc;
 
 -- name: run_chunks

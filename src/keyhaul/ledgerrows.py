@@ -100,6 +100,15 @@ class Replayable:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Older:
+    """An older run of a job that still has unresolved records."""
+
+    run_id: str
+    unresolved: int
+    rows_read: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Totals:
     """A run's chunks and balance, summed by SQL from its committed chunks."""
 

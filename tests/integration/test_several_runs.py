@@ -2,15 +2,14 @@
 
 import re
 
-import pytest
+import psycopg
 from moving import job, rows, run_sql
 
+from keyhaul.allowance import read_allowance
 from keyhaul.control import Control
 from keyhaul.engine import run
-from keyhaul.errors import RefusedError
+from keyhaul.lookback import list_runs
 from keyhaul.replay import replay
-
-FIRST = "select key from keyhaul.quarantine where resolved_at is null order by run_id, chunk, record"
 
 
 def move(databases, *, fresh=False, **flags):
@@ -28,6 +27,11 @@ def fill(databases, number=10, target="create table public.t (id int, v int)"):
         f"insert into public.t select g, g from generate_series(1, {number}) g",
     )
     run_sql(databases[1], target)
+
+
+def listed(databases):
+    with psycopg.connect(databases[1]) as conn:
+        return list_runs(conn, "keyhaul")
 
 
 def loaded(databases):
@@ -59,3 +63,44 @@ def test_a_record_of_another_source_or_of_an_unfinished_fresh_table_stays_in_the
     assert sorted(rows(databases[1], "select run_id from keyhaul.quarantine where resolved_at is null")) == sorted(
         [(other,), (waiting,)]
     )
+
+
+def incremental(databases):
+    """Four runs by `v`: keys 3 and 10 are refused by the first, 10 (at the watermark) by two more."""
+    fill(databases, target="create table public.t (id int primary key, v int)")
+    flags = {"incremental": "v", "mode": "upsert"}
+    names = [move(databases, rule=["no: id not in (3, 10)"], **flags).run_id for _ in range(3)]
+    run_sql(databases[0], "insert into public.t values (11, 11)")
+    return [*names, move(databases, rule=["no: id <> 3"], **{**flags, "where": ["id = 11"]}).run_id], flags
+
+
+def test_replay_last_names_the_older_runs_that_an_incremental_job_has_left_records_in(databases):
+    names, flags = incremental(databases)
+    done = again(databases, **flags)
+    assert (done.run_id, done.report, done.left) == (names[3], None, 0)
+    assert done.told_older == (
+        "3 older runs of this job still have 4 unresolved records. Replay each by its name: " + ", ".join(names[:3])
+    )
+    allowed = [done.permitted(read_allowance(number)) for number in (0, 3, 4, "25%", "40%")]
+    assert allowed == [False, False, True, False, True]
+    assert again(databases, names[1], **flags).older == (), "a run that is named speaks for itself"
+    assert [(one.run_id, one.unresolved) for one in again(databases, **flags).older] == [(names[0], 1)]
+    assert again(databases, names[0], **flags).left == 0
+    assert again(databases, **flags).older == ()
+    assert loaded(databases) == [(11, 11)]
+
+
+def test_older_runs_do_not_count_once_a_later_one_has_read_all_rows(databases):
+    names, flags = incremental(databases)
+    kept = [(row.run_id, row.rows_quarantined, row.rows_unresolved) for row in listed(databases)]
+    assert kept == [(names[3], 0, 0), (names[2], 1, 1), (names[1], 1, 1), (names[0], 2, 2)]
+    run(job(databases, **flags), lambda _event: None, Control(), full=True)
+    assert again(databases, **flags).older == ()
+
+
+def test_the_last_run_of_a_job_that_reads_all_rows_stands_for_the_older_ones(databases):
+    fill(databases, target="create table public.t (id int primary key, v int)")
+    for _ in range(2):
+        move(databases, mode="upsert", rule=["no: id <> 3"])
+    done = again(databases, mode="upsert", rule=["no: id <> 3"])
+    assert (done.left, done.older) == (1, ())
