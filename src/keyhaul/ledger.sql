@@ -765,6 +765,19 @@ where (run_id = %(run_id)s or tried_by = %(run_id)s) and (%(resolved)s or resolv
 order by chunk, record
 limit %(row_limit)s::bigint;
 
+-- name: quarantine_fate
+-- Of a run without unresolved records: the run that it is a replay of, how many records it had quarantined, how many of
+-- those that it quarantined or tried are resolved, and the newest replay of the same run after it.
+select to_jsonb(r)->>'replay_of',
+       (select coalesce(sum(c.rows_quarantined), 0)::bigint from {schema}.chunks c
+         where c.run_id = r.run_id and c.status = 'done'),
+       (select count(*) from {schema}.quarantine q
+         where (q.run_id = r.run_id or q.tried_by = r.run_id) and q.resolved_at is not null),
+       (select n.run_id from {schema}.runs n
+         where to_jsonb(n)->>'replay_of' = to_jsonb(r)->>'replay_of'
+           and (n.started_at, n.run_id) > (r.started_at, r.run_id) order by n.started_at desc, n.run_id desc limit 1)
+from {schema}.runs r where r.run_id = %(run_id)s;
+
 -- name: quarantine_size
 -- How many records `quarantine_rows` has.
 select count(*) from {schema}.quarantine

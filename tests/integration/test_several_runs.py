@@ -1,5 +1,6 @@
 """What is told, and loaded, when the same job has several runs behind it."""
 
+import io
 import re
 
 import psycopg
@@ -9,6 +10,7 @@ from keyhaul.allowance import read_allowance
 from keyhaul.control import Control
 from keyhaul.engine import run
 from keyhaul.lookback import list_runs
+from keyhaul.rejects import print_quarantine, quarantine_rows, why_none
 from keyhaul.replay import replay
 
 
@@ -104,3 +106,26 @@ def test_the_last_run_of_a_job_that_reads_all_rows_stands_for_the_older_ones(dat
         move(databases, mode="upsert", rule=["no: id <> 3"])
     done = again(databases, mode="upsert", rule=["no: id <> 3"])
     assert (done.left, done.older) == (1, ())
+
+
+def quarantine(databases, name):
+    """Return what `etl quarantine` prints of a run that has no unresolved record."""
+    with psycopg.connect(databases[1]) as conn:
+        rest, stream = quarantine_rows(conn, "keyhaul", name), io.StringIO()
+        print_quarantine(name, {}, rest, len(rest), stream, none=why_none(conn, "keyhaul", name))
+    assert rest == ()
+    return stream.getvalue().strip()
+
+
+def test_a_quarantine_whose_records_are_resolved_or_were_tried_again_does_not_say_that_there_were_none(databases):
+    fill(databases)
+    clean = move(databases, where=["id < 3"]).run_id
+    name = move(databases, mode="append", where=["id > 4"], rule=["no: id > 6"]).run_id
+    assert quarantine(databases, clean) == f"Run {clean}: no record was quarantined"
+    first, second = (again(databases, rule=["no: id > 6"]).report.run_id for _ in range(2))
+    assert quarantine(databases, first) == (
+        f"Run {first}: 2 records were quarantined, which replay {second} has tried again: etl quarantine {name}"
+    )
+    done = again(databases, name).report.run_id
+    assert quarantine(databases, name) == f"Run {name}: 2 records were quarantined, all are resolved: --all shows them"
+    assert quarantine(databases, done) == f"Run {done}: no record was quarantined, 2 were resolved: --all shows them"
