@@ -189,8 +189,8 @@ class Ledger(JobConnection):
         row = self._execute("replay_run", run=run, job=self.job).fetchone()
         if row is None:
             return None
-        names = ("run_id", "job", "kind", "replay_of", "key", "target_table", "config", "rows_read", "lost")
-        return Replayable(**dict(zip(names, row, strict=True)))
+        names = ("run_id", "job", "kind", "replay_of", "key", "target_table", "config", "rows_read", "lost", "newer")
+        return Replayable(**dict(zip((*names, "given_up_for"), row, strict=True)))
 
     def replays(self, run_id: str) -> list[tuple[str, Mapping[str, Any]]]:
         """Return name and identity of each replay of a run that is done, the newest first."""

@@ -37,6 +37,7 @@ create table if not exists {schema}.runs (
     limits         jsonb not null default '{{}}',
     workers_reason text,
     gathered       jsonb not null default '{{}}',
+    emptied        boolean not null default false,
     started_at     timestamptz not null default clock_timestamp(),
     ended_at       timestamptz,
     stop_reason    text
@@ -97,13 +98,13 @@ create table if not exists {schema}.quarantine (
 -- name: outdated
 -- Whether the ledger was made before there were replays, fresh tables, incremental runs, rules across the run,
 -- several tables from one record, seconds of waiting, checksums, merged chunks, what the limits did, what is
--- gathered, or workers by our own choice.
+-- gathered, workers by our own choice, or runs that empty their table first.
 select to_regclass({runs}) is not null
    and exists (
        select from (values ('runs', 'replay_of'), ('runs', 'fresh_table'), ('runs', 'watermark'), ('runs', 'run_checks'),
                            ('chunks', 'tables'), ('chunks', 'wait_seconds'), ('chunks', 'hashed_by'),
                            ('chunks', 'cuts'), ('runs', 'limits'), ('runs', 'gathered'),
-                           ('runs', 'workers_reason')) as needed(tab, col)
+                           ('runs', 'workers_reason'), ('runs', 'emptied')) as needed(tab, col)
         where not exists (
            select from pg_catalog.pg_attribute a join pg_catalog.pg_class c on c.oid = a.attrelid
             where c.relnamespace = (select r.relnamespace from pg_catalog.pg_class r where r.oid = to_regclass({runs}))
@@ -117,7 +118,8 @@ alter table {schema}.runs
     add column if not exists watermark text, add column if not exists fresh_table text,
     add column if not exists run_checks jsonb, add column if not exists checksum jsonb,
     add column if not exists limits jsonb not null default '{{}}', add column if not exists workers_reason text,
-    add column if not exists gathered jsonb not null default '{{}}';
+    add column if not exists gathered jsonb not null default '{{}}',
+    add column if not exists emptied boolean not null default false;
 alter table {schema}.chunks drop constraint if exists chunks_kind_check,
                             add constraint chunks_kind_check check (kind in ('range', 'nulls', 'keys'));
 alter table {schema}.chunks add column if not exists tables jsonb not null default '[]',
@@ -179,10 +181,10 @@ select run_id from {schema}.runs
 -- A new run, before its chunks and before the first read.
 insert into {schema}.runs (run_id, job, fingerprint, config, status, source, target_table, key, chunk_rows,
                            chunks_planned, estimated_rows, workers, pid, host, version, finish, kind, replay_of,
-                           fresh_table, since, watermark, checksum)
+                           fresh_table, since, watermark, checksum, emptied)
 values ({run_id}, {job}, {fingerprint}, {config}::jsonb, 'running', {source}, {target_table}, {key}::text[], {chunk_rows},
         {chunks_planned}, {estimated_rows}, {workers}, {pid}, {host}, {version}, {finish}::jsonb, {kind}, {replay_of},
-        {fresh_table}, {since}, {watermark}, {checksum}::jsonb);
+        {fresh_table}, {since}, {watermark}, {checksum}::jsonb, {emptied});
 
 -- name: last_watermark
 -- Where the next incremental run begins: at the newest done run of the same source, column and target. A ledger
@@ -351,16 +353,30 @@ select count(*) from {schema}.quarantine where run_id = {run_id} and chunk = {ch
 
 -- name: replay_run
 -- The run whose records are sent again: by its name, or the job's newest. `lost`: they belong to a fresh table that
--- has not taken its place, or to one whose place another has taken since.
-select run_id, job, kind, coalesce(replay_of, ''), key, target_table, config,
+-- has not taken its place, to one whose place another has taken since, or to one that was emptied since; `newer` is the
+-- run of the job that did that. `given_up_for`: the run of the job that began anew with --fresh. Verify asks, too, and
+-- changes no ledger: an older one has no column `emptied`, hence to_jsonb.
+select r.run_id, r.job, r.kind, coalesce(r.replay_of, ''), r.key, r.target_table, r.config,
        (select coalesce(sum(c.rows_read), 0)::bigint from {schema}.chunks c where c.run_id = r.run_id),
        case when r.fresh_table is not null and r.status <> 'done' then 'it has not replaced its target table'
-            else coalesce((select 'run ' || n.run_id || ' has replaced its target table since' from {schema}.runs n
-                            where n.target_table = r.target_table and n.fresh_table is not null and n.status = 'done'
-                              and n.started_at > r.started_at order by n.started_at desc limit 1), '') end
+            when o.run_id is null then ''
+            else 'run ' || o.run_id || case when o.fresh_table is null then ' has emptied' else ' has replaced' end
+                 || ' its target table since' end,
+       coalesce(case when o.job = r.job then o.run_id end, ''), coalesce(g.run_id, '')
   from {schema}.runs r
+  left join lateral (
+       select n.run_id, n.job, n.fresh_table from {schema}.runs n
+        where n.target_table = r.target_table and n.started_at > r.started_at
+          and (n.fresh_table is not null and n.status = 'done' or (to_jsonb(n)->>'emptied')::boolean)
+        order by n.started_at desc limit 1) o on true
+  left join lateral (
+       select n.run_id from {schema}.runs n
+        where r.status = 'abandoned' and n.job = r.job and n.kind = 'run' and n.started_at > r.started_at
+          and n.target_table = r.target_table
+          and (n.config->'source') - 'query' is not distinct from (r.config->'source') - 'query'
+        order by n.status = 'abandoned', n.started_at limit 1) g on true
  where case when {run} = 'last' then r.job = {job} and r.kind = 'run' else r.run_id = {run} end
- order by started_at desc, run_id desc limit 1;
+ order by r.started_at desc, r.run_id desc limit 1;
 
 -- name: replay_keys
 -- The keys of a run's unresolved records, each once, in the order of the source.
@@ -401,6 +417,8 @@ select o.run_id, o.records, o.rows_read
             where n.target_table = b.target_table and n.kind = 'run' and n.status = 'done'
               and (n.started_at, n.run_id) > (b.started_at, b.run_id)
               and (n.fresh_table is not null or n.job = b.job and n.since is null))
+       and not exists (select from {schema}.runs n where n.target_table = b.target_table and n.emptied
+                          and (n.started_at, n.run_id) > (b.started_at, b.run_id))
  ) o
  where r.run_id = {run_id} and o.records > 0
  order by o.started_at, o.run_id;

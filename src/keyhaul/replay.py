@@ -165,8 +165,11 @@ class _Replay:
         if original.kind == "replay":
             msg = f"{run}: it is a replay of run {original.replay_of}. Name that run: what is left is there"
             raise RefusedError(msg)
-        if original.lost:
-            msg = f"{run}: {original.lost}. Run the job again: it reads these records anew"
+        newer = original.newer or original.given_up_for
+        if original.lost or newer:
+            why = original.lost or f"it was given up by --fresh, and run {newer} began anew"
+            instead = f"Replay run {newer}, which reads" if newer else "Run the job again: it reads"
+            msg = f"{run}: {why}. {instead} these records anew"
             raise RefusedError(msg)
         if original.job != job.job:
             msg = f"{run}: it is of job {original.job}, expected {job.job}. Give that job, or --job {original.job}"

@@ -4,11 +4,13 @@ import io
 import re
 
 import psycopg
+import pytest
 from moving import job, rows, run_sql
 
 from keyhaul.allowance import read_allowance
 from keyhaul.control import Control
 from keyhaul.engine import run
+from keyhaul.errors import RefusedError
 from keyhaul.lookback import list_runs
 from keyhaul.rejects import print_quarantine, quarantine_rows, why_none
 from keyhaul.replay import replay
@@ -129,3 +131,22 @@ def test_a_quarantine_whose_records_are_resolved_or_were_tried_again_does_not_sa
     done = again(databases, name).report.run_id
     assert quarantine(databases, name) == f"Run {name}: 2 records were quarantined, all are resolved: --all shows them"
     assert quarantine(databases, done) == f"Run {done}: no record was quarantined, 2 were resolved: --all shows them"
+
+
+def test_a_run_given_up_by_fresh_is_not_replayed_beside_the_one_that_read_its_rows_anew(databases):
+    fill(databases)
+    name = move(databases, rule=["no: id <> 7"]).run_id
+    run_sql(databases[1], "update keyhaul.runs set status = 'stopped'", "truncate public.t")
+    newer = move(databases, fresh=True, rule=["no: id <> 7"]).run_id
+    with pytest.raises(RefusedError, match=rf"given up by --fresh.* Replay run {newer}, which reads these records"):
+        again(databases, name)
+    assert again(databases).left == 0
+    assert loaded(databases) == [(10, 10)]
+
+
+def test_a_ledger_from_before_runs_said_what_they_emptied_is_upgraded(databases):
+    fill(databases)
+    name = move(databases, rule=["no: id <> 7"]).run_id
+    run_sql(databases[1], "alter table keyhaul.runs drop column emptied")
+    assert again(databases, name).left == 0
+    assert rows(databases[1], "select distinct emptied from keyhaul.runs") == [(False,)]
