@@ -117,6 +117,11 @@ class Ledger(JobConnection):
         ).fetchone()
         return Watermark(run_id=row[0], watermark=row[1], config=row[2], loaded=row[3]) if row else None
 
+    def replaced_since(self, run_id: str) -> tuple[str, str] | None:
+        """Return which run has replaced or emptied an incremental run's table since its job read all rows, and how."""
+        row = self._execute("replaced_since", run_id=run_id).fetchone()
+        return (row[0], "replaced" if row[1] else "emptied") if row else None
+
     def since(self, run_id: str) -> str | None:
         """Return the lowest value of the incremental column that a run reads; None when it reads all rows."""
         row = self._execute("since", run_id=run_id).fetchone()

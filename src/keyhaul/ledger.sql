@@ -198,6 +198,19 @@ select r.run_id, w.watermark, r.config,
    and r.config->'incremental'->>'column' = {column}
  order by r.started_at desc, r.run_id desc limit 1;
 
+-- name: replaced_since
+-- The newest run that has replaced or emptied the table of an incremental run since the job has last read all rows; what
+-- the job has loaded before that is gone. An older ledger has no such columns, hence to_jsonb.
+select n.run_id, to_jsonb(n)->>'fresh_table' is not null
+  from {schema}.runs r, {schema}.runs n
+ where r.run_id = {run_id} and n.target_table = r.target_table and n.kind = 'run'
+   and case when to_jsonb(n)->>'fresh_table' is not null then case when n.status = 'done' then n.ended_at end
+            when (to_jsonb(n)->>'emptied')::boolean then n.started_at end > coalesce(
+       (select max(f.started_at) from {schema}.runs f
+         where f.job = r.job and f.kind = 'run' and f.status = 'done' and f.target_table = r.target_table
+           and to_jsonb(f)->>'watermark' is not null and to_jsonb(f)->>'since' is null), r.started_at)
+ order by n.started_at desc, n.run_id desc limit 1;
+
 -- name: since
 -- The bound that a resumed run goes on with.
 select to_jsonb(r)->>'since' from {schema}.runs r where run_id = {run_id};

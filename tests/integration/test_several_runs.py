@@ -150,3 +150,20 @@ def test_a_ledger_from_before_runs_said_what_they_emptied_is_upgraded(databases)
     run_sql(databases[1], "alter table keyhaul.runs drop column emptied")
     assert again(databases, name).left == 0
     assert rows(databases[1], "select distinct emptied from keyhaul.runs") == [(False,)]
+
+
+def test_an_incremental_run_is_refused_once_another_job_has_replaced_its_table(databases):
+    fill(databases, target="create table public.t (id int primary key, v int)")
+    flags = {"incremental": "v", "mode": "upsert"}
+    move(databases, **flags)
+    other = move(databases, job="other", mode="replace", where=["id < 4"]).run_id
+    for _ in range(2):  # a run that went on all the same, by an older version, does not make it whole
+        with pytest.raises(RefusedError, match=rf"run {other} has replaced it since .* Give --full to read all rows"):
+            move(databases, **flags)
+        run_sql(databases[1], f"update keyhaul.runs set job = 'hidden' where run_id = '{other}'")
+        run_sql(databases[1], "update keyhaul.runs set target_table = 'public.u' where job = 'hidden'")
+        move(databases, **flags)
+        run_sql(databases[1], "update keyhaul.runs set target_table = 'public.t' where job = 'hidden'")
+    run(job(databases, **flags), lambda _event: None, Control(), full=True)
+    assert move(databases, **flags).counts.read == 1
+    assert loaded(databases) == [(10, 10)]
