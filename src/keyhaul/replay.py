@@ -126,6 +126,7 @@ class _Replay:
         ledger.create()
         original = self._find(run)
         self._check(original)
+        self._warn_of_rivals()
         if rule is not None:
             self._check_rule(original.run_id, rule)
         _, without_key = ledger.unresolved(original.run_id, rule)
@@ -206,6 +207,18 @@ class _Replay:
         return bool(primary_key) and all(
             name in output and output[name].source in self._job.key for name in primary_key
         )
+
+    def _warn_of_rivals(self) -> None:
+        """Say that a record may take the place of another key's row, which the run loaded after it."""
+        job, target, output = self._job, self._prepared.target, self._prepared.transform.output
+        same = {output[name].source for name in target.conflict if name in output}
+        if target.mode == "upsert" and target.newer_by is None and not same.issuperset(job.key):
+            columns = ", ".join(target.conflict)
+            message = (
+                f"mode upsert on {columns}: of rows with the same {columns} the last one written stays, and a replay "
+                "writes its records now: an older row may take a newer one's place. Give --newer-by to compare them"
+            )
+            self._observe(events.Notice(message=message, level="warning"))
 
     def _check_rule(self, run_id: str, rule: str) -> None:
         known = self._ledger.rules(run_id)

@@ -167,3 +167,21 @@ def test_an_incremental_run_is_refused_once_another_job_has_replaced_its_table(d
     run(job(databases, **flags), lambda _event: None, Control(), full=True)
     assert move(databases, **flags).counts.read == 1
     assert loaded(databases) == [(10, 10)]
+
+
+def test_a_replay_that_may_put_an_older_row_over_a_newer_one_says_so(databases):
+    run_sql(
+        databases[0],
+        "create table public.t (id int primary key, email text, v int)",
+        "insert into public.t values (1, 'a', -1), (2, 'a', 2)",
+    )
+    run_sql(databases[1], "create table public.t (id int, email text primary key, v int)")
+    flags = {"mode": "upsert", "conflict": "email"}
+    move(databases, rule=["positive: v > 0"], **flags)
+    told = []
+    replay(job(databases, newer_by="v", **flags), "last", told.append, Control())
+    assert "older row" not in str(told)
+    run_sql(databases[1], "update keyhaul.quarantine set resolved_at = null")
+    replay(job(databases, **flags), "last", told.append, Control())
+    assert "an older row may take a newer one's place" in str(told)
+    assert rows(databases[1], "select * from public.t") == [(1, "a", -1)]
