@@ -71,7 +71,7 @@ class Replayed:
         more = f" and {runs - OLDER_NAMED:,} more (etl runs)" if runs > OLDER_NAMED else ""
         return (
             f"{plural(runs, 'older run')} of this job still {'has' if runs == 1 else 'have'} "
-            f"{plural(records, 'unresolved record')}. Replay each by its name: {names}{more}"
+            f"{plural(records, 'unresolved record')}. Replay {'it' if runs == 1 else 'each'} by its name: {names}{more}"
         )
 
     def permitted(self, allowance: Allowance) -> bool:

@@ -55,6 +55,26 @@ def test_replay_says_what_is_left_and_with_which_exit_code(etl, ends):
     assert etl("chunked", *flags(ends, "--mode", "append", "--fresh"), "--where", "id < 0").returncode == 0
 
 
+def test_replay_last_ends_with_code_1_while_older_runs_of_an_incremental_job_have_records(etl, databases):
+    source, target = databases
+    fetch(source, "create table public.t (id int primary key, v int); insert into public.t values (1, 1), (2, 2)")
+    fetch(target, "create table public.t (id int primary key, v int)")
+    ends = flags(databases, "--incremental", "v", "--mode", "upsert")
+    assert etl("chunked", *ends, "--rule", "no: id <> 1").returncode == 1
+    older = value(target, "select run_id from keyhaul.runs")
+    assert etl("chunked", *ends).returncode == 0
+    told = f"1 older run of this job still has 1 unresolved record. Replay it by its name: {older}\n"
+    done = etl("replay", "last", *ends)
+    assert (done.returncode, done.stdout.partition("are left\n")[2]) == (1, told)
+    quiet = etl("replay", "last", *ends, "--quiet")
+    assert (quiet.returncode, quiet.stderr) == (1, f"error: {told}")
+    assert etl("replay", "last", *ends, "--allow-quarantined", "1").returncode == 0
+    exported = etl("quarantine", "last", "--target", target, "--export", "none.csv", "--force").stdout
+    assert exported.endswith("to none.csv: no record was quarantined\n")
+    assert etl("replay", older, *ends).returncode == 0
+    assert etl("replay", "last", *ends).returncode == 0
+
+
 def test_an_unknown_run_and_another_job_are_refused(etl, ends):
     etl("chunked", *flags(ends))
     run_id = value(ends[1], "select run_id from keyhaul.runs")

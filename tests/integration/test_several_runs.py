@@ -8,6 +8,7 @@ import pytest
 from moving import job, rows, run_sql
 
 from keyhaul.allowance import read_allowance
+from keyhaul.comparing import verify
 from keyhaul.control import Control
 from keyhaul.engine import run
 from keyhaul.errors import RefusedError
@@ -52,6 +53,14 @@ def test_a_record_in_the_quarantine_of_several_runs_is_loaded_once(databases):
     others = [row for row in rows(databases[1], said) if row[0] != names[1]]
     assert [row[2] for row in others] == [True, True]
     assert all(re.match(rf"loaded by replay \S+ of run {names[1]} \(before: ", row[1]) for row in others)
+
+
+def test_a_run_whose_records_the_replay_of_another_resolved_is_equal_by_the_mended_job(databases):
+    fill(databases, target="create table public.t (id int primary key, v int)")
+    older, newer = (move(databases, mode="upsert", rule=["no: id <> 7"]).run_id for _ in range(2))
+    again(databases, older, mode="upsert")
+    found = verify(job(databases, mode="upsert"), newer)
+    assert (found.equal, found.rows) == (True, 10)
 
 
 def test_a_record_of_another_source_or_of_an_unfinished_fresh_table_stays_in_the_quarantine(databases):
