@@ -33,6 +33,7 @@ from keyhaul import (
 )
 from keyhaul.console import write_line
 from keyhaul.errors import ConfigError, EtlError
+from keyhaul.older import permitted, told_older
 from keyhaul.outlet import fill_descriptors, hurry, outlet, take_loss
 from keyhaul.retyped import command_line, look_back_options, without_password
 from keyhaul.shell import BROKEN, OK, QUARANTINED, STOPPED, WRONG, Home, RunName, app, importing
@@ -159,14 +160,12 @@ def _replay(run: str, rule: str | None = None, **flags: Any) -> None:  # noqa: A
     if mode is not Progress.json and not quiet:
         what = f"of run {done.run_id}" + (f" that broke {rule}" if rule else "")
         typer.echo(f"{done.left:,} quarantined records {what} are left" + _keyless(done.without_key))
-        if done.older:
-            typer.echo(done.told_older)
-    elif done.older:
-        _say(done.told_older)
     _say_what_is_unwritten(done.report.run_id if done.report else done.run_id, job)
+    if told := told_older(done.older):
+        (_say if mode is Progress.json or quiet else typer.echo)(told)
     if done.report is not None and done.report.outcome != "done":
         raise typer.Exit(exit_code(done.report, job))
-    raise typer.Exit(OK if done.permitted(job.allow_quarantined) else QUARANTINED)
+    raise typer.Exit(OK if permitted(job.allow_quarantined, done.older, done.left, done.rows_read) else QUARANTINED)
 
 
 def _keyless(number: int) -> str:

@@ -197,6 +197,11 @@ class Ledger(JobConnection):
         names = ("run_id", "job", "kind", "replay_of", "key", "target_table", "config", "rows_read", "lost", "newer")
         return Replayable(**dict(zip((*names, "given_up_for"), row, strict=True)))
 
+    def older_unresolved(self, run_id: str, rule: str | None) -> tuple[Older, ...]:
+        """Return the older runs of a run's job and table with unresolved records that no later run has read anew."""
+        rows = self._execute_again("older_unresolved", run_id=run_id, rule=rule).fetchall()
+        return tuple(Older(run_id=name, unresolved=records, rows_read=read) for name, records, read in rows)
+
     def replays(self, run_id: str) -> list[tuple[str, Mapping[str, Any]]]:
         """Return name and identity of each replay of a run that is done, the newest first."""
         return self._execute("verify_replays", run_id=run_id).fetchall()
@@ -213,11 +218,6 @@ class Ledger(JobConnection):
         """Return the number of a run's unresolved records (that broke `rule`), and of those without a key."""
         row = self._execute_again("replay_left", run_id=run_id, rule=rule).fetchone()
         return (int(row[0]), int(row[1])) if row else (0, 0)
-
-    def older_unresolved(self, run_id: str, rule: str | None) -> tuple[Older, ...]:
-        """Return the older runs of a run's job and table with unresolved records that no later run has read anew."""
-        rows = self._execute_again("older_unresolved", run_id=run_id, rule=rule).fetchall()
-        return tuple(Older(run_id=name, unresolved=records, rows_read=read) for name, records, read in rows)
 
     def range_rows_read(self, run_id: str) -> int:
         """Return the rows that the chunks with a key range read."""

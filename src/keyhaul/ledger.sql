@@ -96,15 +96,16 @@ create table if not exists {schema}.quarantine (
 );
 
 -- name: outdated
--- Whether the ledger was made before there were replays, fresh tables, incremental runs, rules across the run,
+-- Whether the ledger was made before there were replays, fresh and emptied tables, incremental runs, rules across the run,
 -- several tables from one record, seconds of waiting, checksums, merged chunks, what the limits did, what is
--- gathered, workers by our own choice, or runs that empty their table first.
+-- gathered, or workers by our own choice.
 select to_regclass({runs}) is not null
    and exists (
        select from (values ('runs', 'replay_of'), ('runs', 'fresh_table'), ('runs', 'watermark'), ('runs', 'run_checks'),
+                           ('runs', 'emptied'),
                            ('chunks', 'tables'), ('chunks', 'wait_seconds'), ('chunks', 'hashed_by'),
                            ('chunks', 'cuts'), ('runs', 'limits'), ('runs', 'gathered'),
-                           ('runs', 'workers_reason'), ('runs', 'emptied')) as needed(tab, col)
+                           ('runs', 'workers_reason')) as needed(tab, col)
         where not exists (
            select from pg_catalog.pg_attribute a join pg_catalog.pg_class c on c.oid = a.attrelid
             where c.relnamespace = (select r.relnamespace from pg_catalog.pg_class r where r.oid = to_regclass({runs}))
@@ -364,6 +365,32 @@ select {run_id}, {chunk}, record, stage, rules, message, key, data::jsonb from p
 -- Counted by SQL: what this chunk has in quarantine now.
 select count(*) from {schema}.quarantine where run_id = {run_id} and chunk = {chunk};
 
+-- name: older_unresolved
+-- Older runs of the run's job and table that have unresolved records (that broke the rule), the oldest first, with their
+-- number and the rows read. Not those that were given up or whose fresh table has taken nobody's place, nor those before
+-- a run that is done and has read all rows anew, or replaced the table.
+select o.run_id, o.records, o.rows_read
+  from {schema}.runs r
+ cross join lateral (
+    select b.*, (select coalesce(sum(c.rows_read), 0)::bigint from {schema}.chunks c where c.run_id = b.run_id) as rows_read,
+           (select count(*) from {schema}.quarantine q
+             where q.run_id = b.run_id and q.resolved_at is null
+               and ({rule}::text is null
+                    or {rule} = any(case when cardinality(q.rules) = 0 then array[q.stage] else q.rules end))) as records
+      from {schema}.runs b
+     where b.job = r.job and b.target_table = r.target_table and b.kind = 'run' and b.status <> 'abandoned'
+       and (b.fresh_table is null or b.status = 'done') and (b.started_at, b.run_id) < (r.started_at, r.run_id)
+       and not exists (
+           select from {schema}.runs n
+            where n.target_table = b.target_table and n.kind = 'run' and n.status = 'done'
+              and (n.started_at, n.run_id) > (b.started_at, b.run_id)
+              and (n.fresh_table is not null or n.job = b.job and n.since is null))
+       and not exists (select from {schema}.runs n where n.target_table = b.target_table and n.emptied
+                          and (n.started_at, n.run_id) > (b.started_at, b.run_id))
+ ) o
+ where r.run_id = {run_id} and o.records > 0
+ order by o.started_at, o.run_id;
+
 -- name: replay_run
 -- The run whose records are sent again: by its name, or the job's newest. `lost`: they belong to a fresh table that
 -- has not taken its place, to one whose place another has taken since, or to one that was emptied since; `newer` is the
@@ -410,32 +437,6 @@ select count(*), count(*) filter (where key is null) from {schema}.quarantine
  where run_id = {run_id} and resolved_at is null
    and ({rule}::text is null or {rule} = any(case when cardinality(rules) = 0 then array[stage] else rules end));
 
--- name: older_unresolved
--- Older runs of the run's job and table that have unresolved records (that broke the rule), the oldest first, with their
--- number and the rows read. Not those that were given up or whose fresh table has taken nobody's place, nor those before
--- a run that is done and has read all rows anew, or replaced the table.
-select o.run_id, o.records, o.rows_read
-  from {schema}.runs r
- cross join lateral (
-    select b.*, (select coalesce(sum(c.rows_read), 0)::bigint from {schema}.chunks c where c.run_id = b.run_id) as rows_read,
-           (select count(*) from {schema}.quarantine q
-             where q.run_id = b.run_id and q.resolved_at is null
-               and ({rule}::text is null
-                    or {rule} = any(case when cardinality(q.rules) = 0 then array[q.stage] else q.rules end))) as records
-      from {schema}.runs b
-     where b.job = r.job and b.target_table = r.target_table and b.kind = 'run' and b.status <> 'abandoned'
-       and (b.fresh_table is null or b.status = 'done') and (b.started_at, b.run_id) < (r.started_at, r.run_id)
-       and not exists (
-           select from {schema}.runs n
-            where n.target_table = b.target_table and n.kind = 'run' and n.status = 'done'
-              and (n.started_at, n.run_id) > (b.started_at, b.run_id)
-              and (n.fresh_table is not null or n.job = b.job and n.since is null))
-       and not exists (select from {schema}.runs n where n.target_table = b.target_table and n.emptied
-                          and (n.started_at, n.run_id) > (b.started_at, b.run_id))
- ) o
- where r.run_id = {run_id} and o.records > 0
- order by o.started_at, o.run_id;
-
 -- name: verify_chunks
 -- All chunks of a run with their bounds, and whether they are loaded.
 select chunk, kind, lower_bound, upper_bound, estimated_rows, status = 'done' from {schema}.chunks
@@ -465,6 +466,23 @@ select r.run_id, r.config from {schema}.runs r
 -- What a run was asked to do, for a command that names the run alone.
 select job, kind, key, chunk_rows, source, target_table, config from {schema}.runs where run_id = {run_id};
 
+-- name: resolve_elsewhere
+-- Records of other runs that the row of a record which this replay has resolved just now answers, too: those of the same
+-- job, key and target table, and of the source of the run or the replay (a query may be mended in between). Left out are
+-- keys of which the run still has an unresolved record, and runs whose fresh table waits to take the target's place: it
+-- lacks what came now.
+update {schema}.quarantine q
+   set resolved_at = clock_timestamp(), resolved_by = {replay_id},
+       message = 'resolved by replay ' || {replay_id} || ' of run ' || {run_id} || ' (before: ' || q.message || ')'
+  from {schema}.runs mine join {schema}.runs replay on replay.run_id = {replay_id}
+  join {schema}.runs other
+    on other.run_id <> mine.run_id and other.job = mine.job and other.target_table = mine.target_table
+   and other.key = mine.key and (other.fresh_table is null or other.status = 'done')
+   and other.config->'source' in (mine.config->'source', replay.config->'source')
+ where mine.run_id = {run_id} and q.run_id = other.run_id and q.key = any({keys}::text[]) and q.resolved_at is null
+   and q.key in (select m.key from {schema}.quarantine m where m.run_id = {run_id} and m.key = any({keys}::text[])
+                  group by m.key having bool_and(m.resolved_at is not null));
+
 -- name: open_records
 -- Which of these keys have an unresolved record.
 select key from {schema}.quarantine
@@ -489,19 +507,6 @@ update {schema}.quarantine
    set resolved_at = clock_timestamp(), resolved_by = {replay_id}, tried_by = {replay_id}, attempts = attempts + 1,
        message = case when {why} = '' then message else {why} || ' (before: ' || message || ')' end
  where run_id = {run_id} and key = any({keys}::text[]) and resolved_at is null;
-
--- name: resolve_elsewhere
--- Records of other runs that the same row of the source answers: those of the same job, key and target table, and of
--- the source of the run or the replay (a query may be mended in between). Left out are runs whose fresh table waits to
--- take the target's place: it lacks what came now.
-update {schema}.quarantine q
-   set resolved_at = clock_timestamp(), resolved_by = {replay_id}, message = {why} || ' (before: ' || q.message || ')'
-  from {schema}.runs mine join {schema}.runs replay on replay.run_id = {replay_id}
-  join {schema}.runs other
-    on other.run_id <> mine.run_id and other.job = mine.job and other.target_table = mine.target_table
-   and other.key = mine.key and (other.fresh_table is null or other.status = 'done')
-   and other.config->'source' in (mine.config->'source', replay.config->'source')
- where mine.run_id = {run_id} and q.run_id = other.run_id and q.key = any({keys}::text[]) and q.resolved_at is null;
 
 -- name: totals
 -- The run's balance, summed from its committed chunks.

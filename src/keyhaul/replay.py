@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 
@@ -27,7 +27,6 @@ from keyhaul.text import plural
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from keyhaul.allowance import Allowance
     from keyhaul.config import Job
     from keyhaul.control import Control
     from keyhaul.ledger import Ledger
@@ -35,9 +34,6 @@ if TYPE_CHECKING:
     from keyhaul.model import Observer, Report
     from keyhaul.prepare import Prepared
     from keyhaul.targets.rowhash import Hashing
-
-OLDER_NAMED: Final = 5
-"""How many older runs are named; `etl runs` has them all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,37 +44,18 @@ class Replayed:
         run_id: the run whose records were sent again.
         report: of the replay, with a balance of its own: ``read`` is the rows that the source has for
             the records' keys, and the keys that it has not. None when there was nothing to send.
+        older: of ``last`` only: older runs of the job that have unresolved records too, the oldest first.
         left: records of the run (with the rule asked for) that are still unresolved.
         without_key: those of them that cannot be read again, because their key is NULL.
         rows_read: of the original run.
-        older: of ``last`` only: older runs of the job that have unresolved records too, the oldest first.
     """
 
     run_id: str
     report: Report | None
+    older: tuple[Older, ...]
     left: int
     without_key: int
     rows_read: int
-    older: tuple[Older, ...] = ()
-
-    @property
-    def told_older(self) -> str:
-        """What a person has to know of the older runs; empty when there are none."""
-        if not self.older:
-            return ""
-        runs, records = len(self.older), sum(one.unresolved for one in self.older)
-        names = ", ".join(one.run_id for one in self.older[:OLDER_NAMED])
-        more = f" and {runs - OLDER_NAMED:,} more (etl runs)" if runs > OLDER_NAMED else ""
-        return (
-            f"{plural(runs, 'older run')} of this job still {'has' if runs == 1 else 'have'} "
-            f"{plural(records, 'unresolved record')}. Replay {'it' if runs == 1 else 'each'} by its name: {names}{more}"
-        )
-
-    def permitted(self, allowance: Allowance) -> bool:
-        """Whether as many unresolved records are allowed: those of the run, and with those of the older ones."""
-        left = self.left + sum(one.unresolved for one in self.older)
-        read = self.rows_read + sum(one.rows_read for one in self.older)
-        return allowance.permits(self.left, self.rows_read) and allowance.permits(left, read)
 
 
 def replay(job: Job, run: str, observe: Observer, control: Control, *, rule: str | None = None) -> Replayed:
@@ -141,10 +118,10 @@ class _Replay:
         return Replayed(
             run_id=original.run_id,
             report=report,
+            older=ledger.older_unresolved(original.run_id, rule) if run == "last" else (),
             left=left,
             without_key=without_key,
             rows_read=original.rows_read,
-            older=ledger.older_unresolved(original.run_id, rule) if run == "last" else (),
         )
 
     # --- what is refused -------------------------------------------------------------------------

@@ -55,6 +55,19 @@ def test_replay_says_what_is_left_and_with_which_exit_code(etl, ends):
     assert etl("chunked", *flags(ends, "--mode", "append", "--fresh"), "--where", "id < 0").returncode == 0
 
 
+def test_an_unknown_run_and_another_job_are_refused(etl, ends):
+    etl("chunked", *flags(ends))
+    run_id = value(ends[1], "select run_id from keyhaul.runs")
+    unknown = etl("replay", "20200101T000000-abcd", *flags(ends))
+    assert unknown.returncode == 2
+    assert "it is not in the ledger of" in unknown.stderr
+    assert run_id in unknown.stderr
+    other = etl("replay", run_id, *flags(ends), "--job", "other")
+    assert other.returncode == 2
+    assert f"replay run {run_id}: it is of job t, expected other" in other.stderr
+    assert value(ends[1], "select count(*) from keyhaul.runs") == 1
+
+
 def test_replay_last_ends_with_code_1_while_older_runs_of_an_incremental_job_have_records(etl, databases):
     source, target = databases
     fetch(source, "create table public.t (id int primary key, v int); insert into public.t values (1, 1), (2, 2)")
@@ -73,19 +86,6 @@ def test_replay_last_ends_with_code_1_while_older_runs_of_an_incremental_job_hav
     assert exported.endswith("to none.csv: no record was quarantined\n")
     assert etl("replay", older, *ends).returncode == 0
     assert etl("replay", "last", *ends).returncode == 0
-
-
-def test_an_unknown_run_and_another_job_are_refused(etl, ends):
-    etl("chunked", *flags(ends))
-    run_id = value(ends[1], "select run_id from keyhaul.runs")
-    unknown = etl("replay", "20200101T000000-abcd", *flags(ends))
-    assert unknown.returncode == 2
-    assert "it is not in the ledger of" in unknown.stderr
-    assert run_id in unknown.stderr
-    other = etl("replay", run_id, *flags(ends), "--job", "other")
-    assert other.returncode == 2
-    assert f"replay run {run_id}: it is of job t, expected other" in other.stderr
-    assert value(ends[1], "select count(*) from keyhaul.runs") == 1
 
 
 def test_a_replay_killed_between_batches_and_inside_one_is_repeated_by_the_same_command(etl, start_etl, ends):

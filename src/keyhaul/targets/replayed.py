@@ -69,6 +69,15 @@ def open_keys(session: Session, run_id: str, ledger_schema: str, keys: Iterable[
     return tuple(key for key in wanted if key in unresolved)
 
 
+def resolve_elsewhere(session: Session, batch: Batch) -> None:
+    """Resolve what other runs of the job have of the keys that the batch has resolved, in its transaction.
+
+    The same row of the source answers them all: it is loaded once.
+    """
+    ids = {"run_id": batch.run_id, "replay_id": batch.replay_id, "keys": sorted(batch.asked)}
+    session.execute(statement("resolve_elsewhere", batch.ledger_schema, **ids))
+
+
 def lock_records(session: Session, batch: Batch) -> None:
     """Lock the batch's records until the COMMIT.
 
@@ -91,8 +100,7 @@ def settle(session: Session, batch: Batch, accepted: pl.DataFrame, rejected: pl.
         accepted: the rows that transform, rules and dedup left, with ``_record``.
         rejected: those that were rejected there or by the target, with ``key``.
 
-    Of several rows with one key, one that fails keeps the record unresolved. What resolves a record resolves those
-    that other runs of the job have of the same key: the same row of the source answers them, and is loaded once.
+    Of several rows with one key, one that fails keeps the record unresolved.
     """
     ids = {"run_id": batch.run_id, "replay_id": batch.replay_id}
     failed = frozenset(rejected["key"])
@@ -107,5 +115,3 @@ def settle(session: Session, batch: Batch, accepted: pl.DataFrame, rejected: pl.
         if keys:
             query = statement("resolve_records", batch.ledger_schema, keys=sorted(keys), why=why, **ids)
             session.execute(query)
-            told = why or f"loaded by replay {batch.replay_id} of run {batch.run_id}"
-            session.execute(statement("resolve_elsewhere", batch.ledger_schema, keys=sorted(keys), why=told, **ids))

@@ -16,7 +16,7 @@ from keyhaul.model import RECORD, ChunkResult, Counts, Timings
 from keyhaul.sql import statement
 from keyhaul.targets.isolate import write_chunk
 from keyhaul.targets.records import write_records
-from keyhaul.targets.replayed import lock_records, settle
+from keyhaul.targets.replayed import lock_records, resolve_elsewhere, settle
 from keyhaul.targets.rowhash import Place, Renewal, store
 
 if TYPE_CHECKING:
@@ -142,6 +142,7 @@ def load(
     if batch is not None:
         settle(session, batch, staged.accepted, rejected)
         pass_point("records.settled")
+        resolve_elsewhere(session, batch)
         quarantined = rejected.height
     else:
         quarantined = _write_quarantine(session, rejected, entry)
