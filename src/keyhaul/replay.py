@@ -42,17 +42,17 @@ class Replayed:
 
     Attributes:
         run_id: the run whose records were sent again.
+        older: of ``last`` only: older runs of the job that have unresolved records too, the oldest first.
         report: of the replay, with a balance of its own: ``read`` is the rows that the source has for
             the records' keys, and the keys that it has not. None when there was nothing to send.
-        older: of ``last`` only: older runs of the job that have unresolved records too, the oldest first.
         left: records of the run (with the rule asked for) that are still unresolved.
         without_key: those of them that cannot be read again, because their key is NULL.
         rows_read: of the original run.
     """
 
     run_id: str
-    report: Report | None
     older: tuple[Older, ...]
+    report: Report | None
     left: int
     without_key: int
     rows_read: int

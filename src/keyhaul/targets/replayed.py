@@ -60,15 +60,6 @@ class Batch:
             raise ChunkError(msg)
 
 
-def open_keys(session: Session, run_id: str, ledger_schema: str, keys: Iterable[str]) -> tuple[str, ...]:
-    """Return those of `keys` that have an unresolved record, in their order; leaves no transaction open."""
-    wanted = list(keys)
-    rows = session.execute(statement("open_records", ledger_schema, run_id=run_id, keys=wanted))
-    session.commit()
-    unresolved = {row[0] for row in rows}
-    return tuple(key for key in wanted if key in unresolved)
-
-
 def resolve_elsewhere(session: Session, batch: Batch) -> None:
     """Resolve what other runs of the job have of the keys that the batch has resolved, in its transaction.
 
@@ -76,6 +67,15 @@ def resolve_elsewhere(session: Session, batch: Batch) -> None:
     """
     ids = {"run_id": batch.run_id, "replay_id": batch.replay_id, "keys": sorted(batch.asked)}
     session.execute(statement("resolve_elsewhere", batch.ledger_schema, **ids))
+
+
+def open_keys(session: Session, run_id: str, ledger_schema: str, keys: Iterable[str]) -> tuple[str, ...]:
+    """Return those of `keys` that have an unresolved record, in their order; leaves no transaction open."""
+    wanted = list(keys)
+    rows = session.execute(statement("open_records", ledger_schema, run_id=run_id, keys=wanted))
+    session.commit()
+    unresolved = {row[0] for row in rows}
+    return tuple(key for key in wanted if key in unresolved)
 
 
 def lock_records(session: Session, batch: Batch) -> None:
