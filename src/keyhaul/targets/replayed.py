@@ -60,15 +60,6 @@ class Batch:
             raise ChunkError(msg)
 
 
-def resolve_elsewhere(session: Session, batch: Batch) -> None:
-    """Resolve what other runs of the job have of the keys that the batch has resolved, in its transaction.
-
-    The same row of the source answers them all: it is loaded once.
-    """
-    ids = {"run_id": batch.run_id, "replay_id": batch.replay_id, "keys": sorted(batch.asked)}
-    session.execute(statement("resolve_elsewhere", batch.ledger_schema, **ids))
-
-
 def open_keys(session: Session, run_id: str, ledger_schema: str, keys: Iterable[str]) -> tuple[str, ...]:
     """Return those of `keys` that have an unresolved record, in their order; leaves no transaction open."""
     wanted = list(keys)

@@ -16,7 +16,7 @@ from keyhaul.model import RECORD, ChunkResult, Counts, Timings
 from keyhaul.sql import statement
 from keyhaul.targets.isolate import write_chunk
 from keyhaul.targets.records import write_records
-from keyhaul.targets.replayed import lock_records, resolve_elsewhere, settle
+from keyhaul.targets.replayed import lock_records, settle
 from keyhaul.targets.rowhash import Place, Renewal, store
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def load(
     if batch is not None:
         settle(session, batch, staged.accepted, rejected)
         pass_point("records.settled")
-        resolve_elsewhere(session, batch)
+        _resolve_elsewhere(session, batch)
         quarantined = rejected.height
     else:
         quarantined = _write_quarantine(session, rejected, entry)
@@ -204,6 +204,15 @@ def _send_rejected(session: Session, rejected: pl.DataFrame) -> None:
         compat_level=pl.CompatLevel.oldest()
     )
     session.copy(sql.Identifier("pg_temp", "_keyhaul_quarantine"), columns, {})
+
+
+def _resolve_elsewhere(session: Session, batch: Batch) -> None:
+    """Resolve what other runs of the job have of the keys that the batch has resolved, in its transaction.
+
+    The same row of the source answers them all: it is loaded once.
+    """
+    ids = {"run_id": batch.run_id, "replay_id": batch.replay_id, "keys": sorted(batch.asked)}
+    session.execute(statement("resolve_elsewhere", batch.ledger_schema, **ids))
 
 
 def _write_quarantine(session: Session, rejected: pl.DataFrame, entry: LedgerEntry) -> int:
