@@ -33,6 +33,7 @@ from keyhaul import (
 )
 from keyhaul.console import write_line
 from keyhaul.errors import ConfigError, EtlError
+from keyhaul.older import permitted, told_older
 from keyhaul.outlet import fill_descriptors, hurry, outlet, take_loss
 from keyhaul.retyped import command_line, look_back_options, replay_command, without_password
 from keyhaul.shell import BROKEN, OK, QUARANTINED, STOPPED, WRONG, Home, RunName, app, importing
@@ -159,9 +160,11 @@ def _replay(run: str, rule: str | None = None, *, reopen: bool = False, **flags:
         for line in done.told(rule):
             typer.echo(line)
     _say_what_is_unwritten(done.report.run_id if done.report else done.run_id, job)
+    if told := told_older(done.older):
+        (_say if mode is Progress.json or quiet else typer.echo)(told)
     if done.report is not None and done.report.outcome != "done":
         raise typer.Exit(exit_code(done.report, job))
-    raise typer.Exit(OK if job.allow_quarantined.permits(done.left, done.rows_read) else QUARANTINED)
+    raise typer.Exit(OK if permitted(job.allow_quarantined, done.older, done.left, done.rows_read) else QUARANTINED)
 
 
 def _flags_of_replay() -> inspect.Signature:

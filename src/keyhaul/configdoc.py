@@ -48,7 +48,11 @@ less the lag when it is committed is not seen.
 - Rows deleted in the source stay in the target. A row whose column is NULL is read by the first run only.
 - A run that was stopped goes on with its own bound; its watermark counts only when it is done. `--fresh` gives up what
 is unfinished and is still incremental; `--full` reads all rows and sets the watermark anew.
-- A record in quarantine is not read again by later runs unless it changes: `etl replay` does that.
+- A record in quarantine is read again by later runs when it changes, or lies within the lag; a row at the watermark
+itself is read by each of them, and quarantined again. `etl replay RUN` brings the others in; `etl replay last` names
+the older runs that have unresolved records, and then ends with code 1.
+- A run whose target is gone or empty, or was replaced or emptied by another run since the job has read all rows, is
+refused: `--full`.
 - A changed transform or rule concerns the rows that are read from then on; `--full` loads all of them again.
 - The mode is upsert, or skip for a source in which rows are only added; append and replace are refused.
 

@@ -261,6 +261,7 @@ class Sitting:
                     since=delta.since if delta else None,
                     watermark=delta.watermark if delta else None,
                     checksum=self._settle_checksums(),
+                    emptied=empty_first,
                 ),
                 plan,
                 fresh=fresh,

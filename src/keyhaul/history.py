@@ -105,6 +105,7 @@ RUNS: Final[Mapping[str, Field]] = {
     "workers_reason": Field(dtype=_TEXT, meaning="why so many; NULL if the job says how many", nullable=True),
     **_BALANCE,
     "rows_resolved": _rows("of those quarantined, how many a replay has resolved since"),
+    "rows_unresolved": _rows("of those quarantined, how many are left; 0 of a replay, whose records are its run's"),
     "bytes_read": Field(dtype=_NUMBER, meaning="size of what was read, as Arrow buffers", unit="bytes"),
     **_STEPS,
     "seconds": Field(dtype=_SECONDS, meaning="of all sittings, without the time between them", unit="s"),

@@ -95,7 +95,7 @@ def find_delta(job: Job, source: SqlSource, target: TargetTable, ledger: Ledger,
         full: read all rows, whatever earlier runs have read.
 
     Raises:
-        RefusedError: rows were loaded before, and the target is gone or empty.
+        RefusedError: rows were loaded before, and the target is gone or empty, or was replaced since.
     """
     wanted = job.incremental
     if wanted is None:
@@ -109,6 +109,13 @@ def find_delta(job: Job, source: SqlSource, target: TargetTable, ledger: Ledger,
         msg = (
             f"load {emptied or target.label}: it is {what}, though run {last.run_id} or one before has loaded it, and "
             "an incremental run reads only what came after that. Give --full to read all rows"
+        )
+        raise RefusedError(msg)
+    other = ledger.replaced_since(last.run_id) if last is not None and not full else None
+    if other is not None:
+        msg = (
+            f"load {target.label}: run {other[0]} has {other[1]} it since this job has read all rows, and an "
+            "incremental run reads only what is new. Give --full to read all rows"
         )
         raise RefusedError(msg)
     column = source.relation.column(wanted.column)

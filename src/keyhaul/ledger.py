@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import keyhaul
 from keyhaul.errors import StopRunError
 from keyhaul.joblock import JobConnection, exists, runs_of
-from keyhaul.ledgerrows import Replayable, Told, Totals, Unfinished, Watermark, chunk_of, lost
+from keyhaul.ledgerrows import Older, Replayable, Told, Totals, Unfinished, Watermark, chunk_of, lost
 from keyhaul.model import Counts, FailedChunk, TableCounts
 from keyhaul.sql import statement
 
@@ -117,6 +117,11 @@ class Ledger(JobConnection):
         ).fetchone()
         return Watermark(run_id=row[0], watermark=row[1], config=row[2], loaded=row[3]) if row else None
 
+    def replaced_since(self, run_id: str) -> tuple[str, str] | None:
+        """Return which run has replaced or emptied an incremental run's table since its job read all rows, and how."""
+        row = self._execute("replaced_since", run_id=run_id).fetchone()
+        return (row[0], "replaced" if row[1] else "emptied") if row else None
+
     def since(self, run_id: str) -> str | None:
         """Return the lowest value of the incremental column that a run reads; None when it reads all rows."""
         row = self._execute("since", run_id=run_id).fetchone()
@@ -189,8 +194,13 @@ class Ledger(JobConnection):
         row = self._execute("replay_run", run=run, job=self.job).fetchone()
         if row is None:
             return None
-        names = ("run_id", "job", "kind", "replay_of", "key", "target_table", "config", "rows_read", "lost")
-        return Replayable(**dict(zip(names, row, strict=True)))
+        names = ("run_id", "job", "kind", "replay_of", "key", "target_table", "config", "rows_read", "lost", "newer")
+        return Replayable(**dict(zip((*names, "given_up_for"), row, strict=True)))
+
+    def older_unresolved(self, run_id: str, rule: str | None) -> tuple[Older, ...]:
+        """Return the older runs of a run's job and table with unresolved records that no later run has read anew."""
+        rows = self._execute_again("older_unresolved", run_id=run_id, rule=rule).fetchall()
+        return tuple(Older(run_id=name, unresolved=records, rows_read=read) for name, records, read in rows)
 
     def replays(self, run_id: str) -> list[tuple[str, Mapping[str, Any]]]:
         """Return name and identity of each replay of a run that is done, the newest first."""

@@ -37,6 +37,7 @@ create table if not exists {schema}.runs (
     limits         jsonb not null default '{{}}',
     workers_reason text,
     gathered       jsonb not null default '{{}}',
+    emptied        boolean not null default false,
     started_at     timestamptz not null default clock_timestamp(),
     ended_at       timestamptz,
     stop_reason    text
@@ -96,12 +97,13 @@ create table if not exists {schema}.quarantine (
 );
 
 -- name: outdated
--- Whether the ledger was made before there were replays, fresh tables, incremental runs, rules across the run,
+-- Whether the ledger was made before there were replays, fresh and emptied tables, incremental runs, rules across the run,
 -- several tables from one record, seconds of waiting, checksums, merged chunks, what the limits did, what is
 -- gathered, workers by our own choice, or records that are opened again.
 select to_regclass({runs}) is not null
    and exists (
        select from (values ('runs', 'replay_of'), ('runs', 'fresh_table'), ('runs', 'watermark'), ('runs', 'run_checks'),
+                           ('runs', 'emptied'),
                            ('chunks', 'tables'), ('chunks', 'wait_seconds'), ('chunks', 'hashed_by'),
                            ('chunks', 'cuts'), ('runs', 'limits'), ('runs', 'gathered'),
                            ('runs', 'workers_reason'), ('quarantine', 'resolved_as')) as needed(tab, col)
@@ -118,7 +120,8 @@ alter table {schema}.runs
     add column if not exists watermark text, add column if not exists fresh_table text,
     add column if not exists run_checks jsonb, add column if not exists checksum jsonb,
     add column if not exists limits jsonb not null default '{{}}', add column if not exists workers_reason text,
-    add column if not exists gathered jsonb not null default '{{}}';
+    add column if not exists gathered jsonb not null default '{{}}',
+    add column if not exists emptied boolean not null default false;
 alter table {schema}.chunks drop constraint if exists chunks_kind_check,
                             add constraint chunks_kind_check check (kind in ('range', 'nulls', 'keys'));
 alter table {schema}.chunks add column if not exists tables jsonb not null default '[]',
@@ -181,10 +184,10 @@ select run_id from {schema}.runs
 -- A new run, before its chunks and before the first read.
 insert into {schema}.runs (run_id, job, fingerprint, config, status, source, target_table, key, chunk_rows,
                            chunks_planned, estimated_rows, workers, pid, host, version, finish, kind, replay_of,
-                           fresh_table, since, watermark, checksum)
+                           fresh_table, since, watermark, checksum, emptied)
 values ({run_id}, {job}, {fingerprint}, {config}::jsonb, 'running', {source}, {target_table}, {key}::text[], {chunk_rows},
         {chunks_planned}, {estimated_rows}, {workers}, {pid}, {host}, {version}, {finish}::jsonb, {kind}, {replay_of},
-        {fresh_table}, {since}, {watermark}, {checksum}::jsonb);
+        {fresh_table}, {since}, {watermark}, {checksum}::jsonb, {emptied});
 
 -- name: last_watermark
 -- Where the next incremental run begins: at the newest done run of the same source, column and target. A ledger
@@ -197,6 +200,19 @@ select r.run_id, w.watermark, r.config,
    and r.target_table = {target_table} and r.config->'source' = {source}::jsonb
    and r.config->'incremental'->>'column' = {column}
  order by r.started_at desc, r.run_id desc limit 1;
+
+-- name: replaced_since
+-- The newest run that has replaced or emptied the table of an incremental run since the job has last read all rows; what
+-- the job has loaded before that is gone. An older ledger has no such columns, hence to_jsonb.
+select n.run_id, to_jsonb(n)->>'fresh_table' is not null
+  from {schema}.runs r, {schema}.runs n
+ where r.run_id = {run_id} and n.target_table = r.target_table and n.kind = 'run'
+   and case when to_jsonb(n)->>'fresh_table' is not null then case when n.status = 'done' then n.ended_at end
+            when (to_jsonb(n)->>'emptied')::boolean then n.started_at end > coalesce(
+       (select max(f.started_at) from {schema}.runs f
+         where f.job = r.job and f.kind = 'run' and f.status = 'done' and f.target_table = r.target_table
+           and to_jsonb(f)->>'watermark' is not null and to_jsonb(f)->>'since' is null), r.started_at)
+ order by n.started_at desc, n.run_id desc limit 1;
 
 -- name: since
 -- The bound that a resumed run goes on with.
@@ -351,18 +367,58 @@ select {run_id}, {chunk}, record, stage, rules, message, key, data::jsonb from p
 -- Counted by SQL: what this chunk has in quarantine now.
 select count(*) from {schema}.quarantine where run_id = {run_id} and chunk = {chunk};
 
+-- name: older_unresolved
+-- Older runs of the run's job and table that have unresolved records (that broke the rule), the oldest first, with their
+-- number and the rows read. Not those that were given up or whose fresh table has taken nobody's place, nor those before
+-- a run that is done and has read all rows anew, or replaced the table.
+select o.run_id, o.records, o.rows_read
+  from {schema}.runs r
+ cross join lateral (
+    select b.*, (select coalesce(sum(c.rows_read), 0)::bigint from {schema}.chunks c where c.run_id = b.run_id) as rows_read,
+           (select count(*) from {schema}.quarantine q
+             where q.run_id = b.run_id and q.resolved_at is null
+               and ({rule}::text is null
+                    or {rule} = any(case when cardinality(q.rules) = 0 then array[q.stage] else q.rules end))) as records
+      from {schema}.runs b
+     where b.job = r.job and b.target_table = r.target_table and b.kind = 'run' and b.status <> 'abandoned'
+       and (b.fresh_table is null or b.status = 'done') and (b.started_at, b.run_id) < (r.started_at, r.run_id)
+       and not exists (
+           select from {schema}.runs n
+            where n.target_table = b.target_table and n.kind = 'run' and n.status = 'done'
+              and (n.started_at, n.run_id) > (b.started_at, b.run_id)
+              and (n.fresh_table is not null or n.job = b.job and n.since is null))
+       and not exists (select from {schema}.runs n where n.target_table = b.target_table and n.emptied
+                          and (n.started_at, n.run_id) > (b.started_at, b.run_id))
+ ) o
+ where r.run_id = {run_id} and o.records > 0
+ order by o.started_at, o.run_id;
+
 -- name: replay_run
 -- The run whose records are sent again: by its name, or the job's newest. `lost`: they belong to a fresh table that
--- has not taken its place, or to one whose place another has taken since.
-select run_id, job, kind, coalesce(replay_of, ''), key, target_table, config,
+-- has not taken its place, to one whose place another has taken since, or to one that was emptied since; `newer` is the
+-- run of the job that did that. `given_up_for`: the run of the job that began anew with --fresh. Verify asks, too, and
+-- changes no ledger: an older one has no column `emptied`, hence to_jsonb.
+select r.run_id, r.job, r.kind, coalesce(r.replay_of, ''), r.key, r.target_table, r.config,
        (select coalesce(sum(c.rows_read), 0)::bigint from {schema}.chunks c where c.run_id = r.run_id),
        case when r.fresh_table is not null and r.status <> 'done' then 'it has not replaced its target table'
-            else coalesce((select 'run ' || n.run_id || ' has replaced its target table since' from {schema}.runs n
-                            where n.target_table = r.target_table and n.fresh_table is not null and n.status = 'done'
-                              and n.started_at > r.started_at order by n.started_at desc limit 1), '') end
+            when o.run_id is null then ''
+            else 'run ' || o.run_id || case when o.fresh_table is null then ' has emptied' else ' has replaced' end
+                 || ' its target table since' end,
+       coalesce(case when o.job = r.job then o.run_id end, ''), coalesce(g.run_id, '')
   from {schema}.runs r
+  left join lateral (
+       select n.run_id, n.job, n.fresh_table from {schema}.runs n
+        where n.target_table = r.target_table and n.started_at > r.started_at
+          and (n.fresh_table is not null and n.status = 'done' or (to_jsonb(n)->>'emptied')::boolean)
+        order by n.started_at desc limit 1) o on true
+  left join lateral (
+       select n.run_id from {schema}.runs n
+        where r.status = 'abandoned' and n.job = r.job and n.kind = 'run' and n.started_at > r.started_at
+          and n.target_table = r.target_table
+          and (n.config->'source') - 'query' is not distinct from (r.config->'source') - 'query'
+        order by n.status = 'abandoned', n.started_at limit 1) g on true
  where case when {run} = 'last' then r.job = {job} and r.kind = 'run' else r.run_id = {run} end
- order by started_at desc, run_id desc limit 1;
+ order by r.started_at desc, r.run_id desc limit 1;
 
 -- name: replay_keys
 -- The keys of a run's unresolved records, each once, in the order of the source.
@@ -425,14 +481,35 @@ select distinct chunk from {schema}.quarantine
  where run_id = {run_id} and stage in ('load', 'type') and resolved_at is null;
 
 -- name: verify_replays
--- The replays of a run that are done, the newest first, with what they were asked to do; none in an older ledger.
+-- The replays that have tried a run's records and are done, the newest first, with what they were asked to do; none in
+-- an older ledger. One of another run of the job has resolved this run's records of the same keys.
 select r.run_id, r.config from {schema}.runs r
- where to_jsonb(r)->>'replay_of' = {run_id} and r.status = 'done'
+ where r.status = 'done'
+   and (to_jsonb(r)->>'replay_of' = {run_id}
+        or to_jsonb(r)->>'replay_of' is not null
+           and r.run_id in (select to_jsonb(q)->>'resolved_by' from {schema}.quarantine q where q.run_id = {run_id}))
  order by r.started_at desc, r.run_id desc;
 
 -- name: verify_job
 -- What a run was asked to do, for a command that names the run alone.
 select job, kind, key, chunk_rows, source, target_table, config from {schema}.runs where run_id = {run_id};
+
+-- name: resolve_elsewhere
+-- Records of other runs that the row of a record which this replay has resolved just now answers, too: those of the same
+-- job, key and target table, and of the source of the run or the replay (a query may be mended in between). Left out are
+-- keys of which the run still has an unresolved record, and runs whose fresh table waits to take the target's place: it
+-- lacks what came now.
+update {schema}.quarantine q
+   set resolved_at = clock_timestamp(), resolved_by = {replay_id},
+       message = 'resolved by replay ' || {replay_id} || ' of run ' || {run_id} || ' (before: ' || q.message || ')'
+  from {schema}.runs mine join {schema}.runs replay on replay.run_id = {replay_id}
+  join {schema}.runs other
+    on other.run_id <> mine.run_id and other.job = mine.job and other.target_table = mine.target_table
+   and other.key = mine.key and (other.fresh_table is null or other.status = 'done')
+   and other.config->'source' in (mine.config->'source', replay.config->'source')
+ where mine.run_id = {run_id} and q.run_id = other.run_id and q.key = any({keys}::text[]) and q.resolved_at is null
+   and q.key in (select m.key from {schema}.quarantine m where m.run_id = {run_id} and m.key = any({keys}::text[])
+                  group by m.key having bool_and(m.resolved_at is not null));
 
 -- name: open_records
 -- Which of these keys have an unresolved record.
@@ -642,7 +719,7 @@ select
     to_jsonb(p)->>'workers_reason' as workers_reason, to_jsonb(p)->>'since' as since, to_jsonb(p)->>'watermark' as watermark,
     coalesce(nullif(to_jsonb(p)->'run_checks', 'null'), '[]') as run_checks,
     coalesce(to_jsonb(p)->'limits', '{{}}') as limits, coalesce(to_jsonb(p)->'gathered', '{{}}') as gathered,
-    (select count(*) from {schema}.quarantine q where q.run_id = p.run_id and q.resolved_at is not null) as rows_resolved,
+    q.rows_resolved, q.rows_unresolved,
     case
         when p.sittings = 1 and p.ended_at is not null then extract(epoch from p.ended_at - p.started_at)
         else (
@@ -670,6 +747,12 @@ cross join lateral (
     from {schema}.chunks c
     where c.run_id = p.run_id
 ) c
+cross join lateral (
+    select count(*) filter (where q.resolved_at is not null) as rows_resolved,
+           count(*) filter (where q.resolved_at is null) as rows_unresolved
+    from {schema}.quarantine q
+    where q.run_id = p.run_id
+) q
 order by p.started_at desc, p.run_id desc;
 
 -- name: run_chunks
@@ -765,6 +848,19 @@ from {schema}.quarantine
 where (run_id = %(run_id)s or tried_by = %(run_id)s) and (%(resolved)s or resolved_at is null)
 order by chunk, record
 limit %(row_limit)s::bigint;
+
+-- name: quarantine_fate
+-- Of a run without unresolved records: the run that it is a replay of, how many records it had quarantined, how many of
+-- those that it quarantined or tried are resolved, and the newest replay of the same run after it.
+select to_jsonb(r)->>'replay_of',
+       (select coalesce(sum(c.rows_quarantined), 0)::bigint from {schema}.chunks c
+         where c.run_id = r.run_id and c.status = 'done'),
+       (select count(*) from {schema}.quarantine q
+         where (q.run_id = r.run_id or q.tried_by = r.run_id) and q.resolved_at is not null),
+       (select n.run_id from {schema}.runs n
+         where to_jsonb(n)->>'replay_of' = to_jsonb(r)->>'replay_of'
+           and (n.started_at, n.run_id) > (r.started_at, r.run_id) order by n.started_at desc, n.run_id desc limit 1)
+from {schema}.runs r where r.run_id = %(run_id)s;
 
 -- name: quarantine_size
 -- How many records `quarantine_rows` has.

@@ -53,7 +53,8 @@ class Told:
 class NewRun:
     """What the ledger records of a run before its first read; holds no secret.
 
-    `checksum` describes what is hashed of the rows (`keyhaul.checksums`); None for a run without checksums.
+    `checksum` describes what is hashed of the rows (`keyhaul.checksums`); None for a run without checksums. `emptied`:
+    its table was emptied when it began.
     """
 
     run_id: str
@@ -72,6 +73,7 @@ class NewRun:
     since: str | None = None
     watermark: str | None = None
     checksum: Mapping[str, Any] | None = None
+    emptied: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +88,13 @@ class Watermark:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replayable:
-    """A run whose quarantined records can be sent again, as far as the job given must agree with it."""
+    """A run whose quarantined records can be sent again, as far as the job given must agree with it.
+
+    Attributes:
+        lost: why its rows are not in the target table, or an empty string; `newer` is the run of the same job that has
+            taken their place, if one has.
+        given_up_for: the run of the same job that began anew in its stead; empty for one that was not given up.
+    """
 
     run_id: str
     job: str
@@ -97,6 +105,17 @@ class Replayable:
     config: Mapping[str, Any]
     rows_read: int
     lost: str = ""
+    newer: str = ""
+    given_up_for: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Older:
+    """An older run of a job that still has unresolved records."""
+
+    run_id: str
+    unresolved: int
+    rows_read: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,7 +53,8 @@ class RunRow:
         run_checks: the rules across the run, each with name, on_fail, passed, offenders and message.
         workers_reason: why there were so many at last; None when the job says how many.
         kind: ``run`` or ``replay``; a replay is one of the run `replay_of`.
-        rows_resolved: of the records that it quarantined, those that a replay has resolved since.
+        rows_resolved: of the records that it quarantined, those that a replay has resolved since; `rows_unresolved` the
+            others. Of a replay both are 0: the records are its run's.
     """
 
     run_id: str
@@ -85,6 +86,7 @@ class RunRow:
     limits: dict[str, dict[str, Any]]
     gathered: dict[str, int]
     rows_resolved: int
+    rows_unresolved: int
     chunks_done: int
     chunks_failed: int
     rows_read: int
@@ -280,11 +282,12 @@ def print_runs(runs: Sequence[RunRow], stream: TextIO) -> None:
             "status": ("<", [Text(r.state, _STATE_STYLES.get(r.state, "dim")) for r in runs]),
             "loaded": (">", [Text(f"{r.rows_loaded:,}") for r in runs]),
             "quarantined": (">", [Text(f"{r.rows_quarantined:,}", _mark(r.rows_quarantined)) for r in runs]),
+            "unresolved": (">", [Text(f"{r.rows_unresolved:,}", _mark(r.rows_unresolved)) for r in runs]),
             "seconds": (">", [Text(f"{r.seconds:,.1f}") for r in runs]),
             "rows/s": (">", [Text(f"{per_second(r.rows_read, r.seconds):,.0f}") for r in runs]),
         }
         # The run's name begins with its start.
-        expendable = ("started (UTC)", "seconds", "rows/s", "job", "quarantined", "loaded")
+        expendable = ("started (UTC)", "seconds", "rows/s", "quarantined", "job", "unresolved", "loaded")
         yield fitted(console, columns, expendable) if runs else "no run is recorded"
 
     write(stream, build)
@@ -365,8 +368,8 @@ def _facts(run: RunRow) -> Iterable[RenderableType]:
     if run.replay_of:
         facts["replay of"] = run.replay_of
     if run.rows_resolved:
-        left = run.rows_quarantined - run.rows_resolved
-        facts["resolved"] = f"{run.rows_resolved:,} of {run.rows_quarantined:,} quarantined records; {left:,} are left"
+        of = f"{run.rows_resolved:,} of {run.rows_quarantined:,} quarantined records"
+        facts["resolved"] = f"{of}; {run.rows_unresolved:,} are left"
     if run.stop_reason:
         facts["stopped"] = run.stop_reason
     table = grid(columns="<<")

@@ -116,9 +116,11 @@ def show_quarantine(
             raise ConfigError(msg)
         if export is not None:
             written = rejects.export_quarantine(conn, schema, run_id, export, force=force, resolved=all_records)
-            typer.echo(f"wrote {written:,} records of run {run_id} to {export}")
+            why = f": {rejects.why_none(conn, schema, run_id)}" if not written else ""
+            typer.echo(f"wrote {written:,} records of run {run_id} to {export}{why}")
             return
         counted = rejects.quarantine_reasons(conn, schema, run_id, resolved=all_records)
         rows = rejects.quarantine_rows(conn, schema, run_id, resolved=all_records)
         total = rejects.quarantine_size(conn, schema, run_id, resolved=all_records)
-        rejects.print_quarantine(run_id, counted, rows, total, sys.stdout)
+        none = rejects.why_none(conn, schema, run_id) if not total else ""
+        rejects.print_quarantine(run_id, counted, rows, total, sys.stdout, none=none)

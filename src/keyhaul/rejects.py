@@ -77,6 +77,19 @@ def quarantine_rows(
     return tuple(fetch(conn, schema, "quarantine_rows", class_row(QuarantinedRecord), values))
 
 
+def why_none(conn: Connection, schema: str, run_id: str) -> str:
+    """Return what became of the records of a run that has no unresolved ones; of a replay, of those that it tried."""
+    found = fetch(conn, schema, "quarantine_fate", tuple_row, {"run_id": run_id})
+    original, quarantined, resolved, later = found[0] if found else (None, 0, 0, None)
+    were = f"{plural(quarantined, 'record')} {'was' if quarantined == 1 else 'were'} quarantined"
+    if quarantined and later:
+        return f"{were}, which replay {one_line(later)} has tried again: etl quarantine {one_line(original)}"
+    if quarantined and resolved >= quarantined:
+        return f"{were}, all are resolved: --all shows them"
+    said = f", {resolved:,} {'was' if resolved == 1 else 'were'} resolved: --all shows them" if resolved else ""
+    return f"no record was quarantined{said}"
+
+
 def export_quarantine(
     conn: Connection, schema: str, run_id: str, path: Path, *, force: bool = False, resolved: bool = False
 ) -> int:
@@ -160,7 +173,13 @@ def _members(text: str) -> dict[str, str]:
 
 
 def print_quarantine(
-    run_id: str, counted: Mapping[str, int], rows: Sequence[QuarantinedRecord], total: int, stream: TextIO
+    run_id: str,
+    counted: Mapping[str, int],
+    rows: Sequence[QuarantinedRecord],
+    total: int,
+    stream: TextIO,
+    *,
+    none: str = "no record was quarantined",
 ) -> None:
     """Print what was rejected: the reasons with their counts, then the first records with their values.
 
@@ -170,13 +189,14 @@ def print_quarantine(
         rows: from `quarantine_rows`.
         total: from `quarantine_size`.
         stream: a terminal cuts message and data at its width; any other stream gets them whole.
+        none: what is said without rows, from `why_none`.
     """
 
     def build(console: Console) -> Iterable[RenderableType]:
         from rich.text import Text
 
         if not rows:
-            yield Text(f"Run {one_line(run_id)}: no record was quarantined")
+            yield Text(f"Run {one_line(run_id)}: {none}")
             return
         yield Text(f"Run {one_line(run_id)}: {plural(total, 'record')} quarantined", "bold")
         yield from reasons("Reasons", counted)

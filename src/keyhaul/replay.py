@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from keyhaul.config import Job
     from keyhaul.control import Control
     from keyhaul.ledger import Ledger
-    from keyhaul.ledgerrows import Replayable
+    from keyhaul.ledgerrows import Older, Replayable
     from keyhaul.model import Observer, Report
     from keyhaul.prepare import Prepared
     from keyhaul.targets.rowhash import Hashing
@@ -43,6 +43,7 @@ class Replayed:
 
     Attributes:
         run_id: the run whose records were sent again.
+        older: of ``last`` only: older runs of the job that have unresolved records too, the oldest first.
         report: of the replay, with a balance of its own: ``read`` is the rows that the source has for
             the records' keys, and the keys that it has not. None when there was nothing to send.
         left: records of the run that are still unresolved; with a rule asked for, of those that broke it before.
@@ -54,6 +55,7 @@ class Replayed:
     """
 
     run_id: str
+    older: tuple[Older, ...]
     report: Report | None
     left: int
     without_key: int
@@ -134,6 +136,7 @@ class _Replay:
         ledger.create()
         original = self._find(run)
         self._check(original)
+        self._warn_of_rivals()
         if rule is not None:
             self._check_rule(original.run_id, rule)
         if reopen:
@@ -157,6 +160,7 @@ class _Replay:
         return Replayed(
             run_id=original.run_id,
             report=report,
+            older=ledger.older_unresolved(original.run_id, rule) if run == "last" else (),
             left=left,
             without_key=without_key,
             rows_read=original.rows_read,
@@ -196,8 +200,11 @@ class _Replay:
         if original.kind == "replay":
             msg = f"{run}: it is a replay of run {original.replay_of}. Name that run: what is left is there"
             raise RefusedError(msg)
-        if original.lost:
-            msg = f"{run}: {original.lost}. Run the job again: it reads these records anew"
+        newer = original.newer or original.given_up_for
+        if original.lost or newer:
+            why = original.lost or f"it was given up by --fresh, and run {newer} began anew"
+            instead = f"Replay run {newer}, which reads" if newer else "Run the job again: it reads"
+            msg = f"{run}: {why}. {instead} these records anew"
             raise RefusedError(msg)
         if original.job != job.job:
             msg = f"{run}: it is of job {original.job}, expected {job.job}. Give that job, or --job {original.job}"
@@ -257,6 +264,18 @@ class _Replay:
         return bool(primary_key) and all(
             name in output and output[name].source in self._job.key for name in primary_key
         )
+
+    def _warn_of_rivals(self) -> None:
+        """Say that a record may take the place of another key's row, which the run loaded after it."""
+        job, target, output = self._job, self._prepared.target, self._prepared.transform.output
+        same = {output[name].source for name in target.conflict if name in output}
+        if target.mode == "upsert" and target.newer_by is None and not same.issuperset(job.key):
+            columns = ", ".join(target.conflict)
+            message = (
+                f"mode upsert on {columns}: of rows with the same {columns} the last one written stays, and a replay "
+                "writes its records now: an older row may take a newer one's place. Give --newer-by to compare them"
+            )
+            self._observe(events.Notice(message=message, level="warning"))
 
     def _check_rule(self, run_id: str, rule: str) -> None:
         known = self._ledger.rules(run_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import psycopg
 from aftermath import value
@@ -31,6 +32,19 @@ def test_only_a_table_that_the_job_has_loaded_is_emptied_in_the_embedded_warehou
     refused = etl("run", str(other))
     assert refused.returncode == 2
     assert "load public.outset: it already holds rows and no mode is given" in refused.stderr
+
+
+def test_a_run_whose_table_a_later_run_has_emptied_is_not_replayed(etl, databases):
+    with psycopg.connect(databases[0], autocommit=True) as connection:
+        connection.execute("create table public.emptied (id int primary key)")
+        connection.execute("insert into public.emptied select generate_series(1, 100)")
+    into = ("--source", databases[0], "--table", "public.emptied", "--key", "id", "--into", "public.emptied_copy")
+    run_id = re.findall(r"Run (\S+) done", etl("chunked", *into, "--rule", "no: id > 10").stdout)[0]
+    newer = re.findall(r"Run (\S+) done: 100 rows", etl("chunked", *into).stdout)[0]
+    refused = etl("replay", run_id, *into)
+    assert refused.returncode == 2, refused.stdout
+    assert f"run {newer} has emptied its target table since. Replay run {newer}, which reads" in refused.stderr
+    assert "0 quarantined records" in etl("replay", "last", *into).stdout
 
 
 UNSTABLE = """

@@ -85,6 +85,26 @@ def test_an_unknown_run_and_another_job_are_refused(etl, ends):
     assert value(ends[1], "select count(*) from keyhaul.runs") == 1
 
 
+def test_replay_last_ends_with_code_1_while_older_runs_of_an_incremental_job_have_records(etl, databases):
+    source, target = databases
+    fetch(source, "create table public.t (id int primary key, v int); insert into public.t values (1, 1), (2, 2)")
+    fetch(target, "create table public.t (id int primary key, v int)")
+    ends = flags(databases, "--incremental", "v", "--mode", "upsert")
+    assert etl("chunked", *ends, "--rule", "no: id <> 1").returncode == 1
+    older = value(target, "select run_id from keyhaul.runs")
+    assert etl("chunked", *ends).returncode == 0
+    told = f"1 older run of this job still has 1 unresolved record. Replay it by its name: {older}\n"
+    done = etl("replay", "last", *ends)
+    assert (done.returncode, done.stdout.partition("are left\n")[2]) == (1, told)
+    quiet = etl("replay", "last", *ends, "--quiet")
+    assert (quiet.returncode, quiet.stderr) == (1, f"error: {told}")
+    assert etl("replay", "last", *ends, "--allow-quarantined", "1").returncode == 0
+    exported = etl("quarantine", "last", "--target", target, "--export", "none.csv", "--force").stdout
+    assert exported.endswith("to none.csv: no record was quarantined\n")
+    assert etl("replay", older, *ends).returncode == 0
+    assert etl("replay", "last", *ends).returncode == 0
+
+
 def test_a_replay_killed_between_batches_and_inside_one_is_repeated_by_the_same_command(etl, start_etl, ends):
     target = ends[1]
     etl("chunked", *flags(ends))

@@ -230,10 +230,11 @@ def test_runs_are_printed_one_line_each(ledger):
         "status",
         "loaded",
         "quarantined",
+        "unresolved",
         "seconds",
         "rows/s",
     ]
-    assert lines[2].split() == [DONE, "flights", "2026-11-22", "09:00", "done", "3", "3", "2.0", "3"]
+    assert lines[2].split() == [DONE, "flights", "2026-11-22", "09:00", "done", "3", "3", "0", "2.0", "3"]
 
 
 def test_reasons_are_counted_by_rule_and_by_stage_where_there_is_none(ledger):

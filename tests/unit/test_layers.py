@@ -53,7 +53,7 @@ ROWS = [
         "markup",
         "wholefile",
     },
-    {"addresses", "svg", "embedded", "entries", "yamlfile", "decoding"},
+    {"older", "addresses", "svg", "embedded", "entries", "yamlfile", "decoding"},
     {"lookupstep", "runrules", "tablestep"},
     {"steps", "lookup"},
     {"layers", "fields", "perchunk"},

@@ -142,6 +142,7 @@ def load(
     if batch is not None:
         settle(session, batch, staged, rejected)
         pass_point("records.settled")
+        _resolve_elsewhere(session, batch)
         quarantined = rejected.height
     else:
         quarantined = _write_quarantine(session, rejected, entry)
@@ -222,6 +223,15 @@ def _send_rejected(session: Session, rejected: pl.DataFrame) -> None:
         compat_level=pl.CompatLevel.oldest()
     )
     session.copy(sql.Identifier("pg_temp", "_keyhaul_quarantine"), columns, {})
+
+
+def _resolve_elsewhere(session: Session, batch: Batch) -> None:
+    """Resolve what other runs of the job have of the keys that the batch has resolved, in its transaction.
+
+    The same row of the source answers them all: it is loaded once.
+    """
+    ids = {"run_id": batch.run_id, "replay_id": batch.replay_id, "keys": sorted(batch.asked)}
+    session.execute(statement("resolve_elsewhere", batch.ledger_schema, **ids))
 
 
 def _write_quarantine(session: Session, rejected: pl.DataFrame, entry: LedgerEntry) -> int:
