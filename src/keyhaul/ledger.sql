@@ -498,18 +498,20 @@ select job, kind, key, chunk_rows, source, target_table, config from {schema}.ru
 -- Records of other runs that the row of a record which this replay has resolved just now answers, too: those of the same
 -- job, key and target table, and of the source of the run or the replay (a query may be mended in between). Left out are
 -- keys of which the run still has an unresolved record, and runs whose fresh table waits to take the target's place: it
--- lacks what came now.
+-- lacks what came now. A row that is loaded answers those, too, that were closed without it.
 update {schema}.quarantine q
-   set resolved_at = clock_timestamp(), resolved_by = {replay_id},
+   set resolved_at = clock_timestamp(), resolved_by = {replay_id}, resolved_as = m.state,
        message = 'resolved by replay ' || {replay_id} || ' of run ' || {run_id} || ' (before: ' || q.message || ')'
   from {schema}.runs mine join {schema}.runs replay on replay.run_id = {replay_id}
   join {schema}.runs other
     on other.run_id <> mine.run_id and other.job = mine.job and other.target_table = mine.target_table
    and other.key = mine.key and (other.fresh_table is null or other.status = 'done')
    and other.config->'source' in (mine.config->'source', replay.config->'source')
- where mine.run_id = {run_id} and q.run_id = other.run_id and q.key = any({keys}::text[]) and q.resolved_at is null
-   and q.key in (select m.key from {schema}.quarantine m where m.run_id = {run_id} and m.key = any({keys}::text[])
-                  group by m.key having bool_and(m.resolved_at is not null));
+ cross join (select key, case when bool_or(coalesce(resolved_as, 'loaded') = 'loaded') then 'loaded' else min(resolved_as) end as state
+               from {schema}.quarantine where run_id = {run_id} and key = any({keys}::text[])
+              group by key having bool_and(resolved_at is not null)) m
+ where mine.run_id = {run_id} and q.run_id = other.run_id and q.key = m.key
+   and (q.resolved_at is null or m.state = 'loaded' and q.resolved_as <> 'loaded');
 
 -- name: open_records
 -- Which of these keys have an unresolved record.

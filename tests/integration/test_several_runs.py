@@ -22,8 +22,8 @@ def move(databases, *, fresh=False, **flags):
     return run(job(databases, **flags), lambda _event: None, Control(), fresh=fresh)
 
 
-def again(databases, name="last", **flags):
-    return replay(job(databases, **flags), name, lambda _event: None, Control())
+def again(databases, name="last", *, reopen=False, **flags):
+    return replay(job(databases, **flags), name, lambda _event: None, Control(), reopen=reopen)
 
 
 def fill(databases, number=10, target="create table public.t (id int, v int)"):
@@ -54,6 +54,15 @@ def test_a_record_in_the_quarantine_of_several_runs_is_loaded_once(databases):
     others = [row for row in rows(databases[1], said) if row[0] != names[1]]
     assert [row[2] for row in others] == [True, True]
     assert all(re.match(rf"resolved by replay \S+ of run {names[1]} \(before: ", row[1]) for row in others)
+
+
+def test_a_record_that_another_runs_replay_closed_is_opened_again_until_one_of_them_has_loaded_it(databases):
+    fill(databases)
+    names = [move(databases, mode="append", where=["id = 7"], rule=["no: id <> 7"]).run_id for _ in range(3)]
+    assert again(databases, names[0], mode="append", where=["false"]).closed == {"filtered": 1}
+    assert again(databases, names[1], mode="append", reopen=True).report.counts.loaded == 1
+    assert [again(databases, name, mode="append", reopen=True).report for name in names] == [None] * 3
+    assert loaded(databases) == [(1, 1)]
 
 
 def test_a_run_whose_records_the_replay_of_another_resolved_is_equal_by_the_mended_job(databases):
