@@ -53,8 +53,7 @@ class RunRow:
         run_checks: the rules across the run, each with name, on_fail, passed, offenders and message.
         workers_reason: why there were so many at last; None when the job says how many.
         kind: ``run`` or ``replay``; a replay is one of the run `replay_of`.
-        rows_resolved: of the records that it quarantined, those that a replay has resolved since; `rows_unresolved` the
-            others. Of a replay both are 0: the records are its run's.
+        rows_resolved, rows_unresolved: of the records that it quarantined; a replay has none of its own.
     """
 
     run_id: str
@@ -368,8 +367,8 @@ def _facts(run: RunRow) -> Iterable[RenderableType]:
     if run.replay_of:
         facts["replay of"] = run.replay_of
     if run.rows_resolved:
-        of = f"{run.rows_resolved:,} of {run.rows_quarantined:,} quarantined records"
-        facts["resolved"] = f"{of}; {run.rows_unresolved:,} are left"
+        left = f"quarantined records; {run.rows_unresolved:,} are left"
+        facts["resolved"] = f"{run.rows_resolved:,} of {run.rows_quarantined:,} {left}"
     if run.stop_reason:
         facts["stopped"] = run.stop_reason
     table = grid(columns="<<")
