@@ -63,7 +63,8 @@ _LIMIT = ("--limit", "-n")
 @app.command("verify", help="Compare a run's target with its source, row by row; exit code 1 when they differ.")
 def verify(
     what: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUN|last] [JOB.yaml]", help="Run [the job's last]; a job file (.yaml, .yml).")
+        list[str] | None,
+        typer.Argument(metavar="[RUN|last] [JOB.yaml]", help="Run [the job's last]; a job file (.yaml, .yml)."),
     ] = None,
     job: Annotated[str | None, typer.Option(metavar="NAME", help="Name in the ledger [the table's].")] = None,
     source: Annotated[str | None, typer.Option(metavar="URI", help="Source database [embedded].")] = None,
