@@ -36,7 +36,7 @@ def test_the_guilty_rows_of_a_check_stand_alone_in_quarantine_and_the_rest_loads
     assert rows(databases[1], "select count(*) from public.t") == [(4998,)]
 
 
-def test_a_foreign_key_with_many_orphans_is_asked_as_a_set(databases):
+def test_many_orphans_are_found_and_only_they(databases):
     fill(
         databases,
         5000,
@@ -107,3 +107,55 @@ def test_a_reference_within_the_table_waits_for_its_parent(databases):
     report = move(databases, "public.t")
     assert (report.counts.loaded, report.counts.quarantined) == (1000, 1)
     assert [key for key, *_ in quarantined(databases, report)] == [2001]
+
+
+def test_without_pl_pgsql_many_orphans_are_found_all_the_same(databases):
+    fill(
+        databases,
+        1000,
+        "drop extension plpgsql",
+        "create table public.parent (id int primary key)",
+        "insert into public.parent select g from generate_series(0, 89) g",
+        "create table public.t (id int primary key, ref int constraint parent_fk references public.parent, amount int, name text)",
+    )
+    report = move(databases, "public.t")
+    assert (report.counts.loaded, report.counts.quarantined) == (900, 100)
+    assert {tuple(rules) for _, rules, _, _ in quarantined(databases, report)} == {("parent_fk",)}
+
+
+def test_many_exceptions_of_a_trigger_cost_their_rows_and_are_told_as_the_server_says_them(databases):
+    fill(
+        databases,
+        1000,
+        "create table public.t (id int primary key, ref int, amount int, name text)",
+        "create function public.no() returns trigger language plpgsql as $$ begin if new.id % 10 = 3 then raise exception 'not this one'; end if; return new; end $$",
+        "create trigger no before insert on public.t for each row execute function public.no()",
+    )
+    report = move(databases, "public.t")
+    assert (report.counts.loaded, report.counts.quarantined) == (900, 100)
+    found = quarantined(databases, report)
+    assert [key for key, *_ in found] == list(range(3, 1000, 10))
+    assert {(tuple(rules), message) for _, rules, _, message in found} == {
+        (("sqlstate:P0001",), "load chunk: not this one (SQLSTATE P0001)")
+    }
+
+
+def test_among_references_within_the_table_only_those_that_lead_nowhere_are_refused(databases):
+    """Each row refers to the next; each 20th refers to nothing, one breaks a check, and what leads there is refused."""
+    run_sql(
+        databases[0],
+        "create table public.t (id int primary key, ref int, amount int)",
+        "insert into public.t select g, case when g % 20 = 0 and g <= 800 then 5000 + g when g < 3000 then g + 1 end, g"
+        " from generate_series(1, 3000) g",
+    )
+    run_sql(
+        databases[1],
+        "create table public.t (id int primary key, ref int constraint self references public.t,"
+        " amount int constraint small check (amount <> 1500))",
+    )
+    report = move(databases, "public.t", chunk="3000")
+    assert (report.counts.loaded, report.counts.quarantined) == (1500, 1500)
+    found = quarantined(databases, report)
+    assert [(key, rules) for key, rules, *_ in found] == [
+        (key, ["small" if key == 1500 else "self"]) for key in range(1, 1501)
+    ]

@@ -70,6 +70,7 @@ ROWS = [
     {"sources.readers", "sources.sql", "targets.session", "targets.ddl", "targets.keyrange"},
     {"sources.lookups"},
     {"targets.rows", "targets.rowhash", "targets.replayed", "targets.carry", "targets.anatomy"},
+    {"targets.singly", "targets.constraints"},
     {"targets.isolate", "targets.sheets"},
     {"targets.records"},
     {"targets.postgres", "targets.compare"},

@@ -15,15 +15,19 @@ from psycopg import sql
 from keyhaul.errors import RejectedError
 from keyhaul.mapping import split
 from keyhaul.model import RECORD, TableCounts
-from keyhaul.targets.isolate import FAILED_COPIES_BEFORE_SETS, ask_sets, verdict
+from keyhaul.targets.constraints import surely_refused
 from keyhaul.targets.rows import INVALID, Placed, fill_temporary, invalid_texts
 from keyhaul.targets.sheets import append_rows, ask_parent, merge_rows, with_given
+from keyhaul.targets.singly import verdicts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from keyhaul.targets.session import Session
     from keyhaul.targets.sheets import Sheet
+
+FAILED_TRIES: Final = 48
+"""Failed tries after which the constraints are asked as sets: some records of a chunk are found by halving before."""
 
 _WITHIN: Final = (
     "select conname::text from pg_constraint where contype = 'f' and conrelid = any({tables}::regclass[])"
@@ -160,10 +164,10 @@ def _halve(session: Session, sheets: Sequence[Sheet], search: _Search) -> None:
             search.pending.append(part.filter(~part.is_in(outcome[RECORD].implode())))
             continue
         if part.len() == 1:
-            search.rejected.append(verdict(part[0], outcome))
+            search.rejected.append(verdicts([(part[0], outcome)]))
             continue
         search.failed += 1
-        if search.failed > FAILED_COPIES_BEFORE_SETS and not search.asked_sets:
+        if search.failed > FAILED_TRIES and not search.asked_sets:
             search.asked_sets = True
             left = pl.concat([part, *reversed(search.pending)])
             guilty = _ask_sets(session, sheets, left)
@@ -223,17 +227,17 @@ def _try_orphans(session: Session, sheets: Sequence[Sheet], search: _Search) -> 
 
 
 def _ask_sets(session: Session, sheets: Sequence[Sheet], records: pl.Series) -> pl.DataFrame:
-    """Ask the foreign keys and checks of the tables that are appended to, as far as their rows are known.
+    """Ask the foreign keys and checks of the tables that are appended to, where the answer is certain.
 
     Not the unique indexes, nor the other modes: which of several rows is written is only known by writing.
     """
-    within = [sheet.destination.table.as_string(None).replace('"', "") for sheet in sheets]
+    tables = [sheet.destination.table for sheet in sheets]
     found = []
     for sheet in sheets:
         destination, frame = sheet.destination, _keep(sheet, records)
         if destination.mode == "append" and frame.height:
             known = tuple(c for c in destination.columns if c.name in frame.columns)
-            found.append(ask_sets(session, replace(destination, columns=known), frame, kinds="fc", within=within))
+            found.append(surely_refused(session, replace(destination, columns=known), frame, tables))
     return merge_rejected(found)
 
 

@@ -89,12 +89,9 @@ def write_rows(session: Session, destination: Destination, frame: pl.DataFrame) 
     if destination.mode == "append" and all(column.wire == DIRECT_WIRE for column in columns):
         session.copy(table, arrow_rows(frame, columns), {c.name: c.encoder for c in columns})
         return appended(session, table, before, frame.height, pl.DataFrame(schema=INVALID))
-    doubtful = [column for column in columns if column.may_fail]
-    fill_temporary(session, columns, frame, numbered=bool(doubtful) or destination.mode == "upsert")
-    invalid = invalid_texts(session, doubtful) if doubtful else pl.DataFrame(schema=INVALID)
-    if invalid.height:
-        records = sql.SQL(", ").join(map(sql.Literal, invalid[RECORD]))
-        session.execute(sql.SQL("delete from {} where {} in ({})").format(CHUNK, sql.Identifier(RECORD), records))
+    doubtful = any(column.may_fail for column in columns)
+    fill_temporary(session, columns, frame, numbered=doubtful or destination.mode == "upsert")
+    invalid = leave_out_invalid(session, columns)
     sent = frame.height - invalid.height
     duplicate = _drop_rivals(session, destination) if destination.mode == "upsert" else 0
     names = sql.SQL(", ").join(sql.Identifier(c.name) for c in columns)
@@ -183,10 +180,18 @@ def _differs(column: WriteColumn) -> sql.Composable:
     return sql.SQL("_there.{0} is distinct from excluded.{0}").format(name)
 
 
-def fill_temporary(session: Session, columns: Sequence[WriteColumn], frame: pl.DataFrame, *, numbered: bool) -> None:
-    """Copy a chunk into the temporary table, with ``_record`` if it is to be `numbered`."""
+def fill_temporary(
+    session: Session, columns: Sequence[WriteColumn], frame: pl.DataFrame, *, numbered: bool, bare: bool = False
+) -> None:
+    """Copy a chunk into the temporary table, with ``_record`` if it is to be `numbered`.
+
+    Its columns have the target's types; `bare` ones take what a domain or a length there would refuse.
+    """
     definitions = [
-        sql.SQL("{} {}").format(sql.Identifier(c.name), sql.SQL(c.target.pg_type if c.wire == DIRECT_WIRE else c.wire))
+        sql.SQL("{} {}").format(
+            sql.Identifier(c.name),
+            sql.SQL(c.wire if c.wire != DIRECT_WIRE else (bare and c.target.bare_type) or c.target.pg_type),
+        )
         for c in columns
     ]
     data = arrow_rows(frame, columns)
@@ -197,6 +202,16 @@ def fill_temporary(session: Session, columns: Sequence[WriteColumn], frame: pl.D
     create = sql.SQL("create temp table {} ({}) on commit drop")
     session.execute(create.format(sql.Identifier("_keyhaul_chunk"), sql.SQL(", ").join(definitions)))
     session.copy(CHUNK, data, {c.name: c.encoder for c in columns})
+
+
+def leave_out_invalid(session: Session, columns: Sequence[WriteColumn]) -> pl.DataFrame:
+    """Delete the rows with a text that its type does not take from the temporary table, and return their records."""
+    doubtful = [column for column in columns if column.may_fail]
+    invalid = invalid_texts(session, doubtful) if doubtful else pl.DataFrame(schema=INVALID)
+    if invalid.height:
+        records = sql.SQL(", ").join(map(sql.Literal, invalid[RECORD]))
+        session.execute(sql.SQL("delete from {} where {} in ({})").format(CHUNK, sql.Identifier(RECORD), records))
+    return invalid
 
 
 def invalid_texts(session: Session, doubtful: Sequence[WriteColumn]) -> pl.DataFrame:

@@ -249,21 +249,26 @@ def _message(error: BaseException) -> str:
     diagnostic: Any = getattr(error, "diag", None)
     primary = diagnostic.message_primary if diagnostic is not None else None
     if primary:
-        where = [
-            f"{label} {value}"
-            for label, value in (
-                ("constraint", diagnostic.constraint_name),
-                ("column", diagnostic.column_name),
-                ("table", diagnostic.table_name),
-            )
-            if value
-        ]
-        return f"{without_values(primary)} ({', '.join([f'SQLSTATE {diagnostic.sqlstate}', *where])})"
+        return _said(
+            primary, diagnostic.sqlstate, diagnostic.constraint_name, diagnostic.column_name, diagnostic.table_name
+        )
     # ADBC puts the statement in front of what the server says.
     said = _SERVER_SAID.search(str(error))
     if said is not None:
         return f"{without_values(said[1])} (SQLSTATE {sqlstate(error)})"
     return str(error).strip().split("\n", 1)[0][:400]
+
+
+def _said(primary: str, state: str, constraint: str | None, column: str | None, table: str | None) -> str:
+    named = (("constraint", constraint), ("column", column), ("table", table))
+    where = [f"{label} {value}" for label, value in named if value]
+    return f"{without_values(primary)} ({', '.join([f'SQLSTATE {state}', *where])})"
+
+
+def refusal(primary: str, state: str, constraint: str, column: str, table: str) -> RejectedError:
+    """Return the error that stands for what the server said of a row, as PL/pgSQL has its parts."""
+    message = f"load chunk: {_said(primary, state, constraint, column, table)}"
+    return RejectedError(message, sqlstate=state, constraint=constraint, column=column)
 
 
 def sqlstate(error: BaseException) -> str:
