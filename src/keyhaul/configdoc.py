@@ -51,7 +51,8 @@ is unfinished and is still incremental; `--full` reads all rows and sets the wat
 - A record in quarantine is read again by later runs when it changes, or lies within the lag; a row at the watermark
 itself is read by each of them, and quarantined again. `etl replay RUN` brings the others in; `etl replay last` names
 the older runs that have unresolved records, and then ends with code 1.
-- A run whose target is gone or empty, or was replaced or emptied by another run since the job has read all rows, is
+- A run whose target is gone or empty, or was replaced or emptied by another run since the job has read all rows (but
+  for a replace with all rows of the same source, by the same steps, while nobody loaded the table), is
 refused: `--full`.
 - A changed transform or rule concerns the rows that are read from then on; `--full` loads all of them again.
 - The mode is upsert, or skip for a source in which rows are only added; append and replace are refused.

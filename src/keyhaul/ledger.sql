@@ -203,7 +203,8 @@ select r.run_id, w.watermark, r.config,
 
 -- name: replaced_since
 -- The newest run that has replaced or emptied the table of an incremental run since the job has last read all rows; what
--- the job has loaded before that is gone. An older ledger has no such columns, hence to_jsonb.
+-- the job has loaded before that is gone. An older ledger has no such columns, hence to_jsonb. One that has replaced it
+-- with all rows of the same source does no harm, if nobody loaded it meanwhile: rows that are there may come again.
 select n.run_id, to_jsonb(n)->>'fresh_table' is not null
   from {schema}.runs r, {schema}.runs n
  where r.run_id = {run_id} and n.target_table = r.target_table and n.kind = 'run'
@@ -212,6 +213,11 @@ select n.run_id, to_jsonb(n)->>'fresh_table' is not null
        (select max(f.started_at) from {schema}.runs f
          where f.job = r.job and f.kind = 'run' and f.status = 'done' and f.target_table = r.target_table
            and to_jsonb(f)->>'watermark' is not null and to_jsonb(f)->>'since' is null), r.started_at)
+   and not (to_jsonb(n)->>'fresh_table' is not null and to_jsonb(n)->>'since' is null
+            and n.config->'source' = r.config->'source' and n.config->'transform' = r.config->'transform'
+            and r.config->'targets' is null
+            and not exists (select from {schema}.runs x where x.target_table = n.target_table and x.run_id <> n.run_id
+                               and x.started_at <= n.ended_at and coalesce(x.ended_at, now()) >= n.started_at))
  order by n.started_at desc, n.run_id desc limit 1;
 
 -- name: since

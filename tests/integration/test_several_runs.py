@@ -188,6 +188,22 @@ def test_an_incremental_run_is_refused_once_another_job_has_replaced_its_table(d
     assert loaded(databases) == [(10, 10)]
 
 
+def test_an_incremental_run_goes_on_after_a_replace_with_all_rows_of_its_source(databases):
+    fill(databases, target="create table public.t (id int primary key, v int)")
+    flags = {"incremental": "v", "mode": "upsert"}
+    move(databases, **flags)
+    run_sql(databases[0], "insert into public.t values (11, 11)")
+    whole = move(databases, job="weekly", mode="replace").run_id
+    run_sql(databases[0], "insert into public.t values (12, 12)")
+    run_sql(databases[1], "update keyhaul.runs set ended_at = now() where job <> 'weekly'")
+    with pytest.raises(RefusedError, match=f"run {whole} has replaced it"):
+        move(databases, **flags)  # what that run loaded after the other's snapshot would be missing
+    run_sql(databases[1], "update keyhaul.runs set ended_at = started_at where job <> 'weekly'")
+    assert move(databases, **flags).counts.loaded == 1
+    assert move(databases, **flags).counts.read == 1
+    assert loaded(databases) == [(12, 12)]
+
+
 def test_a_replay_that_may_put_an_older_row_over_a_newer_one_says_so(databases):
     run_sql(
         databases[0],
