@@ -11,6 +11,7 @@ import support
 
 THINNED = {
     "test_a_chunk_killed_at_its_commit_is_in_all_tables_or_in_none": 2,
+    "test_a_command_that_only_reads_says_in_one_line_that_it_cannot_write": 2,
     "test_a_fault_at_every_passage_of_a_point_leaves_a_run_that_the_same_command_completes": 4,
     "test_a_key_of_any_type_is_found_again_by_its_text": 3,
     "test_a_link_that_breaks_costs_at_most_its_timeout_and_no_row": 2,
@@ -25,15 +26,18 @@ THINNED = {
     "test_a_server_that_is_restarted_costs_no_row": 2,
     "test_a_signal_ends_it_soon_and_leaves_no_session": 3,
     "test_an_outage_whose_old_sessions_stay_in_the_server_is_over_when_the_network_is_back": 2,
+    "test_each_value_arrives_unchanged_or_is_quarantined": 2,
     "test_killed_at_any_moment_the_table_is_old_or_new_and_the_same_command_ends_it": 3,
     "test_killed_inside_a_statement_of_the_end": 2,
     "test_killed_runs_that_are_resumed_give_the_same_table_as_one_run": 2,
     "test_lost_connections_of_workers_are_retried_and_nothing_is_loaded_twice": 2,
-    "test_no_secret_is_told_whatever_fails": 3,
+    "test_many_guilty_records_are_found_and_only_they": 2,
+    "test_no_secret_is_told_whatever_fails": 4,
     "test_orphans_whose_parents_came_later_load_and_the_rest_stays": 3,
     "test_runs_killed_in_either_phase_load_what_one_query_says": 2,
     "test_the_memory_limit_holds_with_rows_of_one_megabyte": 2,
-    "test_the_oracle_sees_a_mistake_in_the_tool": 2,
+    "test_the_oracle_sees_a_mistake_in_the_tool": 3,
+    "test_what_the_server_does_not_ask_costs_no_row": 2,
     "test_without_stderr_a_run_loads_all_the_same": 3,
 }
 """Tests with long lists of processes: by default each n-th of a list. All of them with ``KEYHAUL_THOROUGH=1``, and where
