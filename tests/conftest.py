@@ -45,17 +45,18 @@ a test is asked for by its name."""
 
 
 APART = {"test_outages.py", "test_halting.py", "test_kill.py"}
-"""Files that wait or kill for long and want a machine that does nothing else: thorough runs only."""
+"""Files that wait or kill for long and want a machine that does nothing else: for thorough runs, or asked for by its name."""
 
 
 def pytest_collection_modifyitems(config, items):
     """Leave out what is for a thorough run."""
     if os.environ.get("KEYHAUL_THOROUGH") == "1" or config.option.keyword or any("::" in arg for arg in config.args):
         return
+    asked = {Path(arg).name for arg in config.args}
     seen, kept, left = Counter(), [], []
     for item in items:
         name = getattr(item, "originalname", item.name)
-        apart = item.path.name in APART
+        apart = item.path.name in APART and item.path.name not in asked
         (left if apart or seen[name] % THINNED.get(name, 1) else kept).append(item)
         seen[name] += 1
     config.hook.pytest_deselected(items=left)
