@@ -414,8 +414,9 @@ select r.run_id, r.job, r.kind, coalesce(r.replay_of, ''), r.key, r.target_table
   from {schema}.runs r
   left join lateral (
        select n.run_id, n.job, n.fresh_table from {schema}.runs n
-        where n.target_table = r.target_table and n.started_at > r.started_at
-          and (n.fresh_table is not null and n.status = 'done' or (to_jsonb(n)->>'emptied')::boolean)
+        where n.target_table = r.target_table and n.run_id <> r.run_id
+          and (n.fresh_table is not null and n.status = 'done' and n.ended_at > r.started_at
+               or (to_jsonb(n)->>'emptied')::boolean and n.started_at > r.started_at)
         order by n.started_at desc limit 1) o on true
   left join lateral (
        select n.run_id from {schema}.runs n
@@ -425,6 +426,16 @@ select r.run_id, r.job, r.kind, coalesce(r.replay_of, ''), r.key, r.target_table
         order by n.status = 'abandoned', n.started_at limit 1) g on true
  where case when {run} = 'last' then r.job = {job} and r.kind = 'run' else r.run_id = {run} end
  order by r.started_at desc, r.run_id desc limit 1;
+
+-- name: overtaken
+-- The newest run that has replaced or emptied the table of an unfinished run since that began. An older
+-- ledger has no such columns.
+select n.run_id, to_jsonb(n)->>'fresh_table' is not null
+  from {schema}.runs r join {schema}.runs n on n.target_table = r.target_table and n.run_id <> r.run_id
+ where r.run_id = {run_id}
+   and (to_jsonb(n)->>'fresh_table' is not null and n.status = 'done' and n.ended_at > r.started_at
+        or (to_jsonb(n)->>'emptied')::boolean and n.started_at > r.started_at)
+ order by n.started_at desc limit 1;
 
 -- name: replay_keys
 -- The keys of a run's unresolved records, each once, in the order of the source.

@@ -80,7 +80,7 @@ def check_there(prepared: Prepared, ledger: Ledger, unfinished: Unfinished) -> N
     """Find the table that the run has loaded so far, the fresh one in mode replace.
 
     Raises:
-        RefusedError: it is gone, or empty though the run has loaded rows.
+        RefusedError: it is gone, or empty though the run has loaded rows, or another run has taken these out.
     """
     target = prepared.target
     name, lacks = target.label, "not there any more" if target.ddl.before else ""
@@ -89,8 +89,8 @@ def check_there(prepared: Prepared, ledger: Ledger, unfinished: Unfinished) -> N
         found = replacing.leftovers(ledger.connection, [unfinished.fresh_table])
         lacks = "" if found else "not there any more"
         prepared.target = replace(target, fresh=replacing.fresh_name(unfinished.run_id))
-    elif not lacks and ledger.totals(unfinished.run_id).counts.loaded and not target.holds_rows:
-        lacks = "empty"
+    elif not lacks and ledger.totals(unfinished.run_id).counts.loaded:
+        lacks = ledger.overtaken(unfinished.run_id) if target.holds_rows else "empty"
     if lacks:
         msg = (
             f"resume run {unfinished.run_id}: {name} is {lacks}, though chunks of this run were loaded into it. "

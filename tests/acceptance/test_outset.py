@@ -47,6 +47,26 @@ def test_a_run_whose_table_a_later_run_has_emptied_is_not_replayed(etl, database
     assert "0 quarantined records" in etl("replay", "last", *into).stdout
 
 
+def test_a_run_whose_table_another_one_has_replaced_is_not_gone_on_with(databases, etl):
+    source, target = databases
+    with psycopg.connect(source, autocommit=True) as connection:
+        connection.execute("create table public.t (id int primary key)")
+        connection.execute("insert into public.t select generate_series(1, 1000)")
+    args = ("--source", source, "--target", target, "--table", "public.t", "--key", "id", "--chunk", "100")
+    killed = etl("chunked", *args, "--mode", "append", env={"KEYHAUL_FAULT": "commit.after:5:kill"})
+    assert killed.returncode == -9
+    run_id = value(target, "select run_id from keyhaul.runs")
+    replaced = etl("chunked", *args, "--mode", "replace", "--job", "other", "--where", "id > 900")
+    assert replaced.returncode == 0, replaced.stderr
+    other = value(target, "select run_id from keyhaul.runs where job = 'other'")
+    found = etl("chunked", *args, "--mode", "append")
+    assert found.returncode == 2, found.stdout
+    assert f"resume run {run_id}: public.t is replaced by run {other}, though chunks of this run" in found.stderr
+    assert value(target, "select count(*) from public.t") == 100
+    assert etl("chunked", *args, "--mode", "skip", "--fresh").returncode == 0
+    assert value(target, "select count(*) from public.t") == 1000
+
+
 UNSTABLE = """
 create table public.t (id int primary key);
 insert into public.t select generate_series(1, 1000);
