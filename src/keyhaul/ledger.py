@@ -122,11 +122,6 @@ class Ledger(JobConnection):
         row = self._execute("replaced_since", run_id=run_id).fetchone()
         return (row[0], "replaced" if row[1] else "emptied") if row else None
 
-    def overtaken(self, run_id: str) -> str:
-        """Return which run has replaced or emptied the table of an unfinished run since that began; else nothing."""
-        row = self._execute("overtaken", run_id=run_id).fetchone()
-        return f"{'replaced' if row[1] else 'emptied'} by run {row[0]}" if row else ""
-
     def since(self, run_id: str) -> str | None:
         """Return the lowest value of the incremental column that a run reads; None when it reads all rows."""
         row = self._execute("since", run_id=run_id).fetchone()

@@ -402,40 +402,30 @@ select o.run_id, o.records, o.rows_read
 -- name: replay_run
 -- The run whose records are sent again: by its name, or the job's newest. `lost`: they belong to a fresh table that
 -- has not taken its place, to one whose place another has taken since, or to one that was emptied since; `newer` is the
--- run of the job that did that. `given_up_for`: the run of the job that began anew with --fresh. Verify asks, too, and
--- changes no ledger: an older one has no column `emptied`, hence to_jsonb.
-select r.run_id, r.job, r.kind, coalesce(r.replay_of, ''), r.key, r.target_table, r.config,
+-- run of the job that did that. `given_up_for`: the run of the job that began anew with --fresh. Verify and a run that
+-- goes on ask, too, and an older ledger has no such columns, hence to_jsonb.
+select r.run_id, r.job, coalesce(to_jsonb(r)->>'kind', 'run'), coalesce(to_jsonb(r)->>'replay_of', ''), r.key, r.target_table, r.config,
        (select coalesce(sum(c.rows_read), 0)::bigint from {schema}.chunks c where c.run_id = r.run_id),
-       case when r.fresh_table is not null and r.status <> 'done' then 'it has not replaced its target table'
+       case when to_jsonb(r)->>'fresh_table' is not null and r.status <> 'done' then 'it has not replaced its target table'
             when o.run_id is null then ''
             else 'run ' || o.run_id || case when o.fresh_table is null then ' has emptied' else ' has replaced' end
                  || ' its target table since' end,
        coalesce(case when o.job = r.job then o.run_id end, ''), coalesce(g.run_id, '')
   from {schema}.runs r
   left join lateral (
-       select n.run_id, n.job, n.fresh_table from {schema}.runs n
+       select n.run_id, n.job, to_jsonb(n)->>'fresh_table' as fresh_table from {schema}.runs n
         where n.target_table = r.target_table and n.run_id <> r.run_id
-          and (n.fresh_table is not null and n.status = 'done' and n.ended_at > r.started_at
+          and (to_jsonb(n)->>'fresh_table' is not null and n.status = 'done' and n.ended_at > r.started_at
                or (to_jsonb(n)->>'emptied')::boolean and n.started_at > r.started_at)
         order by n.started_at desc limit 1) o on true
   left join lateral (
        select n.run_id from {schema}.runs n
-        where r.status = 'abandoned' and n.job = r.job and n.kind = 'run' and n.started_at > r.started_at
+        where r.status = 'abandoned' and n.job = r.job and coalesce(to_jsonb(n)->>'kind', 'run') = 'run' and n.started_at > r.started_at
           and n.target_table = r.target_table
           and (n.config->'source') - 'query' is not distinct from (r.config->'source') - 'query'
         order by n.status = 'abandoned', n.started_at limit 1) g on true
- where case when {run} = 'last' then r.job = {job} and r.kind = 'run' else r.run_id = {run} end
+ where case when {run} = 'last' then r.job = {job} and coalesce(to_jsonb(r)->>'kind', 'run') = 'run' else r.run_id = {run} end
  order by r.started_at desc, r.run_id desc limit 1;
-
--- name: overtaken
--- The newest run that has replaced or emptied the table of an unfinished run since that began. An older
--- ledger has no such columns.
-select n.run_id, to_jsonb(n)->>'fresh_table' is not null
-  from {schema}.runs r join {schema}.runs n on n.target_table = r.target_table and n.run_id <> r.run_id
- where r.run_id = {run_id}
-   and (to_jsonb(n)->>'fresh_table' is not null and n.status = 'done' and n.ended_at > r.started_at
-        or (to_jsonb(n)->>'emptied')::boolean and n.started_at > r.started_at)
- order by n.started_at desc limit 1;
 
 -- name: replay_keys
 -- The keys of a run's unresolved records, each once, in the order of the source.

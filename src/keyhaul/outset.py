@@ -83,17 +83,20 @@ def check_there(prepared: Prepared, ledger: Ledger, unfinished: Unfinished) -> N
         RefusedError: it is gone, or empty though the run has loaded rows, or another run has taken these out.
     """
     target = prepared.target
-    name, lacks = target.label, "not there any more" if target.ddl.before else ""
+    name, lacks, overtaken = target.label, "not there any more" if target.ddl.before else "", ""
     if not lacks and unfinished.fresh_table:
         name = f"its fresh table {unfinished.fresh_table}"
         found = replacing.leftovers(ledger.connection, [unfinished.fresh_table])
         lacks = "" if found else "not there any more"
         prepared.target = replace(target, fresh=replacing.fresh_name(unfinished.run_id))
     elif not lacks and ledger.totals(unfinished.run_id).counts.loaded:
-        lacks = ledger.overtaken(unfinished.run_id) if target.holds_rows else "empty"
-    if lacks:
+        lacks = "" if target.holds_rows else "empty"
+        run = ledger.replayable(unfinished.run_id)
+        overtaken = run.lost if run else ""
+    if lacks or overtaken:
+        why = f"{name} is {lacks}" if lacks else overtaken
         msg = (
-            f"resume run {unfinished.run_id}: {name} is {lacks}, though chunks of this run were loaded into it. "
+            f"resume run {unfinished.run_id}: {why}, though chunks of this run were loaded into it. "
             "Give --fresh to start a new run"
         )
         raise RefusedError(msg)

@@ -61,7 +61,10 @@ def test_a_run_whose_table_another_one_has_replaced_is_not_gone_on_with(database
     other = value(target, "select run_id from keyhaul.runs where job = 'other'")
     found = etl("chunked", *args, "--mode", "append")
     assert found.returncode == 2, found.stdout
-    assert f"resume run {run_id}: public.t is replaced by run {other}, though chunks of this run" in found.stderr
+    assert (
+        f"resume run {run_id}: run {other} has replaced its target table since, though chunks of this run"
+        in found.stderr
+    )
     assert value(target, "select count(*) from public.t") == 100
     assert etl("chunked", *args, "--mode", "skip", "--fresh").returncode == 0
     assert value(target, "select count(*) from public.t") == 1000
