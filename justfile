@@ -42,9 +42,9 @@ lint: setup
 
 # Write the generated pages anew: configuration from the job's model, types from their contract, history from its frames.
 docs: setup
-    .venv/bin/python -m keyhaul.configdoc > docs/configuration.md
-    .venv/bin/python -m keyhaul.typedoc > docs/types.md
-    .venv/bin/python -m keyhaul.historydoc > docs/history.md
+    .venv/bin/python tools/configdoc.py > docs/configuration.md
+    .venv/bin/python tools/typedoc.py > docs/types.md
+    .venv/bin/python tools/historydoc.py > docs/history.md
 
 # Pin the newest versions that fit, with hashes; commit the result after the tests pass with it.
 pins:

@@ -14,7 +14,7 @@ from listener import Listener, listening
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from keyhaul.embedded import EmbeddedServer
+    from keyhaul.embedded.server import EmbeddedServer
 
 Fault = Literal["reset", "half close", "stall", "black hole", "terminated"]
 Step = Literal["connect", "plan", "read", "load", "commit", "ledger", "snapshot"]

@@ -14,7 +14,7 @@ import psycopg
 import support
 
 if TYPE_CHECKING:
-    from keyhaul.embedded import EmbeddedServer
+    from keyhaul.embedded.server import EmbeddedServer
 
 NOBODY = 65534
 

@@ -2,9 +2,9 @@
 
 import psycopg
 
-from keyhaul.config import load_job
+from keyhaul.config.job import load_job
 from keyhaul.control import Control
-from keyhaul.engine import run
+from keyhaul.execution.engine import run
 
 
 def job(databases, *, file=None, **flags):

@@ -37,7 +37,7 @@ def _wrap(owner: Any, name: str, mistake: Callable[..., Any]) -> None:
 
 
 def _stage(change: Callable[[Staged], Staged]) -> None:
-    from keyhaul.stage import Stager
+    from keyhaul.staging.stage import Stager
 
     _wrap(Stager, "stage", lambda right, *args: change(right(*args)))
 
@@ -47,7 +47,7 @@ def _accept(change: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
 
 
 def _query(old: str, new: str) -> None:
-    from keyhaul.sources.sql import SqlSource
+    from keyhaul.sources.postgres.sql import SqlSource
 
     _wrap(SqlSource, "query", lambda right, *args: right(*args).replace(old, new))
 
@@ -57,7 +57,7 @@ def _query(old: str, new: str) -> None:
 
 def drop_a_row_read() -> None:
     """The last row of each chunk is lost on the way from the reader."""
-    from keyhaul.worker import Worker
+    from keyhaul.execution.worker import Worker
 
     def mistake(right: Callable[..., Any], *args: object) -> object:
         table, text = right(*args)
@@ -126,7 +126,7 @@ def empty_for_null() -> None:
 
 def skip_the_rules() -> None:
     """Rules are not looked at."""
-    from keyhaul.stage import Stager
+    from keyhaul.staging.stage import Stager
 
     Stager._broken = lambda _self, frame, _warned: frame[:0].select(  # type: ignore[method-assign]
         "_record", stage=pl.lit(""), rules=pl.lit([""]), message=pl.lit("")
@@ -202,7 +202,7 @@ def skip_a_checksum() -> None:
 
 def tell_the_password() -> None:
     """The addresses that the drivers get are printed."""
-    from keyhaul.dsn import Dsn
+    from keyhaul.postgres.dsn import Dsn
 
     def mistake(right: Callable[..., str], *args: object, **named: object) -> str:
         uri = right(*args, **named)
@@ -214,7 +214,7 @@ def tell_the_password() -> None:
 
 def leave_a_file() -> None:
     """Something stays in the work folder."""
-    from keyhaul.stage import Stager
+    from keyhaul.staging.stage import Stager
 
     def mistake(right: Callable[..., None], *args: object) -> None:
         folder = Path(sys.argv[sys.argv.index("--work-dir") + 1])

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from process import Process
 
-    from keyhaul.embedded import EmbeddedServer
+    from keyhaul.embedded.server import EmbeddedServer
 
 RECORDS = (  # a message may name the run
     "(select chunk, record, stage, rules, key, data, attempts, resolved_at is not null from keyhaul.quarantine)"

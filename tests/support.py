@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import psycopg
 from psycopg import sql
 
-from keyhaul import embedded
+from keyhaul.embedded import server as embedded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -115,7 +115,7 @@ def clean_environment(home: Path, extra: Mapping[str, str | None] | None = None)
     ours = {
         "HOME": str(home),
         "ETL_HOME": str(home / "etl"),
-        "PYTHONPATH": str(Path(embedded.__file__).parents[1]),
+        "PYTHONPATH": str(Path(embedded.__file__).parents[2]),
         "NO_COLOR": "1",
         "COLUMNS": "120",
     }

@@ -4,9 +4,9 @@ import json
 
 from moving import run_sql
 
-from keyhaul.config import load_job
+from keyhaul.config.job import load_job
 from keyhaul.control import Control
-from keyhaul.engine import run
+from keyhaul.execution.engine import run
 
 SOURCE = """create table public.raw_orders (
     id bigint primary key, customer_email text, customer_name text, placed_at timestamptz not null, lines jsonb)"""

@@ -11,26 +11,26 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from keyhaul.checkhistory import checks
-    from keyhaul.history import chunks, quarantine, runs
-    from keyhaul.jobs import plan, run, verify, verify_ledger
-    from keyhaul.quality import check
+    from keyhaul.api import plan, run, verify, verify_ledger
+    from keyhaul.history.checks import checks
+    from keyhaul.history.frames import chunks, quarantine, runs
+    from keyhaul.quality.checking import check
 
 __version__ = "0.1.0"
 
 __all__ = ["check", "checks", "chunks", "plan", "quarantine", "run", "runs", "verify", "verify_ledger"]
 
-# No module may have one of these names: once imported, it would stand where the function should.
+# No module and no room may have one of these names: once imported, it would stand where the function should.
 _HOMES = {
-    "check": "quality",
-    "checks": "checkhistory",
-    "chunks": "history",
-    "quarantine": "history",
-    "runs": "history",
-    "plan": "jobs",
-    "run": "jobs",
-    "verify": "jobs",
-    "verify_ledger": "jobs",
+    "check": "quality.checking",
+    "checks": "history.checks",
+    "chunks": "history.frames",
+    "quarantine": "history.frames",
+    "runs": "history.frames",
+    "plan": "api",
+    "run": "api",
+    "verify": "api",
+    "verify_ledger": "api",
 }
 
 

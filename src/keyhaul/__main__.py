@@ -1,6 +1,6 @@
 """``python -m keyhaul`` is ``etl``."""
 
-from keyhaul.cli import main
+from keyhaul.cli.app import main
 
 if __name__ == "__main__":
     main()

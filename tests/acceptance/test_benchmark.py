@@ -15,7 +15,7 @@ from benchmarks import checks, measured, orders, rounds
 from benchmarks.contenders import Contender, Ends
 from benchmarks.link import throttled
 
-from keyhaul import embedded
+from keyhaul.embedded import server as embedded
 
 TESTS = Path(__file__).parents[1]
 
@@ -31,7 +31,7 @@ def bench(databases, *args):
     source, target = databases
     return subprocess.run(
         [sys.executable, "-m", "benchmarks", "--source", source, "--target", target, "--rounds", "1", *args],
-        env={"PYTHONPATH": f"{TESTS}:{Path(embedded.__file__).parents[1]}", "PATH": "/usr/bin:/bin"},
+        env={"PYTHONPATH": f"{TESTS}:{Path(embedded.__file__).parents[2]}", "PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,
         check=False,
@@ -102,7 +102,7 @@ def test_the_checks_are_timed_with_every_set_of_rows_and_count_what_plain_sql_co
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.checks", "--source", database(server), "--rows", "2000", "--rounds", "1",
          "--only", "floats a regex on a long text", "--json", str(found)],
-        env={"PYTHONPATH": f"{TESTS}:{Path(embedded.__file__).parents[1]}", "PATH": "/usr/bin:/bin"},
+        env={"PYTHONPATH": f"{TESTS}:{Path(embedded.__file__).parents[2]}", "PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,
         check=False,

@@ -16,9 +16,9 @@ import yaml
 from moving import rows, run_sql
 from pyarrow import parquet
 
-from keyhaul import quality
 from keyhaul.errors import ConfigError
-from keyhaul.offenders import Asked
+from keyhaul.quality import checking as quality
+from keyhaul.quality.offenders import Asked
 
 ROOT = Path(__file__).parents[2]
 ITEMS = (
@@ -445,8 +445,8 @@ def test_duckdb_reaches_the_checked_file_and_no_other(tmp_path):
     pq, other = tmp_path / "items.parquet", tmp_path / "other.parquet"
     for path in (pq, other):
         parquet.write_table(pa.table({"id": [1]}), path)
-    from keyhaul.checkkinds import Where
-    from keyhaul.quality_files import FileSystem
+    from keyhaul.config.checkkinds import Where
+    from keyhaul.quality.files import FileSystem
 
     system = FileSystem(Where(file=pq), key=(), others=[])
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 import psycopg
 from aftermath import fetch, value
 
-from keyhaul import flights
+from keyhaul.embedded import flights
 
 DATA = Path(__file__).parents[2] / "data"
 PARENTS = """

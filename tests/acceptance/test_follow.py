@@ -15,7 +15,8 @@ import pytest
 import support
 from aftermath import fetch, sessions, terminate, value
 
-from keyhaul import follow, lookback
+from keyhaul.ledger import reading
+from keyhaul.live import follow
 
 ROWS = 300
 SOURCE = f"""
@@ -118,7 +119,7 @@ def test_a_run_that_has_lost_the_session_of_its_lock_is_still_alive(start_etl, e
     going.wait_for("ChunkDone", 2)
     terminate(ends[1], f"keyhaul {run_id} ledger%")
     with psycopg.connect(ends[1], autocommit=True) as conn:
-        assert not lookback.list_runs(conn, "keyhaul", 1)[0].alive
+        assert not reading.list_runs(conn, "keyhaul", 1)[0].alive
         followed = follow.follow(conn, "keyhaul", run_id, io.StringIO())
     assert (followed.lost, followed.run.status) == (False, "done")
     assert going.end() == 0

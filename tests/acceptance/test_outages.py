@@ -13,7 +13,7 @@ from cluster import Cluster, binaries_of
 from darknet import dark_net
 from oracle import problems, truth_of_a_clean_run
 
-from keyhaul.patience import RECONNECT_SECONDS
+from keyhaul.ledger.patience import RECONNECT_SECONDS
 
 TIMEOUT_SECONDS = 2
 PATIENCE_SECONDS = float(os.environ.get("KEYHAUL_PATIENCE", "8"))
@@ -84,7 +84,7 @@ def own(server):
 def env(tmp_path_factory):
     """The variables of a process with that timeout and that patience."""
     folder = tmp_path_factory.mktemp("patience")
-    text = f"import keyhaul.patience\nkeyhaul.patience.RECONNECT_SECONDS = {PATIENCE_SECONDS}\n"
+    text = f"import keyhaul.patience\nkeyhaul.ledger.patience.RECONNECT_SECONDS = {PATIENCE_SECONDS}\n"
     (folder / "sitecustomize.py").write_text(text, encoding="utf-8")
     path = f"{folder}:{support.clean_environment(folder)['PYTHONPATH']}"
     return {"PYTHONPATH": path, "ETL_NETWORK_TIMEOUT_SECONDS": str(TIMEOUT_SECONDS)}

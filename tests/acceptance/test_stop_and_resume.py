@@ -24,9 +24,9 @@ from aftermath import (
 from proxy import losing
 
 import keyhaul
-from keyhaul.config import load_job
+from keyhaul.config.job import load_job
 from keyhaul.errors import ConnectError
-from keyhaul.ledger import Ledger
+from keyhaul.ledger.store import Ledger
 
 ROWS = 400
 
@@ -391,7 +391,7 @@ def test_nothing_is_asked_after_the_last_word_of_a_run(source, target, monkeypat
         raise ConnectError("connect to the target: got nothing, expected a server. Wait")
 
     monkeypatch.setattr(Ledger, "end", end_and_go)
-    monkeypatch.setattr("keyhaul.patience.RECONNECT_SECONDS", 1.0)
+    monkeypatch.setattr("keyhaul.ledger.patience.RECONNECT_SECONDS", 1.0)
     given = {"source": source, "target": target, "table": "public.items", "key": "id", "job": "items"}
     report = keyhaul.run(load_job(None, given, {}))
     assert (report.outcome, report.counts.loaded) == ("done", ROWS)

@@ -24,7 +24,7 @@ from benchmarks import measured, orders, results
 from benchmarks.servers import databases
 
 import keyhaul
-from keyhaul.quality_files import _SETTINGS
+from keyhaul.quality.files import _SETTINGS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
-from keyhaul import embedded
+from keyhaul.embedded import server as embedded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

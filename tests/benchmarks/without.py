@@ -9,9 +9,9 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from keyhaul import engine
-from keyhaul.cli import main
-from keyhaul.sources import readers
+from keyhaul.cli.app import main
+from keyhaul.execution import engine
+from keyhaul.sources.postgres import readers
 from keyhaul.targets import transaction
 
 if TYPE_CHECKING:

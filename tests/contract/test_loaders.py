@@ -14,20 +14,20 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from keyhaul import catalog
-from keyhaul.cuts import chunks_between, merged
-from keyhaul.dsn import Dsn
 from keyhaul.errors import ChunkError, RejectedError, StaleChunkError, StopRunError, TransientError
-from keyhaul.ledger import Ledger
-from keyhaul.ledgerrows import NewRun
-from keyhaul.mapping import write_column
+from keyhaul.ledger.rows import NewRun
+from keyhaul.ledger.store import Ledger
 from keyhaul.model import RECORD, Chunk, Counts, Plan, Staged, Timings
-from keyhaul.pgtypes import SESSION_SETTINGS
-from keyhaul.stage import REJECTED
+from keyhaul.postgres import catalog
+from keyhaul.postgres.dsn import Dsn
+from keyhaul.postgres.pgtypes import SESSION_SETTINGS
+from keyhaul.sources.cuts import chunks_between, merged
+from keyhaul.staging.stage import REJECTED
 from keyhaul.targets import transaction
 from keyhaul.targets.postgres import TargetTable
 from keyhaul.targets.session import SESSIONS
 from keyhaul.targets.transaction import LedgerEntry
+from keyhaul.transform.mapping import write_column
 
 RUN = "20260101T000000-0000"
 CHUNKS = chunks_between([("10",), ("20",)], total_rows=30, chunk_rows=10, null_rows=None)

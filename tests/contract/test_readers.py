@@ -11,10 +11,10 @@ import polars as pl
 import psycopg
 import pytest
 
-from keyhaul.dsn import Dsn
 from keyhaul.errors import ChunkError, StopRunError, TransientError
-from keyhaul.pgtypes import SESSION_SETTINGS, out_of_range
-from keyhaul.sources.readers import READERS, AdbcReader, UnreadableValueError, translate
+from keyhaul.postgres.dsn import Dsn
+from keyhaul.postgres.pgtypes import SESSION_SETTINGS, out_of_range
+from keyhaul.sources.postgres.readers import READERS, AdbcReader, UnreadableValueError, translate
 
 
 @pytest.fixture(scope="module")

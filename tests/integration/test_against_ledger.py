@@ -14,13 +14,13 @@ from psycopg import sql
 
 import keyhaul
 from keyhaul import events
-from keyhaul.comparing import verify
+from keyhaul.comparison.comparing import verify
+from keyhaul.comparison.ledgercompare import NULL_KEYS
 from keyhaul.control import Control
-from keyhaul.engine import run
 from keyhaul.errors import RefusedError, StopRunError
-from keyhaul.ledgercompare import NULL_KEYS
+from keyhaul.execution.engine import run
 from keyhaul.model import Chunk
-from keyhaul.replay import replay
+from keyhaul.replay.resending import replay
 from keyhaul.targets.rowhash import Hashing
 
 ODD = {

@@ -6,13 +6,14 @@ from aftermath import check_ledger, checksum
 from moving import rows, run_sql
 from proxy import losing
 
-from keyhaul import events, history
-from keyhaul.comparing import verify
-from keyhaul.config import load_job
+from keyhaul import events
+from keyhaul.comparison.comparing import verify
+from keyhaul.config.job import load_job
 from keyhaul.control import Control
-from keyhaul.engine import run
 from keyhaul.errors import RefusedError
-from keyhaul.replay import replay
+from keyhaul.execution.engine import run
+from keyhaul.history import frames as history
+from keyhaul.replay.resending import replay
 
 AUTO = {"min_rows": 50, "target_seconds": 60}
 """So long that only growth and the sharing of the end decide: the same chunks on every machine."""

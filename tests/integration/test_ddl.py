@@ -41,9 +41,9 @@ def equal(databases, query, table="public.t"):
 
 def plan(databases, table="public.t", *, key="id", **flags):
     """The DDL of a job, which is not run."""
-    from keyhaul.config import load_job
-    from keyhaul.connecting import find_ends
-    from keyhaul.prepare import prepare
+    from keyhaul.before.prepare import prepare
+    from keyhaul.config.job import load_job
+    from keyhaul.sessions.connecting import find_ends
 
     given = {"source": databases[0], "target": databases[1], "table": table, "key": key, "job": "move", **flags}
     job = load_job(None, given, {})
@@ -320,9 +320,9 @@ def test_what_a_changed_column_takes_along_is_left_out_and_said(databases, tmp_p
     )
     file = tmp_path / "job.yaml"
     file.write_text("transform: [{rename: {a: alpha}}, {drop: [c]}, {set: {b: b + 1}}]\n")
-    from keyhaul.config import load_job
-    from keyhaul.connecting import find_ends
-    from keyhaul.prepare import prepare
+    from keyhaul.before.prepare import prepare
+    from keyhaul.config.job import load_job
+    from keyhaul.sessions.connecting import find_ends
 
     job = load_job(
         file, {"source": databases[0], "target": databases[1], "table": "public.t", "key": "id", "job": "j"}, {}
@@ -350,9 +350,9 @@ def test_a_renamed_key_is_the_new_primary_key(databases, tmp_path):
     )
     file = tmp_path / "job.yaml"
     file.write_text('transform: [{rename: {id: "New Id"}}]\n')
-    from keyhaul.config import load_job
+    from keyhaul.config.job import load_job
     from keyhaul.control import Control
-    from keyhaul.engine import run
+    from keyhaul.execution.engine import run
 
     job = load_job(
         file, {"source": databases[0], "target": databases[1], "table": "public.t", "key": "id", "job": "j"}, {}
@@ -518,9 +518,9 @@ def test_an_existing_target_keeps_what_it_has_and_fills_in_its_defaults(database
 
 
 def resume(databases, table, **flags):
-    from keyhaul.config import load_job
+    from keyhaul.config.job import load_job
     from keyhaul.control import Control
-    from keyhaul.engine import run
+    from keyhaul.execution.engine import run
 
     source, target = databases
     given = {"source": source, "target": target, "table": table, "key": "id", "job": "move", **flags}

@@ -15,15 +15,15 @@ import pytest
 from aftermath import check_ledger
 from moving import rows, run_sql
 
-from keyhaul.config import load_job
+from keyhaul.config.job import load_job
 from keyhaul.control import Control
-from keyhaul.engine import run
 from keyhaul.errors import ConfigError, RefusedError
 from keyhaul.events import ChunkDone, ChunkGathered, Notice, RunStarted, StepStarted
-from keyhaul.follow import follow
-from keyhaul.progress import status_line
-from keyhaul.replay import replay
-from keyhaul.tally import Tally
+from keyhaul.execution.engine import run
+from keyhaul.live.follow import follow
+from keyhaul.live.progress import status_line
+from keyhaul.live.tally import Tally
+from keyhaul.replay.resending import replay
 
 ROWS = 5000
 

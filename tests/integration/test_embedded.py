@@ -20,10 +20,10 @@ import pytest
 from psycopg import sql
 from support import FAST, clean_environment, open_folder, processes_in, wait_until
 
-from keyhaul import embedded
+from keyhaul.embedded import server as embedded
 from keyhaul.errors import ConfigError, ConnectError
 
-SOURCE = Path(embedded.__file__).parents[1]
+SOURCE = Path(embedded.__file__).parents[2]
 USER = f"""
 import json, os, sys
 sys.path.insert(0, {str(SOURCE)!r})

@@ -9,13 +9,17 @@ import support
 from benchmarks.link import throttled
 from moving import rows, run_sql
 
-from keyhaul import engine, events, hiring, history, lookback, pool
-from keyhaul.config import load_job
+from keyhaul import events
+from keyhaul.before.crew import DEFAULT_WORKERS, room_for_workers
+from keyhaul.config.job import load_job
 from keyhaul.control import Control
-from keyhaul.crew import DEFAULT_WORKERS, room_for_workers
-from keyhaul.engine import run
 from keyhaul.errors import ChunkError
-from keyhaul.hiring import MOST_WORKERS
+from keyhaul.execution import engine, pool
+from keyhaul.execution.engine import run
+from keyhaul.history import frames as history
+from keyhaul.ledger import reading
+from keyhaul.limits import hiring
+from keyhaul.limits.hiring import MOST_WORKERS
 
 ROWS = 24_000
 
@@ -71,7 +75,7 @@ def test_on_a_slow_link_more_workers_are_hired_and_all_of_them_are_told(filled):
     (found,) = history.runs(filled[1]).rows(named=True)
     assert (found["workers"], found["workers_reason"]) == (report.workers, report.workers_reason)
     with psycopg.connect(filled[1]) as conn:
-        assert lookback.show_run(conn, "keyhaul", report.run_id).run.workers_reason == report.workers_reason
+        assert reading.show_run(conn, "keyhaul", report.run_id).run.workers_reason == report.workers_reason
 
 
 def test_a_number_that_the_job_gives_is_never_changed(filled):

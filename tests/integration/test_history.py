@@ -12,17 +12,17 @@ from pathlib import Path
 import polars as pl
 import psycopg
 import pytest
+from historydoc import page
 from moving import move, rows, run_sql
 
 import keyhaul
 from keyhaul import events
-from keyhaul.checkhistory import CHECKS
-from keyhaul.config import load_job
+from keyhaul.config.job import load_job
 from keyhaul.control import Control
 from keyhaul.errors import ConfigError, RefusedError
-from keyhaul.history import CHUNKS, QUARANTINE, RUNS, _place, _Scan, schema_of
-from keyhaul.historydoc import page
-from keyhaul.sql import statement
+from keyhaul.history.checks import CHECKS
+from keyhaul.history.frames import CHUNKS, QUARANTINE, RUNS, _place, _Scan, schema_of
+from keyhaul.ledger.statements import statement
 
 PAGE = Path(__file__).parents[2] / "docs" / "history.md"
 SECRET = "s3cr3t-of-the-role"

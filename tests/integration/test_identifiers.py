@@ -5,10 +5,10 @@ import json
 import pytest
 from moving import move, rows, run_sql
 
-from keyhaul.config import load_job
+from keyhaul.config.job import load_job
 from keyhaul.control import Control
-from keyhaul.engine import run
 from keyhaul.errors import ConfigError, RefusedError
+from keyhaul.execution.engine import run
 
 NAMES = (
     "Upper", "with space", 'double"quote""', "single'quote", "per%cent %s %(x)s", "{brace} {0} {}", "back\\slash\\n",

@@ -8,12 +8,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from moving import rows, run_sql
 
-from keyhaul.config import load_job
+from keyhaul.config.job import load_job
 from keyhaul.control import Control
-from keyhaul.engine import run
 from keyhaul.errors import ConfigError, RefusedError
-from keyhaul.lookback import list_runs
-from keyhaul.replay import replay
+from keyhaul.execution.engine import run
+from keyhaul.ledger.reading import list_runs
+from keyhaul.replay.resending import replay
 
 TABLE = "create table public.t (id int primary key, note text, updated_at timestamptz)"
 ALL = "select * from public.t order by id"

@@ -72,9 +72,9 @@ def test_a_row_that_is_there_already_is_quarantined_by_the_primary_key(databases
         "insert into public.t select g, 0, 0, 'old' from generate_series(100, 104) g",
     )
     source, target = databases
-    from keyhaul.config import load_job
+    from keyhaul.config.job import load_job
     from keyhaul.control import Control
-    from keyhaul.engine import run
+    from keyhaul.execution.engine import run
 
     flags = {"source": source, "target": target, "table": "public.t", "key": "id"}
     report = run(load_job(None, flags, {"ETL_MODE": "append"}), lambda _: None, Control())

@@ -10,18 +10,19 @@ import psycopg
 import pytest
 from moving import rows, run_sql
 
-from keyhaul import events, pool
-from keyhaul.config import load_job
+from keyhaul import events
+from keyhaul.config.job import load_job
 from keyhaul.control import Control
-from keyhaul.engine import run
-from keyhaul.sources.sql import SqlSource
+from keyhaul.execution import pool
+from keyhaul.execution.engine import run
+from keyhaul.sources.postgres.sql import SqlSource
 from keyhaul.targets import session
 
 MOVE = """
 import sys
-from keyhaul.config import load_job
+from keyhaul.config.job import load_job
 from keyhaul.control import Control
-from keyhaul.engine import run
+from keyhaul.execution.engine import run
 from keyhaul.memory import peak_memory_bytes
 
 source, target, limit, chunk = sys.argv[1:]

@@ -6,7 +6,7 @@ import psycopg
 import pytest
 
 from keyhaul.errors import ConnectError, RefusedError
-from keyhaul.ledger import Ledger
+from keyhaul.ledger.store import Ledger
 
 
 @pytest.fixture

@@ -14,11 +14,11 @@ from moving import move, rows, run_sql
 from psycopg import sql
 
 import keyhaul
-from keyhaul.config import load_job
+from keyhaul.config.job import load_job
+from keyhaul.config.steps import Rule
 from keyhaul.errors import ConfigError, EtlError
-from keyhaul.expressions import parse
-from keyhaul.rules import CHUNK, OUTSIDE, compile_rules, limited, locked_down, register
-from keyhaul.steps import Rule
+from keyhaul.staging.rules import CHUNK, OUTSIDE, compile_rules, limited, locked_down, register
+from keyhaul.transform.expressions import parse
 
 ITEMS = (
     "create table public.items (id int primary key, name text)",

@@ -12,10 +12,11 @@ import pytest
 from psycopg import sql
 from support import wait_until
 
-from keyhaul import lookback, rejects
 from keyhaul.errors import ConfigError, RefusedError
+from keyhaul.ledger import reading
+from keyhaul.ledger.statements import statement
 from keyhaul.model import Counts
-from keyhaul.sql import statement
+from keyhaul.printing import lookback, rejects
 
 SCHEMA = 'the "ledger"'
 DONE, CUT, OLD = "20261122T090000-aaaa", "20261122T100000-bbbb", "20261122T080000-cccc"
@@ -137,24 +138,24 @@ def text_of(show, *values):
 
 
 def test_a_run_is_found_by_its_name_and_by_last(ledger):
-    assert lookback.find_run(ledger, SCHEMA, DONE) == DONE
-    assert lookback.find_run(ledger, SCHEMA, "last") == CUT
+    assert reading.find_run(ledger, SCHEMA, DONE) == DONE
+    assert reading.find_run(ledger, SCHEMA, "last") == CUT
 
 
 def test_an_unknown_run_is_refused_with_the_nearest_or_the_last_ones(ledger):
     with pytest.raises(RefusedError, match=r"such as 20261122T090000-aaaa") as near:
-        lookback.find_run(ledger, SCHEMA, "20261122T090000-aaab")
+        reading.find_run(ledger, SCHEMA, "20261122T090000-aaab")
     assert "etl runs" in str(near.value)
     with pytest.raises(RefusedError, match=f"such as {CUT}, {DONE}, {OLD}"):
-        lookback.find_run(ledger, SCHEMA, "nonsense")
+        reading.find_run(ledger, SCHEMA, "nonsense")
 
 
 @pytest.mark.parametrize(
     "ask",
     [
-        lambda conn: lookback.find_run(conn, "no such", "last"),
-        lambda conn: lookback.list_runs(conn, "no such"),
-        lambda conn: lookback.show_run(conn, "no such", "x"),
+        lambda conn: reading.find_run(conn, "no such", "last"),
+        lambda conn: reading.list_runs(conn, "no such"),
+        lambda conn: reading.show_run(conn, "no such", "x"),
         lambda conn: rejects.quarantine_reasons(conn, "no such", "x"),
     ],
 )
@@ -166,62 +167,62 @@ def test_a_database_without_a_ledger_is_named_and_the_connection_stays_usable(ta
 
 
 def test_runs_are_listed_newest_first_with_their_sums(ledger):
-    cut, done, old = lookback.list_runs(ledger, SCHEMA)
+    cut, done, old = reading.list_runs(ledger, SCHEMA)
     assert [cut.run_id, done.run_id, old.run_id] == [CUT, DONE, OLD]
     assert done.counts == Counts(read=6, loaded=3, quarantined=3)
     assert (done.seconds, done.chunks_done, old.seconds) == (2.0, 2, 0.0)
     assert cut.seconds == 6.0, "two sittings of 3 s, without the two hours between them"
-    assert [run.run_id for run in lookback.list_runs(ledger, SCHEMA, 1)] == [CUT]
+    assert [run.run_id for run in reading.list_runs(ledger, SCHEMA, 1)] == [CUT]
 
 
 def test_a_run_is_running_while_its_lock_is_held_and_interrupted_afterwards(ledger, databases):
-    assert lookback.list_runs(ledger, SCHEMA)[0].state == "interrupted"
+    assert reading.list_runs(ledger, SCHEMA)[0].state == "interrupted"
     with psycopg.connect(databases[1]) as holder:
         lock = "select pg_try_advisory_lock(hashtextextended('keyhaul:' || %s || ':' || %s, 0))"
         assert holder.execute(lock, (SCHEMA, "flights")).fetchone() == (True,)
-        assert [run.state for run in lookback.list_runs(ledger, SCHEMA)] == ["running", "done", "done"]
+        assert [run.state for run in reading.list_runs(ledger, SCHEMA)] == ["running", "done", "done"]
         with psycopg.connect(databases[0]) as elsewhere:
             elsewhere.execute(statement("create_schema", SCHEMA))
             elsewhere.execute(statement("create", SCHEMA))
             add_run(elsewhere, CUT, "2026-11-22 10:00Z", status="running", planned=1)
-            assert lookback.list_runs(elsewhere, SCHEMA)[0].state == "interrupted"
+            assert reading.list_runs(elsewhere, SCHEMA)[0].state == "interrupted"
     # The server ends a session, and drops its locks, a moment after the client has gone.
-    wait_until(lambda: lookback.list_runs(ledger, SCHEMA)[0].state == "interrupted", "the lock to be dropped")
+    wait_until(lambda: reading.list_runs(ledger, SCHEMA)[0].state == "interrupted", "the lock to be dropped")
 
 
 @pytest.mark.parametrize("other", [1, 1 << 32, -1])
 def test_a_lock_with_another_key_does_not_make_a_run_alive(ledger, other):
     lock = "select pg_advisory_xact_lock(hashtextextended(%s, 0) # %s::bigint)"
     ledger.execute(lock, (f"keyhaul:{SCHEMA}:flights", other))
-    assert lookback.list_runs(ledger, SCHEMA, 1)[0].state == "interrupted"
+    assert reading.list_runs(ledger, SCHEMA, 1)[0].state == "interrupted"
 
 
 def test_of_two_rows_that_say_running_the_newest_holds_the_lock(ledger):
     ledger.execute("select pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"keyhaul:{SCHEMA}:flights",))
     add_run(ledger, "20261122T110000-dddd", "2026-11-22 11:00Z", status="running", planned=1)
-    assert [run.state for run in lookback.list_runs(ledger, SCHEMA, 2)] == ["running", "interrupted"]
+    assert [run.state for run in reading.list_runs(ledger, SCHEMA, 2)] == ["running", "interrupted"]
 
 
 def test_of_many_chunks_the_slowest_the_failed_and_the_retried_are_shown(ledger):
-    few = [chunk.chunk for chunk in lookback.show_run(ledger, SCHEMA, CUT).chunks]
+    few = [chunk.chunk for chunk in reading.show_run(ledger, SCHEMA, CUT).chunks]
     assert few == [3, 5, *range(31, 41)]
-    assert len(lookback.show_run(ledger, SCHEMA, CUT, chunk_limit=None).chunks) == 60
-    assert [chunk.range for chunk in lookback.show_run(ledger, SCHEMA, DONE).chunks] == ["… to 5", "NULL keys"]
+    assert len(reading.show_run(ledger, SCHEMA, CUT, chunk_limit=None).chunks) == 60
+    assert [chunk.range for chunk in reading.show_run(ledger, SCHEMA, DONE).chunks] == ["… to 5", "NULL keys"]
 
 
 def test_a_run_is_printed_with_its_balance_and_its_failures(ledger):
-    text = text_of(lookback.print_run, lookback.show_run(ledger, SCHEMA, CUT))
+    text = text_of(lookback.print_run, reading.show_run(ledger, SCHEMA, CUT))
     assert text.startswith(f"Run {CUT} interrupted\n")
     assert "12 of 60 chunks: the slowest, the failed and the retried.\n" in text
     assert f"  All: etl show {CUT} --all\n" in text
     assert "chunk 3 failed after 2 tries: gone [y]" in text
     assert "a, [x] to …" in text
-    text = text_of(lookback.print_run, lookback.show_run(ledger, SCHEMA, DONE))
+    text = text_of(lookback.print_run, reading.show_run(ledger, SCHEMA, DONE))
     assert "  quarantined  3\n  ✓ balanced" in text
 
 
 def test_runs_are_printed_one_line_each(ledger):
-    lines = text_of(lookback.print_runs, lookback.list_runs(ledger, SCHEMA)).splitlines()
+    lines = text_of(lookback.print_runs, reading.list_runs(ledger, SCHEMA)).splitlines()
     assert lines[0].split() == [
         "run",
         "job",

@@ -7,12 +7,12 @@ import polars as pl
 import pytest
 from moving import rows, run_sql
 
-from keyhaul import prepare as preparing
-from keyhaul.config import load_job
-from keyhaul.connecting import find_ends
+from keyhaul.before import prepare as preparing
+from keyhaul.config.job import load_job
 from keyhaul.control import Control
-from keyhaul.engine import run
 from keyhaul.errors import ConfigError
+from keyhaul.execution.engine import run
+from keyhaul.sessions.connecting import find_ends
 
 DATA = Path(__file__).parents[2] / "data"
 FLIGHTS = 20_000

@@ -8,10 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from moving import rows, run_sql
 
-from keyhaul.config import load_job
+from keyhaul.config.job import load_job
 from keyhaul.control import Control
-from keyhaul.engine import run
 from keyhaul.errors import ConfigError
+from keyhaul.execution.engine import run
 
 FOUND = "select id, taken from public.t order by id"
 

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from keyhaul import quality
+from keyhaul.quality import checking as quality
 
 SETTINGS = settings(
     max_examples=12,

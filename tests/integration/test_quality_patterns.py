@@ -12,11 +12,12 @@ import support
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from keyhaul import quality, quality_patterns
-from keyhaul.checkkinds import Where
-from keyhaul.dsn import Dsn
+from keyhaul.config.checkkinds import Where
 from keyhaul.errors import ConfigError
-from keyhaul.quality_postgres import SAMPLED_FROM_BLOCKS, PostgresSystem
+from keyhaul.postgres.dsn import Dsn
+from keyhaul.quality import checking as quality
+from keyhaul.quality import patterns as quality_patterns
+from keyhaul.quality.postgres import SAMPLED_FROM_BLOCKS, PostgresSystem
 
 ATOMS = ["a", "b", "é", "0", "-", " ", "%", "_", r"\.", r"\\", r"\$", "'", "\n", ".", r"\d", r"\w", r"\s", r"\D", r"\W",
          "[ab]", "[^a]", "[a-c0-9]", "[-a]", "[b-]", "[^0-9 ]", "[%_.]", "[0-9]", "[A-Za-z]"]  # fmt: skip

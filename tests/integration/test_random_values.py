@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from moving import move, rows, run_sql
 from support import drop_database, make_database
 
-from keyhaul.config import load_job
+from keyhaul.config.job import load_job
 from keyhaul.control import Control
-from keyhaul.engine import run
 from keyhaul.errors import RefusedError
+from keyhaul.execution.engine import run
 
 VALUES = int(os.environ.get("KEYHAUL_TEST_VALUES", "30000"))
 """Of numerics in each move, and of the other kinds a sixth: about 2 s for each move. A short run sets the variable."""

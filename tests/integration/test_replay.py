@@ -4,12 +4,12 @@ import psycopg
 import pytest
 from moving import rows, run_sql
 
-from keyhaul.config import load_job
+from keyhaul.config.job import load_job
 from keyhaul.control import Control
-from keyhaul.engine import run
 from keyhaul.errors import RefusedError
 from keyhaul.events import Notice
-from keyhaul.replay import replay
+from keyhaul.execution.engine import run
+from keyhaul.replay.resending import replay
 
 ORPHANS = """
 create table public.parent (id int primary key);

@@ -4,10 +4,10 @@ import pytest
 from moving import job, rows, run_sql
 
 from keyhaul.control import Control
-from keyhaul.engine import run
 from keyhaul.errors import RefusedError
 from keyhaul.events import Notice
-from keyhaul.replay import replay
+from keyhaul.execution.engine import run
+from keyhaul.replay.resending import replay
 
 
 def move(databases, **flags):

@@ -15,10 +15,11 @@ import tables
 from moving import rows, run_sql
 
 import keyhaul
-from keyhaul import events, htmlreport
-from keyhaul.config import load_job
+from keyhaul import events
+from keyhaul.config.job import load_job
 from keyhaul.control import Control
-from keyhaul.engine import run
+from keyhaul.execution.engine import run
+from keyhaul.pages import report as htmlreport
 
 HOSTILE = "</td><script>alert(1)</script><img src=x onerror=alert(2)>"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from moving import rows, run_sql
 from psycopg import sql
 
-from keyhaul.config import load_job
+from keyhaul.before.runcheck import check_run
+from keyhaul.config.job import load_job
+from keyhaul.config.runrules import RunRule
 from keyhaul.control import Control
-from keyhaul.engine import run
 from keyhaul.errors import ConfigError
-from keyhaul.lookback import list_runs
+from keyhaul.execution.engine import run
+from keyhaul.ledger.reading import list_runs
 from keyhaul.model import RunCheck
-from keyhaul.runcheck import check_run
-from keyhaul.runrules import RunRule
 
 HEAD = "source: {{uri: '{}', table: public.t}}\ntarget: {{uri: '{}'}}\nkey: id\njob: move\n"
 

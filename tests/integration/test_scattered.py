@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from moving import move, rows, run_sql
 from psycopg import sql
 
-from keyhaul import catalog
-from keyhaul.mapping import write_column
 from keyhaul.model import RECORD
+from keyhaul.postgres import catalog
 from keyhaul.targets import isolate
 from keyhaul.targets.rows import Destination
 from keyhaul.targets.session import CopySession
+from keyhaul.transform.mapping import write_column
 
 T = "create table public.t (id int primary key, email text, ref int, amount int, name text)"
 ROWS = "insert into public.t select g, 'e' || g, g % 70, g % 100, 'old' from generate_series(1, {}) g"

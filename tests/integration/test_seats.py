@@ -8,9 +8,9 @@ from darknet import dark_net
 from moving import job
 from psycopg import sql
 
-from keyhaul.connecting import connect_ledger
-from keyhaul.dsn import Dsn
-from keyhaul.ledger import Ledger
+from keyhaul.ledger.store import Ledger
+from keyhaul.postgres.dsn import Dsn
+from keyhaul.sessions.connecting import connect_ledger
 from keyhaul.targets.session import SESSIONS
 
 NAME = "keyhaul 20260101T000000-abcd worker 1"

@@ -7,15 +7,15 @@ import psycopg
 import pytest
 from moving import job, rows, run_sql
 
-from keyhaul.allowance import read_allowance
-from keyhaul.comparing import verify
+from keyhaul.comparison.comparing import verify
+from keyhaul.config.allowance import read_allowance
 from keyhaul.control import Control
-from keyhaul.engine import run
 from keyhaul.errors import RefusedError
-from keyhaul.lookback import list_runs
-from keyhaul.older import permitted, told_older
-from keyhaul.rejects import print_quarantine, quarantine_rows, why_none
-from keyhaul.replay import replay
+from keyhaul.execution.engine import run
+from keyhaul.ledger.reading import list_runs
+from keyhaul.printing.rejects import print_quarantine, quarantine_rows, why_none
+from keyhaul.replay.older import permitted, told_older
+from keyhaul.replay.resending import replay
 
 
 def move(databases, *, fresh=False, **flags):

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from psycopg import sql
 
 from keyhaul.errors import ConfigError, RefusedError
-from keyhaul.pgtypes import SESSION_SETTINGS
-from keyhaul.sources import sql as source_module
-from keyhaul.sources.sql import SqlSource
+from keyhaul.postgres.pgtypes import SESSION_SETTINGS
+from keyhaul.sources.postgres import sql as source_module
+from keyhaul.sources.postgres.sql import SqlSource
 
 EXAMPLES = int(os.environ.get("KEYHAUL_TEST_EXAMPLES", "12"))
 """Of each property; a longer run sets the variable."""

@@ -6,12 +6,12 @@ import pytest
 import tables
 from moving import rows, run_sql
 
-from keyhaul.config import load_job
+from keyhaul.config.job import load_job
 from keyhaul.control import Control
-from keyhaul.engine import run
 from keyhaul.errors import ConfigError, RefusedError
-from keyhaul.nameduuid import NAMESPACE
-from keyhaul.replay import replay
+from keyhaul.execution.engine import run
+from keyhaul.fanout.nameduuid import NAMESPACE
+from keyhaul.replay.resending import replay
 
 
 def test_one_order_becomes_a_customer_an_order_and_its_lines(databases, tmp_path):

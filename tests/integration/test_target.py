@@ -12,12 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg import sql
 
-from keyhaul import catalog
-from keyhaul.mapping import split, write_column
 from keyhaul.model import RECORD
-from keyhaul.pgtypes import SESSION_SETTINGS
+from keyhaul.postgres import catalog
+from keyhaul.postgres.pgtypes import SESSION_SETTINGS
 from keyhaul.targets.rows import Destination, write_rows
 from keyhaul.targets.session import CopySession
+from keyhaul.transform.mapping import split, write_column
 
 EXAMPLES = int(os.environ.get("KEYHAUL_TEST_EXAMPLES", "15"))
 """Of each property; a longer run sets the variable."""

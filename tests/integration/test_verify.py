@@ -5,12 +5,12 @@ import psycopg
 import pytest
 from moving import rows, run_sql
 
-from keyhaul.comparing import verify
+from keyhaul.comparison.comparing import verify
 from keyhaul.control import Control
-from keyhaul.engine import run
 from keyhaul.errors import ConfigError, RefusedError, StopRunError
 from keyhaul.events import Notice
-from keyhaul.replay import replay
+from keyhaul.execution.engine import run
+from keyhaul.replay.resending import replay
 
 WIDE = {
     "i2": ("smallint", "g % 100", "7::smallint + i2"),

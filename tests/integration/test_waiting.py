@@ -6,10 +6,13 @@ import psycopg
 import pytest
 from moving import move, rows, run_sql
 
-from keyhaul import events, history, lookback
-from keyhaul.config import load_job
+from keyhaul import events
+from keyhaul.config.job import load_job
 from keyhaul.control import Control
-from keyhaul.engine import run
+from keyhaul.execution.engine import run
+from keyhaul.history import frames as history
+from keyhaul.ledger import reading
+from keyhaul.printing import lookback
 
 FAILS_ONCE = """
 create sequence public.tries;
@@ -109,5 +112,5 @@ def test_show_says_what_the_limits_did(filled):
 def shown(uri, run_id):
     stream = io.StringIO()
     with psycopg.connect(uri) as conn:
-        lookback.print_run(lookback.show_run(conn, "keyhaul", run_id), stream)
+        lookback.print_run(reading.show_run(conn, "keyhaul", run_id), stream)
     return stream.getvalue()

@@ -6,9 +6,9 @@ import threading
 import pytest
 import support
 
-from keyhaul import links
-from keyhaul.dsn import Dsn
-from keyhaul.watchdog import Watchdog
+from keyhaul.postgres.dsn import Dsn
+from keyhaul.sessions import links
+from keyhaul.sessions.watchdog import Watchdog
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyhaul.bottleneck import Measured, bottleneck, shares
 from keyhaul.model import Timings
+from keyhaul.printing.bottleneck import Measured, bottleneck, shares
 
 
 def measured(read=0.0, transform=0.0, stage=0.0, load=0.0, wait=0.0, *, chunks=10, workers=2, cores=2):

@@ -13,18 +13,18 @@ from typing import Any
 
 import pytest
 import yaml
+from configdoc import configuration
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from keyhaul.allowance import Allowance
-from keyhaul.config import AutoChunk, Dedup, Job, load_job, settings
-from keyhaul.configdoc import configuration
+from keyhaul.config.allowance import Allowance
+from keyhaul.config.identity import difference
+from keyhaul.config.job import AutoChunk, Dedup, Job, load_job, settings
+from keyhaul.config.jobschema import json_schema
+from keyhaul.config.steps import Rule, Step
 from keyhaul.errors import ConfigError
-from keyhaul.identity import difference
-from keyhaul.jobschema import json_schema
-from keyhaul.steps import Rule, Step
 
 ROOT = Path(__file__).parents[2]
 FLIGHTS = ROOT / "configs" / "flights.yaml"

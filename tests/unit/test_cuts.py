@@ -5,8 +5,8 @@ from bisect import bisect_right
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyhaul.cuts import chunks_between
 from keyhaul.model import Chunk
+from keyhaul.sources.cuts import chunks_between
 
 boundaries = st.lists(st.integers(-(10**12), 10**12), unique=True, max_size=20).map(sorted)
 

@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from psycopg.sql import SQL
 
-from keyhaul.catalog import Relation
-from keyhaul.cuts import chunks_between, halved, merged, neighbours
-from keyhaul.dispatch import Dispatch
+from keyhaul.before.sizing import cut_rows
+from keyhaul.config.parts import AutoChunk
+from keyhaul.limits.dispatch import Dispatch
+from keyhaul.limits.pace import Pace
 from keyhaul.model import Chunk, ChunkResult, Counts, Timings
-from keyhaul.pace import Pace
-from keyhaul.parts import AutoChunk
-from keyhaul.sizing import cut_rows
-from keyhaul.sources.sql import SqlSource
+from keyhaul.postgres.catalog import Relation
+from keyhaul.sources.cuts import chunks_between, halved, merged, neighbours
+from keyhaul.sources.postgres.sql import SqlSource
 
 
 def plan(count, rows=100, *, total=None, nulls=None):

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from psycopg.conninfo import conninfo_to_dict
 
-from keyhaul.dsn import Dsn, redact
 from keyhaul.errors import ConfigError
+from keyhaul.postgres.dsn import Dsn, redact
 
 NASTY = "@/#%?:&=+ ü'\"\\;[]€𝄞%41"
 WHERE = "source.uri (flag --source)"

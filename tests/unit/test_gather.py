@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from keyhaul.errors import ConfigError, StopRunError
-from keyhaul.gather import Contest, Gathered, Store
 from keyhaul.model import Counts, Timings
-from keyhaul.stage import REJECTED
+from keyhaul.staging.gather import Contest, Gathered, Store
+from keyhaul.staging.stage import REJECTED
 
 CONTEST = Contest(on=(pl.Int64(),), order_by=(pl.Float64(),), key=(pl.Int64(),), keep="last")
 NOTHING = pl.DataFrame(schema={"_record": pl.Int64})

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyhaul.hiring import MOST_WORKERS, Seen, Staffing, decide
+from keyhaul.limits.hiring import MOST_WORKERS, Seen, Staffing, decide
 
 WAITING = Seen(
     workers=2,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keyhaul.errors import CancelledError
-from keyhaul.limits import PEAK_FACTOR, Governor, Limits, Rate
+from keyhaul.limits.limiter import PEAK_FACTOR, Governor, Limits, Rate
 from keyhaul.memory import machine_memory_bytes
 from keyhaul.quantity import MemorySize, Percent, read_memory, read_percent
 

@@ -7,7 +7,7 @@ import pytest
 
 from keyhaul import redaction
 from keyhaul.events import Notice
-from keyhaul.logfile import LogFile
+from keyhaul.live.logfile import LogFile
 
 
 @pytest.fixture(autouse=True)

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keyhaul.config import load_job
+from keyhaul.config.job import load_job
+from keyhaul.config.lookupstep import Lookup
+from keyhaul.config.steps import Step
 from keyhaul.errors import ConfigError
-from keyhaul.lookupstep import Lookup
 from keyhaul.sources.lookups import LookupSource
-from keyhaul.stage import Stager
-from keyhaul.steps import Step
-from keyhaul.transform import compile_transform
+from keyhaul.staging.stage import Stager
+from keyhaul.transform.compiled import compile_transform
 
 AIRLINES = pl.DataFrame({"carrier": ["AA", "UA", None], "name": ["American", "United", "Nobody"]})
 

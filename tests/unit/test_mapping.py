@@ -6,9 +6,9 @@ import polars as pl
 import pytest
 
 from keyhaul.errors import RefusedError
-from keyhaul.mapping import as_text, build_mapping, split, write_column
 from keyhaul.model import RECORD, Column
-from keyhaul.transform import OutputColumn
+from keyhaul.transform.compiled import OutputColumn
+from keyhaul.transform.mapping import as_text, build_mapping, split, write_column
 
 NUMERIC = {"pg_type": "numeric(12,2)", "base_type": "numeric", "precision": 12, "scale": 2}
 

@@ -3,9 +3,9 @@ import time
 
 import pytest
 
-from keyhaul import patience
 from keyhaul.errors import ConnectError
-from keyhaul.patience import Patience
+from keyhaul.ledger import patience
+from keyhaul.ledger.patience import Patience
 
 
 def away():

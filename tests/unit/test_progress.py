@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from keyhaul.cli.retyped import replay_command
 from keyhaul.events import (
     ChunkDone,
     ChunkFailed,
@@ -29,11 +30,10 @@ from keyhaul.events import (
     WorkersAllowed,
     WorkersChosen,
 )
+from keyhaul.live.progress import JsonProgress, LiveProgress, PlainProgress, frame, make_progress, sentence, status_line
+from keyhaul.live.tally import Tally
 from keyhaul.model import Counts, FailedChunk, Report, Timings
-from keyhaul.progress import JsonProgress, LiveProgress, PlainProgress, frame, make_progress, sentence, status_line
-from keyhaul.reporting import print_report
-from keyhaul.retyped import replay_command
-from keyhaul.tally import Tally
+from keyhaul.printing.reporting import print_report
 from keyhaul.text import clock_time, duration, one_line
 
 RUN = "20261122T084736-3f9a"

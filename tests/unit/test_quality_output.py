@@ -7,8 +7,8 @@ import os
 import pty
 import re
 
-from keyhaul.quality_output import print_verdicts
-from keyhaul.verdict import Verdict, Verdicts
+from keyhaul.printing.verdicts import print_verdicts
+from keyhaul.quality.verdict import Verdict, Verdicts
 
 VERDICTS = Verdicts(
     check_run="20260101T000000-0000",

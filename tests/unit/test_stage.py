@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keyhaul.config import Dedup
+from keyhaul.config.job import Dedup
+from keyhaul.config.steps import Rule
 from keyhaul.errors import ChunkError, ConfigError, StopRunError
-from keyhaul.mapping import write_column
 from keyhaul.model import Column, Counts
-from keyhaul.rules import compile_rules
-from keyhaul.stage import Stager
-from keyhaul.steps import Rule
+from keyhaul.staging.rules import compile_rules
+from keyhaul.staging.stage import Stager
+from keyhaul.transform.mapping import write_column
 
 SCHEMA = {"id": pl.Int64(), "a": pl.Int64(), "s": pl.String()}
 NO_FAILURES = pl.DataFrame(schema={"_record": pl.Int64, "message": pl.String, "rule": pl.String})
@@ -123,7 +123,7 @@ def test_an_overflow_in_a_rule_costs_only_its_row_and_does_not_tell_the_value():
 
 
 def test_a_rule_that_raises_for_too_many_rows_fails_the_chunk(monkeypatch):
-    monkeypatch.setattr("keyhaul.stage.MAX_ISOLATED_RECORDS", 20)
+    monkeypatch.setattr("keyhaul.staging.stage.MAX_ISOLATED_RECORDS", 20)
     with pytest.raises(ChunkError, match="they cannot be evaluated for more than 20 records"):
         stage(frame(s=["x"] * 21), rule("cast(s as int) > 0"))
 

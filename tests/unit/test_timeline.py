@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyhaul.markup import Markup, element, escape
-from keyhaul.svg import lane, share
-from keyhaul.timeline import MOST_BARS, clock_of, lanes, rates, ticks, time_ticks
+from keyhaul.pages.markup import Markup, element, escape
+from keyhaul.pages.svg import lane, share
+from keyhaul.pages.timeline import MOST_BARS, clock_of, lanes, rates, ticks, time_ticks
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 

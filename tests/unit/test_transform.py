@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from keyhaul.config.steps import Step
 from keyhaul.errors import ChunkError, ConfigError
-from keyhaul.steps import Step
-from keyhaul.transform import MAX_ISOLATED_RECORDS, compile_transform
+from keyhaul.transform.compiled import MAX_ISOLATED_RECORDS, compile_transform
 
 SOURCE = {
     "a": pl.Int32(),

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from typedoc import types
 
-from keyhaul import pgtypes
-from keyhaul.casts import CASTS, ZONED
-from keyhaul.typedoc import types
+from keyhaul.postgres import pgtypes
+from keyhaul.transform.casts import CASTS, ZONED
 
 PAGE = Path(__file__).parents[2] / "docs" / "types.md"
 

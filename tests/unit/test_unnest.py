@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keyhaul.nameduuid import NAMESPACE, named_uuids
-from keyhaul.rules import locked_down
-from keyhaul.tablestep import Unnest
-from keyhaul.unnest import unnest_rows
+from keyhaul.config.tablestep import Unnest
+from keyhaul.fanout.nameduuid import NAMESPACE, named_uuids
+from keyhaul.fanout.unnest import unnest_rows
+from keyhaul.staging.rules import locked_down
 
 
 @pytest.fixture(scope="module")

@@ -11,15 +11,15 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from keyhaul.draft import WrittenNumber
+from keyhaul.config.draft import WrittenNumber
+from keyhaul.config.yamlfile import read_yaml
 from keyhaul.errors import ConfigError
-from keyhaul.yamlfile import read_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from keyhaul.draft import Draft
+    from keyhaul.config.draft import Draft
 
 
 def read(folder: Path, text: str | bytes, **environ: str) -> Draft:

@@ -1,1 +1,1 @@
-"""Where rows come from: one file for each kind of source."""
+"""Where records come from: one folder for each kind."""

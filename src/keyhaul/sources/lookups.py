@@ -10,20 +10,20 @@ import polars as pl
 import psycopg
 from psycopg import sql
 
-from keyhaul import catalog, pgtypes
-from keyhaul.decoding import any_out_of_range, decode
-from keyhaul.dsn import Dsn, redact
 from keyhaul.errors import ChunkError, ConfigError, StopRunError, safe_message
-from keyhaul.lookup import check_size
-from keyhaul.sources.readers import READERS, UnreadableValueError
-from keyhaul.sources.sql import find_table
+from keyhaul.postgres import catalog, pgtypes
+from keyhaul.postgres.dsn import Dsn, redact
+from keyhaul.sources.postgres.readers import READERS, UnreadableValueError
+from keyhaul.sources.postgres.sql import find_table
+from keyhaul.transform.decoding import any_out_of_range, decode
+from keyhaul.transform.lookup import check_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from keyhaul.catalog import Relation
-    from keyhaul.lookupstep import Lookup
-    from keyhaul.perchunk import LookupRows
+    from keyhaul.config.lookupstep import Lookup
+    from keyhaul.postgres.catalog import Relation
+    from keyhaul.transform.perchunk import LookupRows
 
 _FETCHED = frozenset({"int2", "int4", "int8", "text", "varchar", "uuid"})
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from keyhaul.definition import quote_name
+from keyhaul.postgres.definition import quote_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

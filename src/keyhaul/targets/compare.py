@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
     import polars as pl
 
-    from keyhaul.mapping import WriteColumn
     from keyhaul.model import Column
     from keyhaul.targets.rows import Destination, Placed
     from keyhaul.targets.session import Session
+    from keyhaul.transform.mapping import WriteColumn
 
 _NAME: Final = "_keyhaul_expected"
 EXPECTED: Final = sql.Identifier("pg_temp", _NAME)

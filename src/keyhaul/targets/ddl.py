@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import psycopg
 
-from keyhaul.definition import quote_name, read_types
 from keyhaul.errors import RefusedError
+from keyhaul.postgres.definition import quote_name, read_types
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from keyhaul.definition import ColumnDefinition, ConstraintDefinition, TableDefinition, TypeDefinition
     from keyhaul.model import Column
+    from keyhaul.postgres.definition import ColumnDefinition, ConstraintDefinition, TableDefinition, TypeDefinition
 
 _NAME_BYTES = 63
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     import psycopg
 
-    from keyhaul.config import Target
+    from keyhaul.config.job import Target
     from keyhaul.targets.postgres import TargetTable
 
 _UNIQUE: Final = """

@@ -9,19 +9,19 @@ import polars as pl
 import psycopg
 from psycopg import errors, sql
 
-from keyhaul import catalog
 from keyhaul.errors import ConfigError, RefusedError
 from keyhaul.model import Column
-from keyhaul.pgtypes import ddl_type
+from keyhaul.postgres import catalog
+from keyhaul.postgres.pgtypes import ddl_type
 from keyhaul.targets.ddl import Ddl, compose_ddl
 from keyhaul.targets.rows import Destination
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from keyhaul.definition import TableDefinition
-    from keyhaul.mapping import WriteColumn
-    from keyhaul.transform import OutputColumn
+    from keyhaul.postgres.definition import TableDefinition
+    from keyhaul.transform.compiled import OutputColumn
+    from keyhaul.transform.mapping import WriteColumn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

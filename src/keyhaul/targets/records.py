@@ -13,12 +13,12 @@ import polars as pl
 from psycopg import sql
 
 from keyhaul.errors import RejectedError
-from keyhaul.mapping import split
 from keyhaul.model import RECORD, TableCounts
 from keyhaul.targets.constraints import surely_refused
 from keyhaul.targets.rows import INVALID, Placed, fill_temporary, invalid_texts
 from keyhaul.targets.sheets import append_rows, ask_parent, merge_rows, with_given
 from keyhaul.targets.singly import verdicts
+from keyhaul.transform.mapping import split
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -10,8 +10,8 @@ import polars as pl
 from psycopg import sql
 
 from keyhaul.errors import ChunkError, TransientError
+from keyhaul.ledger.statements import statement
 from keyhaul.model import RECORD
-from keyhaul.sql import statement
 from keyhaul.text import one_line, plural
 
 if TYPE_CHECKING:

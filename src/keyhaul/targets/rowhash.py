@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 from psycopg import sql
 
 from keyhaul.errors import ChunkError
+from keyhaul.ledger.statements import statement
 from keyhaul.model import Chunk
-from keyhaul.sql import statement
 from keyhaul.targets.keyrange import within
 
 if TYPE_CHECKING:

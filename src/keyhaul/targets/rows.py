@@ -10,13 +10,13 @@ from psycopg import sql
 
 from keyhaul.errors import ChunkError
 from keyhaul.model import RECORD, TableCounts
-from keyhaul.pgtypes import DIRECT_WIRE
+from keyhaul.postgres.pgtypes import DIRECT_WIRE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from keyhaul.mapping import WriteColumn
     from keyhaul.targets.session import Session
+    from keyhaul.transform.mapping import WriteColumn
 
 INVALID: Final = pl.Schema(
     {RECORD: pl.Int64(), "stage": pl.String(), "rules": pl.List(pl.String()), "message": pl.String()}

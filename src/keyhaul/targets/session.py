@@ -10,15 +10,15 @@ import psycopg
 import pyarrow as pa
 from psycopg import sql
 
-from keyhaul import seats
 from keyhaul.errors import ChunkError, RejectedError, TransientError, safe_message, without_values
 from keyhaul.faults import pass_point
-from keyhaul.links import application_name, awaiting, blocker, watch
+from keyhaul.sessions import seats
+from keyhaul.sessions.links import application_name, awaiting, blocker, watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from keyhaul.pgtypes import Encoder
+    from keyhaul.postgres.pgtypes import Encoder
 
 BATCH_ROWS: Final = 16_384
 """Rows that are encoded at a time: about 2 MB of COPY data for rows of 100 bytes."""

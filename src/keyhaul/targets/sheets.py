@@ -10,7 +10,7 @@ from psycopg import sql
 
 from keyhaul.errors import ChunkError
 from keyhaul.model import RECORD, TableCounts
-from keyhaul.pgtypes import DIRECT_WIRE
+from keyhaul.postgres.pgtypes import DIRECT_WIRE
 from keyhaul.targets.rows import (
     CHUNK,
     INVALID,
@@ -25,9 +25,9 @@ from keyhaul.targets.rows import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from keyhaul.mapping import WriteColumn
     from keyhaul.targets.rows import Destination
     from keyhaul.targets.session import Session
+    from keyhaul.transform.mapping import WriteColumn
 
 RANKED: Final = sql.Identifier("pg_temp", "_keyhaul_ranked")
 """The conflict columns of the rows in `CHUNK`, as the target will have them; the row with n = 1 is written."""

@@ -11,9 +11,9 @@ from psycopg import sql
 
 from keyhaul.errors import ChunkError, StaleChunkError, StopRunError
 from keyhaul.faults import pass_point
-from keyhaul.ledgerrows import lost
+from keyhaul.ledger.rows import lost
+from keyhaul.ledger.statements import statement
 from keyhaul.model import RECORD, ChunkResult, Counts, Timings
-from keyhaul.sql import statement
 from keyhaul.targets.isolate import write_chunk
 from keyhaul.targets.records import write_records
 from keyhaul.targets.replayed import lock_records, settle
@@ -22,13 +22,13 @@ from keyhaul.targets.rowhash import Place, Renewal, store
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from keyhaul.mapping import WriteColumn
     from keyhaul.model import Chunk, Staged, TableCounts
     from keyhaul.targets.postgres import TargetTable
     from keyhaul.targets.replayed import Batch
     from keyhaul.targets.rowhash import Hashing
     from keyhaul.targets.session import Session
     from keyhaul.targets.sheets import Sheet
+    from keyhaul.transform.mapping import WriteColumn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,1 @@
+"""All that is settled before the first row moves."""

@@ -1,0 +1,381 @@
+"""Everything that is settled before the first row moves: both ends are asked, and every mistake is told.
+
+Nothing is written here, in the source or in the target.
+"""
+
+from __future__ import annotations
+
+import difflib
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, Self
+from zoneinfo import available_timezones
+
+import polars as pl
+import psycopg
+
+from keyhaul.before.incremental import check_incremental
+from keyhaul.before.runcheck import check_run_rules
+from keyhaul.errors import ConfigError, RefusedError
+from keyhaul.fanout.tables import compile_tables, refuse_held, together
+from keyhaul.faults import pass_point
+from keyhaul.ledger.store import Ledger
+from keyhaul.model import RECORD
+from keyhaul.postgres import catalog
+from keyhaul.postgres.dsn import redact
+from keyhaul.postgres.shapes import differences
+from keyhaul.sessions.connecting import (
+    choose_reader,
+    connect,
+    connect_ledger,
+    describe_tls,
+    noticing,
+    session_settings,
+    with_login,
+)
+from keyhaul.sessions.links import blocker
+from keyhaul.sessions.watchdog import Watchdog
+from keyhaul.sources.lookups import LookupSource
+from keyhaul.sources.postgres.sql import SqlSource
+from keyhaul.staging.copies import check_dedup
+from keyhaul.staging.rules import compile_rules
+from keyhaul.targets.modes import with_mode
+from keyhaul.targets.postgres import TargetTable, inspect_target
+from keyhaul.transform.compiled import OutputColumn, Transform, compile_transform
+from keyhaul.transform.mapping import build_mapping
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from types import TracebackType
+
+    from keyhaul.config.job import Job
+    from keyhaul.fanout.tables import Table
+    from keyhaul.model import Column, Observer
+    from keyhaul.postgres.definition import TableDefinition
+    from keyhaul.postgres.dsn import Dsn
+    from keyhaul.postgres.pgtypes import Route
+    from keyhaul.sessions.connecting import Ends
+    from keyhaul.staging.rules import Check
+    from keyhaul.transform.mapping import WriteColumn
+
+    _Settled = tuple[TargetTable, TableDefinition | None, tuple[WriteColumn, ...], tuple[Table, ...]]
+
+MAX_NAME_BYTES = 63
+"""NAMEDATALEN - 1: PostgreSQL cuts a longer name with no more than a notice."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Prepared:
+    """An open job: both ends connected, the snapshot taken, everything compiled; nothing written yet.
+
+    A context manager: leaving it closes both connections and with them the snapshot and the job's lock.
+    """
+
+    job: Job
+    ends: Ends
+    source_conn: psycopg.Connection[Any]
+    target_conn: psycopg.Connection[Any]
+    source: SqlSource
+    target: TargetTable
+    definition: TableDefinition | None
+    routes: Mapping[str, Route]
+    sources: Mapping[str, Column]
+    transform: Transform
+    checks: tuple[Check, ...]
+    columns: tuple[WriteColumn, ...]
+    read_columns: tuple[str, ...]
+    tables: tuple[Table, ...] = ()
+    watchdog: Watchdog
+    ledger: Ledger
+    run_id: str
+
+    @property
+    def reader(self) -> Literal["connectorx", "adbc"]:
+        """The library that reads."""
+        return choose_reader(self.job, self.ends.source)
+
+    @property
+    def places(self) -> tuple[str, str]:
+        """What is read and what is loaded, for people; with what TLS is worth where a network is between."""
+        ends = self.ends
+        return (
+            f"{self.source.relation.label} in {_place(ends.source, self.source_conn)}",
+            f"{self.target.label} in {_place(ends.target, self.target_conn)}",
+        )
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close both connections."""
+        self.close()
+
+    def telling(self, observe: Observer) -> Self:
+        """Return itself; from now on `observe` is told which connections are cut."""
+        self.watchdog.observe = observe
+        return self
+
+    def connect_ledger(self) -> psycopg.Connection[Any]:
+        """Return the connection to the target; a new one when it is lost."""
+        if self.target_conn.closed or self.target_conn.broken:
+            self.target_conn = connect_ledger(self.job, self.ends.target, self.run_id)
+        return self.target_conn
+
+    def refuse_held(self) -> None:
+        """Refuse a new run into several tables of which one holds rows and has no mode; see `tables.refuse_held`."""
+        refuse_held(self.tables)
+
+    def close(self) -> None:
+        """Close both connections."""
+        self.source_conn.close()
+        self.target_conn.close()
+        self.watchdog.stop()
+
+
+def prepare(job: Job, ends: Ends, *, run_id: str = "plan", alone: bool = False) -> Prepared:
+    """Connect to both ends, take the snapshot, and compile the job against what is really there.
+
+    Args:
+        job: validated.
+        ends: the databases that it means.
+        run_id: in the names of the sessions.
+        alone: take the job's lock, and wait for what a killed process has left under way, before either end is
+            looked at: what is found would not be true any more if another process of this job ended after the look.
+
+    Raises:
+        ConnectError: an end cannot be reached.
+        ConfigError: a table, key, column, expression or rule does not fit.
+        RefusedError: a column cannot be carried, or has no place in the target; or another process has the lock.
+    """
+    choose_reader(job, ends.source)
+    with ExitStack() as stack:
+        watchdog = Watchdog({"source": ends.source, "target": ends.target}, job.network_timeout_seconds)
+        stack.callback(watchdog.stop)
+        source_conn = connect(
+            ends.source,
+            "source",
+            application_name=f"keyhaul {run_id} snapshot",
+            settings=session_settings(job, idle_in_transaction_session_timeout="0", default_transaction_read_only="on"),
+        )
+        stack.callback(source_conn.close)
+        target_conn = connect_ledger(job, ends.target, run_id)
+        stack.callback(target_conn.close)
+        ends = replace(ends, source=with_login(ends.source, source_conn), target=with_login(ends.target, target_conn))
+        ledger = Ledger(lambda: target_conn, job.ledger_schema, job.job)
+        try:
+            if alone:
+                ledger.lock()
+                ledger.settle()
+            ends = replace(ends, source=noticing(ends.source, source_conn), target=noticing(ends.target, target_conn))
+            prepared = _compile(job, ends, source_conn, target_conn, watchdog, ledger, run_id)
+            ledger.connect_by(prepared.connect_ledger)
+            check_run_rules(target_conn, prepared.target, prepared.source, job.run_rules)
+            pass_point("snapshot.opened")
+        except psycopg.Error as error:
+            msg = f"prepare job {job.job}: {redact(str(error).strip().splitlines()[0], ends.source, ends.target)}"
+            if isinstance(error, psycopg.errors.LockNotAvailable) and (held := blocker()):
+                msg += f". The lock was held by {held}. Wait for it, or end it"
+            raise ConfigError(msg) from None
+        stack.pop_all()
+        return prepared
+
+
+def _place(dsn: Dsn, conn: psycopg.Connection[Any]) -> str:
+    return dsn.label if dsn.is_local else f"{dsn.label} ({describe_tls(dsn, conn)})"
+
+
+def _compile(
+    job: Job,
+    ends: Ends,
+    source_conn: psycopg.Connection[Any],
+    target_conn: psycopg.Connection[Any],
+    watchdog: Watchdog,
+    ledger: Ledger,
+    run_id: str,
+) -> Prepared:
+    source = _open_source(job, source_conn)
+    routes = source.routes()
+    sources = {column.name: column for column in source.relation.columns}
+    lookups = _lookups(job, ends.source, source)
+    types = {name: route.dtype for name, route in routes.items()}
+    transform = compile_transform(job.transform, types, lookups.load, lookups.open)
+    read_columns = tuple(name for name in routes if name in transform.needed or name in job.key)
+    _refuse_routes(routes, read_columns)
+    checks = compile_rules(job.rules, {name: column.dtype for name, column in transform.output.items()})
+    check_dedup(job, transform, sources)
+    settle = _settle_tables if job.targets else _settle_table
+    target, definition, columns, tables = settle(job, ends, source_conn, target_conn, source, transform)
+    return Prepared(
+        watchdog=watchdog,
+        ledger=ledger,
+        run_id=run_id,
+        job=job,
+        ends=ends,
+        source_conn=source_conn,
+        target_conn=target_conn,
+        source=source,
+        target=target,
+        definition=definition,
+        routes=routes,
+        sources=sources,
+        transform=transform,
+        checks=checks,
+        columns=columns,
+        read_columns=read_columns,
+        tables=tables,
+    )
+
+
+def _settle_table(
+    job: Job,
+    ends: Ends,
+    source_conn: psycopg.Connection[Any],
+    target_conn: psycopg.Connection[Any],
+    source: SqlSource,
+    transform: Transform,
+) -> _Settled:
+    """Find the job's table, or what creates it, and map the columns."""
+    sources = {column.name: column for column in source.relation.columns}
+    definition = source.definition(_types_of(transform, sources))
+    into = job.target.table
+    if into == job.source.table:
+        into = catalog.own_name(source_conn, into)
+    target = inspect_target(
+        target_conn,
+        into,
+        output=transform.output,
+        sources=sources,
+        primary_key=source.relation.primary_key,
+        definition=definition,
+        create=not job.target.no_create,
+        foreign_keys=job.target.with_foreign_keys,
+    )
+    _refuse_itself(ends, source, target)
+    given = [part for name in (job.source.table, into) if name for part in _parts(target_conn, name)]
+    _check_names([*given, target.schema, target.table, *transform.output])
+    columns = build_mapping(transform.output, sources, target.columns, target.label, time_zone=_check_zone(job))
+    target = with_mode(target_conn, target, job.target, [column.name for column in columns])
+    _check_shapes(source_conn, target_conn, target, transform.output, sources, columns)
+    if not columns:
+        msg = f"load {target.label}: no column is left after the transform. Drop fewer"
+        raise RefusedError(msg)
+    return target, definition, columns, ()
+
+
+def _settle_tables(
+    job: Job,
+    ends: Ends,
+    source_conn: psycopg.Connection[Any],
+    target_conn: psycopg.Connection[Any],
+    source: SqlSource,
+    transform: Transform,
+) -> _Settled:
+    """Find the tables under `targets`, which must be there, and compile what goes into each."""
+    sources = {column.name: column for column in source.relation.columns}
+    tables = compile_tables(target_conn, job.targets, transform.output, sources, _check_zone(job))
+    for table in tables:
+        _refuse_itself(ends, source, table.target)
+        copied = {name: OutputColumn(dtype=pl.String(), source=origin) for name, origin in table.copies.items()}
+        _check_shapes(source_conn, target_conn, table.target, copied, sources, table.columns)
+    given = [part for name in [job.source.table] if name for part in _parts(target_conn, name)]
+    _check_names([*given, *transform.output])
+    return together(tables), None, (), tables
+
+
+def _lookups(job: Job, dsn: Dsn, source: SqlSource) -> LookupSource:
+    settings = session_settings(job, default_transaction_read_only="on", lock_timeout="30s")
+
+    def open_other(other: Dsn) -> tuple[psycopg.Connection[Any], Dsn]:
+        conn = connect(other, "lookup", application_name="keyhaul lookup", settings=settings)
+        return conn, with_login(other, conn)
+
+    return LookupSource(
+        conn=source.conn,
+        snapshot=source.snapshot,
+        dsn=dsn,
+        reader_for=partial(choose_reader, job),
+        settings=settings,
+        open_other=open_other,
+    )
+
+
+def _open_source(job: Job, conn: psycopg.Connection[Any]) -> SqlSource:
+    source = SqlSource.open(conn, table=job.source.table, query=job.source.query, key=job.key)
+    own = [column.name for column in source.relation.columns if column.name.lower() == RECORD]
+    if own:
+        msg = f"read {source.relation.label}: a column is called {own[0]}, which is keyhaul's own. Rename it in a query"
+        raise RefusedError(msg)
+    if job.incremental is not None:
+        check_incremental(source, job.incremental)
+    return source
+
+
+def _refuse_itself(ends: Ends, source: SqlSource, target: TargetTable) -> None:
+    if ends.source.identity == ends.target.identity and source.relation.label == target.label:
+        msg = f"load {target.label}: it is the table that is read. Give another one in --into, or another --target"
+        raise RefusedError(msg)
+
+
+def _types_of(transform: Transform, sources: Mapping[str, Column]) -> list[int]:
+    copied = {column.source for column in transform.output.values() if column.source}
+    return sorted({sources[name].type_oid for name in copied})
+
+
+def _check_shapes(
+    source_conn: psycopg.Connection[Any],
+    target_conn: psycopg.Connection[Any],
+    target: TargetTable,
+    output: Mapping[str, OutputColumn],
+    sources: Mapping[str, Column],
+    columns: Sequence[WriteColumn],
+) -> None:
+    """Refuse an enum that lacks a label, and a type of the same name that is made of something else."""
+    if target.ddl.before:
+        return  # its types were compared, or will be created
+    copied = {name: sources[column.source] for name, column in output.items() if column.source}
+    pairs = [(copied[column.name], column.target) for column in columns if column.name in copied]
+    problems = [
+        f"write {target.label}.{problem}. Change the type there, or cast the column to text in both"
+        for problem in differences(source_conn, target_conn, pairs)
+    ]
+    if problems:
+        raise RefusedError("\n".join(problems))
+
+
+def _parts(conn: psycopg.Connection[Any], table: str) -> Sequence[str]:
+    return catalog.parse_name(conn, table) or table.rpartition(".")[::2]
+
+
+def _check_names(names: Iterable[str]) -> None:
+    """Refuse names that PostgreSQL would cut, or that break its own tools' scripts."""
+    problems = []
+    for name in dict.fromkeys(names):
+        if len(name.encode()) > MAX_NAME_BYTES:
+            problems.append(
+                f"use name {name!r}: it has {len(name.encode())} bytes, expected at most {MAX_NAME_BYTES}. Rename it"
+            )
+        if any(character in name for character in "\r\n\0"):
+            problems.append(
+                f"use name {name!r}: it has a line break, which keyhaul does not carry. Rename it in a query"
+            )
+    if problems:
+        raise RefusedError("\n".join(problems))
+
+
+def _check_zone(job: Job) -> str | None:
+    zone = job.source.time_zone
+    if zone is not None and zone not in available_timezones():
+        near = difflib.get_close_matches(zone, available_timezones(), n=3)
+        msg = f"read source.time_zone: {zone} is no zone, expected one such as {', '.join(near) or 'Europe/Berlin'}"
+        raise ConfigError(msg)
+    return zone
+
+
+def _refuse_routes(routes: Mapping[str, Route], read: Sequence[str]) -> None:
+    refused = [f"read column {name}: {routes[name].reason}" for name in read if routes[name].kind == "refused"]
+    if refused:
+        raise RefusedError("\n".join(refused))

@@ -1,0 +1,338 @@
+"""The command `etl verify`: which job and run are meant, and what the comparison found, for people or as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from keyhaul.cli.outlet import hurry
+from keyhaul.cli.shell import Home, app, find_ledger, open_ledger
+from keyhaul.comparison.differences import FIRST_DIFFERENCES, MOST_DIFFERENCES
+from keyhaul.console import write_json, write_line
+from keyhaul.errors import ConfigError, RefusedError
+from keyhaul.redaction import HIDDEN
+from keyhaul.text import duration, one_line, plural
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
+    from keyhaul.comparison.differences import Difference, Verification
+    from keyhaul.comparison.ledgercompare import LedgerComparison, Place
+
+EQUAL, DIFFERENT = 0, 1
+_OF_THE_JOB = frozenset(
+    {
+        "job",
+        "source",
+        "table",
+        "query",
+        "target",
+        "into",
+        "key",
+        "workers",
+        "reader",
+        "set",
+        "where",
+        "rule",
+        "dedup",
+        "order_by",
+        "mode",
+        "conflict",
+        "newer_by",
+        "allow_python",
+        "home",
+    }
+)
+_OF_THE_LEDGER = frozenset({"job", "target", "workers", "home"})
+MOST_WORKERS = 1024
+_WORDS = {"changed": "changed", "missing": "missing in the target", "extra": "extra in the target"}
+
+
+_LIMIT = ("--limit", "-n")
+
+
+@app.command("verify", help="Compare a run's target with its source, row by row; exit code 1 when they differ.")
+def verify(
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN|last] [JOB.yaml]", help="Run [the job's last]; a job file (.yaml, .yml)."),
+    ] = None,
+    job: Annotated[str | None, typer.Option(metavar="NAME", help="Name in the ledger [the table's].")] = None,
+    source: Annotated[str | None, typer.Option(metavar="URI", help="Source database [embedded].")] = None,
+    table: Annotated[str | None, typer.Option(metavar="T", help="As in the run, like all that follow.")] = None,
+    query: Annotated[str | None, typer.Option(metavar="SQL")] = None,
+    target: Annotated[str | None, typer.Option(metavar="URI", help="Target database [embedded].")] = None,
+    into: Annotated[str | None, typer.Option(metavar="T")] = None,
+    key: Annotated[str | None, typer.Option(metavar="K[,K2…]")] = None,
+    workers: Annotated[str | None, typer.Option(metavar="N", help="Chunks at a time [cores, at most 4].")] = None,
+    reader: Annotated[str | None, typer.Option(metavar="NAME", help="connectorx or adbc.")] = None,
+    set: Annotated[list[str] | None, typer.Option(metavar="'COL = EXPR'")] = None,
+    where: Annotated[list[str] | None, typer.Option(metavar="EXPR")] = None,
+    rule: Annotated[list[str] | None, typer.Option(metavar="'NAME: EXPR'")] = None,
+    dedup: Annotated[str | None, typer.Option(metavar="C1[,C2…]")] = None,
+    order_by: Annotated[str | None, typer.Option(metavar="C")] = None,
+    mode: Annotated[str | None, typer.Option(metavar="MODE")] = None,
+    conflict: Annotated[str | None, typer.Option(metavar="C1[,C2…]")] = None,
+    newer_by: Annotated[str | None, typer.Option(metavar="C")] = None,
+    allow_python: Annotated[bool, typer.Option("--allow-python", help="Run the job's Python steps.")] = False,
+    extra: Annotated[
+        bool | None, typer.Option("--extra/--no-extra", help="Whether rows that only the target has count.")
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            "--limit", "-n", min=0, max=MOST_DIFFERENCES, help=f"How many differences are named [{FIRST_DIFFERENCES}]."
+        ),
+    ] = None,
+    against_ledger: Annotated[
+        bool, typer.Option("--against-ledger", help="With the checksums of a run with --checksum; needs no source.")
+    ] = False,
+    show_values: Annotated[bool, typer.Option("--show-values", help="Print the values that differ.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    home: Home = None,
+) -> None:
+    """Compare a run's target with its source, row by row; exit code 1 when they differ."""
+    values = locals()
+    run, job_file = _named(what or [])
+    if against_ledger:
+        raise typer.Exit(_against_ledger(run, job_file, values))
+    given = {name: values[name] for name in _OF_THE_JOB if values[name] not in (None, False)}
+    if home:
+        given["home"] = str(home)
+    if job_file is None and not {"table", "query"} & given.keys():
+        given, run = _from_the_ledger(run or "last", given)
+    from keyhaul.comparison.comparing import verify as compare
+    from keyhaul.config.job import load_job
+
+    named = FIRST_DIFFERENCES if limit is None else limit
+    loaded = load_job(job_file, given, os.environ)
+    if not as_json:
+        write_line(sys.stderr, "comparing with the source as it is now; what was written there since the run differs")
+    with _ended_by_signals():
+        found = compare(loaded, run or "last", extra=extra, limit=named, show_values=show_values, observe=_notice)
+    _print(found, as_json=as_json)
+    raise typer.Exit(EQUAL if found.equal else DIFFERENT)
+
+
+def _against_ledger(run: str | None, job_file: Path | None, values: dict[str, Any]) -> int:
+    """Compare with the stored checksums; returns the exit code. The source, and what is read of it, is no matter."""
+    useless = [name for name in _OF_THE_JOB - _OF_THE_LEDGER if values[name] not in (None, False)]
+    useless += [name for name in ("extra", "limit") if values[name] is not None]
+    if useless:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(useless))
+        msg = (
+            f"verify --against-ledger: got {flags}, expected none of what says how the source is read or which rows "
+            "are named: the ledger has what was loaded, by chunk. Leave it out"
+        )
+        raise ConfigError(msg)
+    from keyhaul.comparison.ledgercompare import compare_ledger
+
+    with _ended_by_signals():
+        found = compare_ledger(_place(job_file, values), run or "last", _notice, show_values=values["show_values"])
+    _print(found, as_json=values["as_json"])
+    return EQUAL if found.equal else DIFFERENT
+
+
+def _place(job_file: Path | None, values: dict[str, Any]) -> Place:
+    from keyhaul.comparison.ledgercompare import Place
+    from keyhaul.config.job import load_job
+
+    home: Path | None = values["home"]
+    if job_file is not None:
+        given = {name: values[name] for name in ("job", "target", "workers") if values[name] is not None}
+        # Nothing of the job is run, so that no permission for its Python steps is needed.
+        given |= {"home": str(home)} if home else {}
+        return Place.of(load_job(job_file, {**given, "allow_python": True}, os.environ))
+    workers: str | None = values["workers"] or os.environ.get("ETL_WORKERS")
+    if workers and not (workers.isdecimal() and 0 < int(workers) <= MOST_WORKERS):
+        raise ConfigError(f"--workers: got {workers!r}, expected a whole number from 1 to {MOST_WORKERS}")
+    dsn, schema = find_ledger(values["target"], home, None)
+    place = Place(dsn=dsn, ledger_schema=schema, job=values["job"], workers=int(workers) if workers else None)
+    return place.within(os.environ)
+
+
+def _print(found: Verification | LedgerComparison, *, as_json: bool) -> None:
+    from keyhaul.comparison.differences import Verification
+
+    if as_json:
+        compared = {"compared": found.rows} if isinstance(found, Verification) else {}
+        told = {"equal": found.equal, "different": found.different, **compared, **asdict(found)}
+        write_json(sys.stdout, told)
+        return
+    for line in _lines(found) if isinstance(found, Verification) else _chunk_lines(found):
+        write_line(sys.stdout, line)
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """End with 128 + the signal, after the statements under way are cancelled; Typer's own code would be 1."""
+    got = [signal.SIGINT]
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        got[0] = signal.Signals(number)
+        hurry(sys.stdout, sys.stderr)
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handle)
+    try:
+        yield
+    except KeyboardInterrupt:
+        write_line(sys.stderr, "error: interrupted: nothing is known of the chunks that were not compared")
+        raise typer.Exit(128 + got[0]) from None
+
+
+def _notice(event: object) -> None:
+    from keyhaul.events import Notice
+
+    if isinstance(event, Notice):
+        write_line(sys.stderr, f"{event.level}: {event.message}")
+
+
+def _named(words: list[str]) -> tuple[str | None, Path | None]:
+    files = [word for word in words if word.endswith((".yaml", ".yml"))]
+    runs = [word for word in words if word not in files]
+    if len(files) > 1 or len(runs) > 1:
+        msg = f"verify: got {' '.join(words)}, expected at most one run and one job file. Remove one"
+        raise ConfigError(msg)
+    return runs[0] if runs else None, Path(files[0]) if files else None
+
+
+def _from_the_ledger(run: str, given: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Return the flags of the job that a run was asked to do, and the run's name; the URIs are not in the ledger.
+
+    Raises:
+        RefusedError: there is no such run of the job, or its settings cannot be said by flags or are hidden in part:
+            the job file is needed.
+    """
+    from keyhaul.comparison.verifiable import find_named
+    from keyhaul.ledger.reading import ledger_errors
+    from keyhaul.ledger.statements import statement
+
+    home = Path(given["home"]) if "home" in given else None
+    with open_ledger(given.get("target"), home, None) as (conn, schema), ledger_errors(conn, schema):
+        run_id = find_named(conn, schema, run, given.get("job"))
+        row = conn.execute(statement("verify_job", schema, run_id=run_id)).fetchone()
+        replayed = conn.execute(statement("verify_replays", schema, run_id=run_id)).fetchone()
+    job, key, config = row[0], row[2], replayed[1] if replayed else row[6]
+    steps = [name for name in ("transform", "rules", "dedup") if config.get(name)]
+    if steps:
+        msg = (
+            f"verify run {run_id}: its job has {', '.join(steps)}, which the ledger does not keep as written. "
+            f"Give the job: etl verify {run_id} JOB.yaml, or the same flags as the run"
+        )
+        raise RefusedError(msg)
+    read, loaded = config["source"], config["target"]
+    known = {
+        "job": job,
+        "key": key,
+        **{name: read[name] for name in ("table", "query") if read.get(name)},
+        "into": loaded.get("table"),
+        **{name: loaded[name] for name in ("mode", "conflict", "newer_by") if loaded.get(name)},
+    }
+    _refuse_hidden(run_id, {name: value for name, value in known.items() if name not in given})
+    if read["database"] != "embedded" and not (given.get("source") or os.environ.get("ETL_SOURCE_URL")):
+        msg = (
+            f"verify run {run_id}: it read {read['database']}, and the ledger keeps no connection string. "
+            "Give --source URI or ETL_SOURCE_URL"
+        )
+        raise RefusedError(msg)
+    return {**known, **given}, run_id
+
+
+def _refuse_hidden(run_id: str, known: dict[str, Any]) -> None:
+    """Refuse settings that are not what the run had: the ledger has them with their secrets taken out."""
+    hidden = [name for name, value in known.items() if HIDDEN in json.dumps(value)]
+    if hidden:
+        names = ", ".join("source.query" if name == "query" else name for name in hidden)
+        msg = (
+            f"verify run {run_id}: a secret in its {names} is hidden in the ledger. Give the job: "
+            f"etl verify {run_id} JOB.yaml, or the same flags as the run"
+        )
+        raise RefusedError(msg)
+
+
+def _lines(found: Verification) -> Iterator[str]:
+    for tally in found.by_chunk:
+        counts = [(tally.changed, "changed"), (tally.missing, "missing"), (tally.extra, "extra")]
+        told = ", ".join(f"{number:,} {word}" for number, word in counts if number)
+        yield f"{f'chunk {tally.chunk}' if tally.chunk else 'the whole table'}: {told}"
+    for difference in found.differences:
+        yield from _row(found, difference)
+    if found.different > len(found.differences):
+        yield f"and {plural(found.different - len(found.differences), 'more difference')}: --limit shows more"
+    if found.whole:
+        yield f"compared as a whole: {found.whole}"
+    if not found.extra_checked:
+        yield "rows that only the target has were not looked for, because others may have been there: --extra does"
+    if told := _left_out(found):
+        yield told
+    if found.rejected:
+        yield f"{plural(found.rejected, 'row')} that the target rejected {_is(found.rejected)} in the quarantine"
+    if found.unloaded:
+        yield f"{plural(found.unloaded, 'chunk')} of run {one_line(found.run_id)} {_is(found.unloaded)} not loaded"
+    end = plural(found.different, "difference") if found.different else "equal" if found.equal else "not complete"
+    rows, chunks = plural(found.rows, "row"), plural(found.chunks, "chunk")
+    yield f"verified {rows} in {chunks} of {found.target} in {duration(found.seconds)}: {end}"
+
+
+def _left_out(found: Verification) -> str:
+    """Say what became of the source's rows that are not compared, beside what the run left out; empty without any."""
+    run = found.run
+    counted = [
+        (found.quarantined, f"would be quarantined now (the run quarantined {run.quarantined:,})"),
+        (found.filtered, f"filtered (by the run {run.filtered:,})"),
+        (found.duplicate, f"left out as duplicates (by the run {run.duplicate:,})"),
+        (found.older, "older than the target's"),
+    ]
+    told = [f"{number:,} {words}" for number, words in counted if number]
+    return ", ".join([f"{plural(found.read, 'row')} read", f"{found.rows:,} compared", *told]) if told else ""
+
+
+def _chunk_lines(found: LedgerComparison) -> Iterator[str]:
+    from keyhaul.comparison.checksummed import NULL_KEYS
+
+    for one in found.by_chunk:
+        name = "NULL keys" if one.chunk == NULL_KEYS else f"chunk {one.chunk}"
+        told = f"{plural(one.rows_stored, 'row')} when it was loaded, {one.rows_found:,} now"
+        if one.rows_stored == one.rows_found:
+            told = f"{plural(one.rows_found, 'row')} as when it was loaded, with other values"
+        bounds = [", ".join(bound) if bound else "…" for bound in (one.lower, one.upper)]
+        yield f"{name}: {told}" + (f" ({one_line(' to '.join(bounds))})" if one.lower or one.upper else "")
+    if found.unloaded:
+        yield f"{plural(found.unloaded, 'chunk')} of run {one_line(found.run_id)} {_is(found.unloaded)} not loaded"
+    differ = f"{plural(found.different, 'chunk')} differ{'s' if found.different == 1 else ''}"
+    end = differ if found.different else "equal" if found.equal else "not complete"
+    rows, chunks = plural(found.rows, "row"), plural(found.chunks, "chunk")
+    yield f"verified {rows} in {chunks} of {found.target} against the ledger in {duration(found.seconds)}: {end}"
+
+
+def _is(number: int) -> str:
+    return "is" if number == 1 else "are"
+
+
+def _row(found: Verification, difference: Difference) -> Iterator[str]:
+    names = found.key if difference.key else ()
+    key = ", ".join(f"{name}={_cell(value)}" for name, value in zip(names, difference.key, strict=True))
+    columns = f": {', '.join(difference.columns)}" if difference.columns else ""
+    yield f"  {key or 'a row'}  {_WORDS[difference.kind]}{columns}"
+    for name in dict.fromkeys([*difference.expected, *difference.found]):
+        sides = [
+            f"{side} {_cell(values[name])}"
+            for side, values in (("source", difference.expected), ("target", difference.found))
+            if name in values
+        ]
+        yield f"      {name}: {', '.join(sides)}"
+
+
+def _cell(value: str | None) -> str:
+    return "NULL" if value is None else one_line(value) or "''"

@@ -1,0 +1,1 @@
+"""The target beside the source, or beside the ledger."""

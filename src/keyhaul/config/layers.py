@@ -1,0 +1,147 @@
+"""What variables, flags and derived defaults add to a job file's values, each layer over the one before."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from keyhaul.config import steps
+from keyhaul.errors import ConfigError
+from keyhaul.postgres.dsn import Dsn
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from keyhaul.config.draft import Draft, Place
+
+EMBEDDED = "embedded"
+"""The URI that means: the PostgreSQL that comes with keyhaul."""
+
+EMBEDDED_TABLE = "public.flights"
+
+AUTO = "auto"
+"""The chunk that means: as large as its time allows, by the defaults; and the tag of that kind in pydantic's errors."""
+
+_NAME_CHARACTERS = 63
+_NUMBERS = frozenset({("chunk",), ("workers",), ("rate_limit",), ("retries",), ("work_memory_mb",)})
+_LISTED = frozenset({"set", "where", "rule", "check", "allow_python"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One setting of a job, as the model's fields describe it; `default` is as the file would say it."""
+
+    place: tuple[str, ...]
+    meaning: str
+    expected: str
+    flag: str
+    variable: str
+    default: str
+    required: bool
+
+
+def lay(draft: Draft, flags: Mapping[str, object], environ: Mapping[str, str], settings: Sequence[Setting]) -> None:
+    """Lay the variables over the file's values, and the flags over both.
+
+    Raises:
+        ValueError: a flag that does not exist (a mistake of the caller).
+    """
+    variables = {setting.variable: setting.place for setting in settings if setting.variable}
+    known = {
+        setting.flag[2:].replace("-", "_"): setting.place
+        for setting in settings
+        if setting.flag and setting.place not in {("transform",), ("rules",)}
+    }
+    unknown = flags.keys() - known.keys() - _LISTED
+    if unknown:
+        raise ValueError(f"unknown flags {sorted(unknown)}")
+    _override(draft, {place: (name, environ[name]) for name, place in variables.items() if environ.get(name)})
+    given = {place: (f"--{name.replace('_', '-')}", flags[name]) for name, place in known.items() if name in flags}
+    _override(draft, given)
+
+
+def _override(draft: Draft, values: Mapping[tuple[str, ...], tuple[str, object]]) -> None:
+    """Lay one layer, variables or flags, over what is there; a table takes the place of a query and the reverse."""
+    table, query = ("source", "table"), ("source", "query")
+    for mine, other in ((table, query), (query, table)):
+        if mine in values and other not in values:
+            draft.forget(other)
+    for place, (origin, value) in values.items():
+        draft.override(place, _from_text(place, value) if isinstance(value, str) else value, origin)
+
+
+def _from_text(place: tuple[str, ...], text: str) -> object:
+    """Return the value that a flag or a variable means; what cannot be read stays text, the model refuses it."""
+    if place in {("key",), ("dedup", "on"), ("dedup", "order_by"), ("target", "conflict")}:
+        return list(steps.split_names(text) or ())
+    if place in _NUMBERS or (len(place) == 1 and place[0].endswith("_timeout_seconds")):
+        return int(text) if re.fullmatch(r"\s*[-+]?[0-9]{1,20}\s*", text) else text
+    if place in {("stop_on_error",), ("checksum",), ("target", "no_create"), ("target", "with_foreign_keys")}:
+        return {"true": True, "1": True, "false": False, "0": False}.get(text.strip().lower(), text)
+    return text
+
+
+def refuse_python(draft: Draft) -> None:
+    """Note each Python step: there was no permission for it."""
+    listed = draft.data.get("transform")
+    for number, item in enumerate(listed if isinstance(listed, list) else []):
+        if isinstance(item, dict) and "python" in item:
+            place: Place = ("transform", number, "python")
+            got = f"Python code ({draft.show(place, item['python'])})"
+            draft.refuse(place, got, "none without permission", "Give --allow-python if you trust it")
+
+
+def fill_in(draft: Draft) -> None:
+    """Put in the defaults that depend on other values: the tables and the job's name."""
+    source, target = draft.data.setdefault("source", {}), draft.data.setdefault("target", {})
+    if not isinstance(source, dict) or not isinstance(target, dict):
+        return  # the model refuses it
+    table, query = source.get("table"), source.get("query")
+    if table is not None and query is not None:
+        draft.refuse(("source", "query"), "both a table and a query", "one of them", "Remove one")
+    elif table is None and query is None:
+        if source.get("uri", EMBEDDED) == EMBEDDED:
+            source["table"] = table = EMBEDDED_TABLE
+        else:
+            draft.refuse(("source", "table"), "nothing", "a table or a query", "Give --table or --query")
+    if target.get("table") is None:
+        if query is not None and table is None and draft.data.get("targets") is None:
+            draft.refuse(("target", "table"), "nothing", "a table, because the source is a query", "Give --into")
+        # Without a table there are targets, or a problem already; "-" keeps the model from telling it twice.
+        target["table"] = "-" if draft.data.get("targets") is not None else table or "-"
+    if draft.data.get("incremental") is not None and draft.data.get("targets") is None:
+        _fill_in_mode(draft, target)
+    if draft.data.get("chunk") == AUTO:
+        draft.data["chunk"] = {}
+    if draft.data.get("job") is None:
+        draft.data["job"] = _default_name(table, query)
+
+
+def _fill_in_mode(draft: Draft, target: dict[str, object]) -> None:
+    """Make upsert the mode of an incremental job; only it and skip know a row that is read a second time."""
+    mode = target.get("mode")
+    if mode is None:
+        target["mode"] = "upsert"
+    elif mode in {"append", "replace"}:
+        place = ("target", "mode")
+        draft.refuse(place, f"{mode} with incremental", "upsert or skip", "Rows inside the lag are read again")
+
+
+def _default_name(table: object, query: object) -> str:
+    if isinstance(query, str):
+        return f"query-{hashlib.sha256(query.encode()).hexdigest()[:8]}"
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", str(table or "job").removeprefix("public.").replace('"', ""))
+    return name.lstrip(".-")[:_NAME_CHARACTERS] or "job"
+
+
+def check_uris(draft: Draft) -> None:
+    """Note each URI that cannot be read, with the remedy and without its text."""
+    for place in (("source", "uri"), ("target", "uri")):
+        uri = draft.get(place)
+        if isinstance(uri, str) and uri != EMBEDDED and place not in draft.problems:
+            try:
+                Dsn.parse(uri, draft.heading(place))
+            except ConfigError as error:
+                draft.problems[place] = str(error)

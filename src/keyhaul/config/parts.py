@@ -1,0 +1,197 @@
+"""The parts of a job as pydantic models that carry what the documentation says: source, auto chunk, target, dedup."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+
+from keyhaul.config.fields import LagOf, Names, SizeOf
+from keyhaul.config.lag import Lag
+from keyhaul.config.layers import AUTO, EMBEDDED, EMBEDDED_TABLE
+from keyhaul.quantity import read_size
+
+MOST_ROWS: Final = 2_147_483_647
+
+
+def setting(default: Any, meaning: str, expected: str, flag: str = "", variable: str = "", **limits: Any) -> Any:  # noqa: ANN401  # a field of any type
+    """Return a model field that carries what the messages and the documentation say about it."""
+    told: dict[str, Any] = {"expected": expected, "flag": flag, "variable": variable}
+    return Field(default, description=meaning, json_schema_extra=told, **limits)
+
+
+class Part(BaseModel):
+    """The settings that all parts of a job share: frozen, strict, no unknown key."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", hide_input_in_errors=True)
+
+
+class Source(Part):
+    """Where the rows come from; exactly one of `table` and `query` is given."""
+
+    uri: str = setting(
+        EMBEDDED,
+        "The source database.",
+        "a postgresql:// URI or embedded",
+        "--source",
+        "ETL_SOURCE_URL",
+        repr=False,
+    )
+    table: str | None = setting(
+        None,
+        f"Table or view to read; {EMBEDDED_TABLE} when the source is embedded.",
+        "a table such as public.flights",
+        "--table",
+        "ETL_TABLE",
+        min_length=1,
+    )
+    query: str | None = setting(
+        None,
+        "SELECT to read instead of a table.",
+        "a SELECT",
+        "--query",
+        "ETL_QUERY",
+        min_length=1,
+    )
+    time_zone: str | None = setting(
+        None,
+        "Zone in which timestamps without a zone are meant, for a target column with one (and the reverse).",
+        "a zone such as Europe/Berlin",
+        "",
+        "ETL_TIME_ZONE",
+        min_length=1,
+    )
+    reader: Literal["connectorx", "adbc"] | None = setting(
+        None,
+        "The library that reads; by default connectorx, and adbc where TLS verifies the server.",
+        "connectorx or adbc",
+        "--reader",
+        "ETL_READER",
+    )
+
+
+class AutoChunk(Part):
+    """Chunks of the time that they take: the plan is cut finely, and neighbours are merged when a worker takes them."""
+
+    target_seconds: float = setting(
+        2.0,
+        "Time that one worker should need for a chunk, in seconds.",
+        "a number of seconds above 0, to 3600",
+        gt=0,
+        le=3600,
+    )
+    min_rows: int = setting(
+        10_000,
+        "Fewest rows of a chunk, and of a cut of the plan; the first chunks have so many.",
+        "a whole number from 1",
+        ge=1,
+        le=MOST_ROWS,
+    )
+    max_rows: int = setting(1_000_000, "Most rows of a chunk.", "a whole number from min_rows", ge=1, le=MOST_ROWS)
+    max_bytes: SizeOf = setting(
+        read_size("12MB"),
+        "Most bytes of a chunk as it is read (Arrow), by the widest rows met so far; it comes before min_rows.",
+        "a size from 1MB such as 64MB",
+    )
+
+
+def _kind_of_chunk(value: object) -> str:
+    return AUTO if isinstance(value, dict | AutoChunk) else "rows"
+
+
+ChunkOf = Annotated[
+    Annotated[int, Field(ge=1, le=MOST_ROWS), Tag("rows")] | Annotated[AutoChunk, Tag(AUTO)],
+    Discriminator(_kind_of_chunk),
+]
+
+
+class Target(Part):
+    """Where the rows go; a loaded job always has a table."""
+
+    uri: str = setting(
+        EMBEDDED,
+        "The target database; the ledger is there too.",
+        "a postgresql:// URI or embedded",
+        "--target",
+        "ETL_TARGET_URL",
+        repr=False,
+    )
+    table: str = setting(
+        "",
+        "Table to load, created when missing; the source's name by default.",
+        "a table such as public.flights",
+        "--into",
+        "ETL_INTO",
+        min_length=1,
+    )
+    mode: Literal["append", "skip", "upsert", "replace"] | None = setting(
+        None,
+        "What becomes of a row that is there already: append does not look, skip keeps what is there, upsert "
+        "updates what differs, replace loads a fresh table that takes the place of this one. Without a mode a table "
+        "that holds rows is refused; in the embedded warehouse one that this job has loaded before is emptied first.",
+        "append, skip, upsert or replace",
+        "--mode",
+        "ETL_MODE",
+    )
+    conflict: Names | None = setting(
+        None,
+        "Columns of the unique index that says what is there already, for skip and upsert; the primary key by default.",
+        "a column or a list of columns",
+        "--conflict",
+        "ETL_CONFLICT",
+    )
+    newer_by: str | None = setting(
+        None,
+        "For upsert: only a row with a greater value in this column replaces the one that is there.",
+        "a column",
+        "--newer-by",
+        "ETL_NEWER_BY",
+        min_length=1,
+    )
+    no_create: bool = setting(
+        False,
+        "Refuse a missing table, in place of creating it.",
+        "true or false",
+        "--no-create",
+        "ETL_NO_CREATE",
+    )
+    with_foreign_keys: bool = setting(
+        False,
+        "Create the source's foreign keys too, after the load, when the table is created.",
+        "true or false",
+        "--with-foreign-keys",
+        "ETL_WITH_FOREIGN_KEYS",
+    )
+    loader: Literal["copy", "adbc"] = setting(
+        "copy", "The library that loads.", "copy or adbc", "--loader", "ETL_LOADER"
+    )
+
+
+class Dedup(Part):
+    """Which rows are copies of one another, and which copy stays."""
+
+    on: Names = setting(..., "Columns whose equal values make rows copies.", "a column or a list of columns", "--dedup")
+    order_by: Names = setting(
+        (), "Columns that order the copies, ascending.", "a column or a list of columns", "--order-by"
+    )
+    keep: Literal["first", "last"] = setting("last", "Which copy in that order stays.", "first or last")
+
+
+class Incremental(Part):
+    """What a run reads of a source that was read before: the rows above the last run's watermark."""
+
+    column: str = setting(
+        ...,
+        "Column that grows with every change of a row: only rows from the last done run's highest value on are read.",
+        "a column",
+        "--incremental",
+        "ETL_INCREMENTAL",
+        min_length=1,
+    )
+    lag: LagOf = setting(
+        Lag(),
+        "How far below that value reading begins, for rows that are committed late.",
+        "a duration such as 30s, 5m, 2h or 1d, or a number for a column of numbers",
+        "--lag",
+        "ETL_LAG",
+    )

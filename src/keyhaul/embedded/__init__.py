@@ -1,0 +1,1 @@
+"""The PostgreSQL that comes as a wheel: its server, its folder, the bundled flights."""

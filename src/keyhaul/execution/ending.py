@@ -1,0 +1,141 @@
+"""What comes after the last chunk: indexes and sequences, rules across the run, the swap of a fresh table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from keyhaul import events
+from keyhaul.before.runcheck import check_run
+from keyhaul.errors import CancelledError, RefusedError
+from keyhaul.execution.halting import Halting
+from keyhaul.execution.swapping import swap_in
+from keyhaul.faults import pass_point
+from keyhaul.targets.ddl import AfterLoad, finish, sequence_steps
+
+if TYPE_CHECKING:
+    from psycopg import sql
+
+    from keyhaul.before.prepare import Prepared
+    from keyhaul.control import Control
+    from keyhaul.ledger.store import Ledger
+    from keyhaul.model import Observer, RunCheck
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """How a run ended.
+
+    Attributes:
+        status: the ledger's word; ``abandoned`` will not be gone on with, the same command starts a new run.
+        reason: why it is not done, or an empty string.
+        checks: the rules across the run.
+        written: the ledger says so already.
+    """
+
+    status: Literal["done", "stopped", "abandoned"]
+    reason: str = ""
+    checks: tuple[RunCheck, ...] = ()
+    written: bool = False
+
+
+class Ending:
+    """Brings a run whose chunks are all committed to its end."""
+
+    def __init__(self, prepared: Prepared, ledger: Ledger, run_id: str, control: Control, observe: Observer) -> None:
+        """Take what the engine has."""
+        self._prepared = prepared
+        self._ledger = ledger
+        self._run_id = run_id
+        self._control = control
+        self._observe = observe
+        self._halting = Halting(control, observe)
+
+    def conclude(self, expected_rows: int | None, *, resumed: bool) -> Ended:
+        """Do what comes after the load, and say how the run ended.
+
+        Rules across the run look at the table when it is finished; in mode replace at the fresh one, before
+        it takes its place: one that fails keeps the old table. A second signal cancels the statement under way, and the
+        same command goes on with what is left.
+
+        Args:
+            expected_rows: what an exact plan of a view or query counted; None where nothing is expected.
+            resumed: whether this sitting's snapshot is newer than that of the first chunks.
+        """
+        unstable = self._unstable(expected_rows)
+        if unstable:
+            return Ended(status="abandoned", reason=unstable)
+        try:
+            with self._halting:
+                return self._conclude(resumed=resumed)
+        except CancelledError as error:
+            return Ended(status="stopped", reason=f"all chunks are loaded, and what comes after them was {error}")
+        except RefusedError as error:
+            return Ended(status="stopped", reason=f"all chunks are loaded, but {error}")
+
+    def _conclude(self, *, resumed: bool) -> Ended:
+        target = self._prepared.target
+        if not target.fresh:
+            self._finish()
+            pass_point("table.finished")
+            return Ended(status="done", checks=self._check(target.identifier, resumed=resumed))
+        checks = self._check(target.loaded, resumed=resumed)
+        failed = [check.name for check in checks if not check.passed and check.on_fail == "error"]
+        if failed:
+            reason = f"{', '.join(failed)} failed for the fresh table: {target.label} stays as it was"
+            return Ended(status="abandoned", reason=reason, checks=checks)
+        last = [statement.sql for statement in self._statements()]
+        swap_in(self._ledger, target, self._run_id, last, self._control, self._halting, self._tell)
+        pass_point("table.finished")
+        return Ended(status="done", checks=checks, written=True)
+
+    def _tell(self, message: str) -> None:
+        self._observe(events.Notice(message=message))
+
+    def _unstable(self, expected_rows: int | None) -> str:
+        """Return what is wrong when a view or query gave other rows to the chunks than to the plan."""
+        if expected_rows is None:
+            return ""
+        read = self._ledger.range_rows_read(self._run_id)
+        if read == expected_rows:
+            return ""
+        return (
+            f"the source gave {expected_rows:,} rows when it was planned and {read:,} when it was read, in the "
+            f"same snapshot: its answer is not the same each time. {self._what_is_there()}, put the query's rows into "
+            "a table (create table … as …) and move that. The same command would start a new run"
+        )
+
+    def _what_is_there(self) -> str:
+        target = self._prepared.target
+        return f"{target.label} stays as it was" if target.fresh else f"Empty {target.label}"
+
+    def _statements(self) -> list[AfterLoad]:
+        target, definition = self._prepared.target, self._prepared.definition
+        statements = [AfterLoad(**step) for step in self._ledger.finish_steps(self._run_id)]
+        if definition is None:
+            return statements
+        # As this sitting found the source: a later one reads newer rows.
+        columns = {statement.name for statement in statements if statement.kind == "sequence"}
+        newer = sequence_steps(definition, target.schema, target.table, columns & definition.columns.keys())
+        return [*(step for step in statements if step.kind != "sequence"), *newer]
+
+    def _finish(self) -> None:
+        """Create the indexes and constraints that wait for the rows."""
+        target = self._prepared.target
+        statements, conn = self._statements(), self._ledger.connection
+        with self._halting.cancelling(conn):
+            created = finish(conn, target.schema, target.table, statements)
+        if created:
+            self._tell(f"created {created} indexes and constraints of {target.label}")
+
+    def _check(self, table: sql.Identifier, *, resumed: bool) -> tuple[RunCheck, ...]:
+        """Evaluate the rules across the run before its last word: a run that dies here goes on with them."""
+        rules = self._prepared.job.run_rules
+        if not rules:
+            return ()
+        prepared = self._prepared
+        conn, own = self._ledger.connection, prepared.target.names
+        with self._halting.cancelling(conn, prepared.source.conn):
+            checks = check_run(conn, table, rules, prepared.source, own=own, resumed=resumed)
+        self._ledger.run_checked(self._run_id, checks)
+        return checks

@@ -1,0 +1,388 @@
+"""The one orchestrator: plan into the ledger, workers over chunks, the report; new runs and resumed ones."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import psycopg
+from psycopg import sql
+
+from keyhaul import events
+from keyhaul.before import checksums
+from keyhaul.before.crew import DEFAULT_WORKERS, allowed_workers, check_server, room_for_workers
+from keyhaul.before.incremental import begin_delta, limit_again
+from keyhaul.before.outset import check_new, check_still_empty, check_there, surprises
+from keyhaul.before.prepare import Prepared, prepare
+from keyhaul.before.sizing import size_up
+from keyhaul.config.identity import check_same
+from keyhaul.config.parts import AutoChunk
+from keyhaul.control import Control
+from keyhaul.errors import ConfigError, EtlError, StopRunError
+from keyhaul.execution.ending import Ended, Ending
+from keyhaul.execution.phases import Phases, sweep
+from keyhaul.execution.pool import Pool
+from keyhaul.execution.task import Task
+from keyhaul.faults import pass_point
+from keyhaul.ledger.rows import NewRun, lost
+from keyhaul.ledger.store import new_run_id
+from keyhaul.limits.hiring import MOST_WORKERS, Staffing
+from keyhaul.limits.pace import Pace
+from keyhaul.memory import cpu_seconds
+from keyhaul.model import Report
+from keyhaul.postgres.dsn import redact
+from keyhaul.sessions.connecting import choose_reader, find_ends
+from keyhaul.sources.postgres.readers import preload
+from keyhaul.targets import postgres
+from keyhaul.targets import replace as replacing
+
+if TYPE_CHECKING:
+    from keyhaul.before.sizing import Sizing
+    from keyhaul.config.job import Job
+    from keyhaul.ledger.rows import Told, Totals, Unfinished
+    from keyhaul.limits.limiter import Limits
+    from keyhaul.model import Observer, Outcome
+    from keyhaul.targets.rowhash import Hashing
+
+FILLED: Final = "filled the embedded database source with the bundled flights (336,776 rows)"
+
+__all__ = ["Control", "run"]
+
+
+def run(job: Job, observe: Observer, control: Control, *, fresh: bool = False, full: bool = False) -> Report:
+    """Move what the job says; start a run, or go on with the unfinished one.
+
+    Args:
+        job: validated.
+        observe: called with every event, from the threads where they happen.
+        control: may be told to stop from a signal handler or another thread.
+        fresh: start a new run even when an unfinished one is there.
+        full: of an incremental job: read all rows, not only those above the watermark.
+
+    Returns:
+        The report; the ledger says the same.
+
+    Raises:
+        ConfigError: the command, job or databases do not fit; nothing was moved and nothing created.
+        StopRunError: the ledger cannot be reached or was taken by another process; the run can be resumed.
+    """
+    started = time.perf_counter()
+    ends = find_ends(job)
+    if ends.filled:
+        observe(events.Notice(message=FILLED))
+    preload(choose_reader(job, ends.source))
+    run_id = new_run_id()
+    with prepare(job, ends, run_id=run_id, alone=True) as prepared:
+        sitting = Sitting(prepared, observe, control, run_id, started)
+        try:
+            return sitting.execute(fresh=fresh, full=full)
+        except (psycopg.Error, ConfigError) as error:
+            raise sitting.explain(error) from error
+
+
+class Sitting:
+    """One sitting of one run, and what a replay needs of it too.
+
+    Attributes:
+        ledger: of the job, over the connection that holds its lock.
+    """
+
+    def __init__(self, prepared: Prepared, observe: Observer, control: Control, run_id: str, started: float) -> None:
+        """Take what `prepare` has opened; nothing is written before `execute`."""
+        self._prepared = prepared.telling(observe)
+        self._job = prepared.job
+        self._observe = observe
+        self._control = control
+        self._run_id = run_id
+        self._started = started
+        self._sitting = 1
+        self._begun = False
+        self._expected_rows: int | None = None
+        self._cuts = 0
+        self._hashing: Hashing | None = None
+        self.ledger = prepared.ledger
+
+    @cached_property
+    def sizing(self) -> Sizing:
+        """What the memory limit makes of the chunks; the source is looked at once."""
+        return size_up(self._prepared)
+
+    # --- before the first read -------------------------------------------------------------------
+
+    def execute(self, *, fresh: bool, full: bool = False) -> Report:
+        """Move what is left of the unfinished run, or start a new one."""
+        ledger = self.ledger
+        self.check_server()
+        phases = Phases.of(self._prepared, self._observe, self._control)
+        unfinished = ledger.unfinished() if ledger.exists() and not fresh else None
+        resumed = unfinished is not None
+        workers = (
+            self._begin(fresh=fresh, full=full) if unfinished is None else self._go_on(unfinished, phases, full=full)
+        )
+        chunks = ledger.open_chunks(self._run_id)
+        totals = ledger.totals(self._run_id)
+        self.begin(totals, sum(c.estimated_rows for c in chunks), workers, resumed=resumed)
+        sweep(self._job, ledger, self._observe)
+        limits = self.sizing.limits(self._job)
+        staffing = self._staffing(workers, limits)
+        pool = Pool(self.task(), ledger, self._observe, self._control, limits, staffing=staffing)
+        chunks = chunks if self._job.order == "asc" else tuple(reversed(chunks))
+        if phases is None:
+            failed = {one.chunk for one in ledger.failed_chunks(self._run_id)}
+            pool.move(chunks, workers, pace=self._pace(), alone=failed)
+        else:
+            phases.move(pool, self._run_id, chunks, workers, resumed=resumed)
+        if staffing is not None:
+            workers = staffing.workers
+            ledger.staffed(self._run_id, workers, staffing.reason)
+        report = self._finish(pool, workers, resumed=resumed)
+        try:
+            sweep(self._job, ledger, self._observe)
+        except (psycopg.Error, ConfigError):  # the run has had its last word: nothing is to be said against it
+            self._notice("could not ask the ledger which work folders can go; the next run does", "warning")
+        return report
+
+    def _go_on(self, unfinished: Unfinished, phases: Phases | None, *, full: bool) -> int:
+        """Take the unfinished run over, and say so; returns the number of workers."""
+        ledger = self.ledger
+        now = self._job.fingerprint(), self._job.identity()
+        check_same(unfinished.run_id, (unfinished.fingerprint, unfinished.config), now)
+        check_there(self._prepared, ledger, unfinished)
+        self._hashing = checksums.resume(self._prepared, ledger.checksum(unfinished.run_id))
+        left = len(ledger.open_chunks(unfinished.run_id))
+        loaded = ledger.totals(unfinished.run_id).done
+        gathered = phases is not None and phases.resume(unfinished.run_id, loaded=loaded, left=left)
+        workers = self.count_workers(left)
+        self._run_id = unfinished.run_id
+        message = "going on with an unfinished run; " + (
+            "all its rows are gathered, and the source is not read again"
+            if gathered
+            else "its remaining chunks are read from a newer snapshot"
+        )
+        message += limit_again(self._job, self._prepared.source, ledger, self._run_id, full=full)
+        ledger.upgrade()
+        self._sitting = ledger.resume(self._run_id, workers)
+        if phases is not None:
+            phases.check_still(ledger.totals(self._run_id).done, loaded, self._run_id)
+        self._notice(message, "warning")
+        return workers
+
+    def _staffing(self, workers: int, limits: Limits) -> Staffing | None:
+        """Return what chooses the number of workers; None when the job says it."""
+        if self._job.workers is not None:
+            return None
+        prepared, rows = self._prepared, self.sizing.chunk_rows
+
+        def room() -> tuple[int, str]:
+            by_memory = int(min(limits.workers_within(rows), MOST_WORKERS))
+            found = room_for_workers(prepared.ends, prepared.source_conn, self.ledger.connection_now, self._run_id)
+            return min((found, "the servers have connections"), (by_memory, "memory_limit has room"))
+
+        return Staffing(workers, room=room, machine_cpu=cpu_seconds)
+
+    def _pace(self) -> Pace | None:
+        """Return what an auto chunk is merged to; None for chunks of fixed size."""
+        job = self._job
+        return Pace(job.chunk, rows_per_second=job.rate_limit) if isinstance(job.chunk, AutoChunk) else None
+
+    def begin(self, totals: Totals, rows_left: int, workers: int, *, resumed: bool) -> None:
+        """Say that the plan is in the ledger: from here on, an error leaves something to go on with."""
+        self._begun, self._cuts = True, self.ledger.cuts(self._run_id)
+        source, target = self._prepared.places
+        self._observe(
+            events.RunStarted(
+                run_id=self._run_id,
+                job=self._job.job,
+                source=source,
+                target=target,
+                resumed=resumed,
+                chunks_planned=totals.planned,
+                chunks_done=totals.done,
+                estimated_rows=totals.counts.read + rows_left,
+                done=totals.counts,
+                workers=workers,
+            )
+        )
+
+    def explain(self, error: psycopg.Error | ConfigError) -> EtlError:
+        """Return our error for one that ended the run: wrong before the first read, resumable after it."""
+        ends = self._prepared.ends
+        text = str(error).strip()
+        if isinstance(error, psycopg.Error):
+            text = error.diag.message_primary or text.split("\n", 1)[0]
+        text = redact(text, ends.source, ends.target)
+        if self._begun:
+            msg = f"go on with run {self._run_id}: {text}. Run the same command again: what is committed stays"
+            return StopRunError(msg)
+        if isinstance(error, ConfigError):
+            return error
+        return ConfigError(f"start job {self._job.job}: {text}. Nothing was moved. Mend this and try again")
+
+    def _notice(self, message: str, level: Literal["info", "warning"] = "info") -> None:
+        self._observe(events.Notice(message=message, level=level))
+
+    def check_server(self) -> None:
+        """Refuse a target that cannot be loaded: a standby, or one that does not count rows."""
+        check_server(self._prepared.target_conn, self._prepared.target.label)
+
+    def _begin(self, *, fresh: bool, full: bool) -> int:
+        """Plan, create what is missing, and write run and plan into the ledger; returns the number of workers."""
+        prepared, job, target = self._prepared, self._job, self._prepared.target
+        empty_first = check_new(prepared)
+        delta = begin_delta(job, prepared.source, target, self.ledger, self._notice, full=full)
+        plan = prepared.source.plan(self.sizing.chunk_rows)
+        if plan.exact and prepared.source.relation.kind in {"q", "v"}:
+            self._expected_rows = plan.estimated_rows
+        workers = self.count_workers(len(plan.chunks))
+        conn = self.ledger.connection
+        with conn.transaction():
+            self.ledger.create()
+            if empty_first:
+                conn.execute(sql.SQL("truncate {}").format(target.identifier))
+            postgres.prepare(conn, target)
+            steps = target.ddl.after
+            if target.mode == "replace":
+                steps = replacing.finish_empty(conn, target)
+                target = prepared.target = replacing.create(conn, target, self._run_id)
+            self.ledger.begin(
+                NewRun(
+                    run_id=self._run_id,
+                    job=job.job,
+                    fingerprint=job.fingerprint(),
+                    config=job.identity(),
+                    source=f"{prepared.source.relation.label} in {prepared.ends.source.label}",
+                    target_table=target.label,
+                    key=job.key,
+                    chunk_rows=self.sizing.chunk_rows,
+                    workers=workers,
+                    finish=[asdict(statement) for statement in steps],
+                    fresh_table=target.loaded.as_string(conn) if target.fresh else None,
+                    since=delta.since if delta else None,
+                    watermark=delta.watermark if delta else None,
+                    checksum=self._settle_checksums(),
+                    emptied=empty_first,
+                ),
+                plan,
+                fresh=fresh,
+            )
+            if fresh and not empty_first:
+                check_still_empty(prepared)
+            for table in replacing.leftovers(conn, self.ledger.fresh_tables()):
+                conn.execute(sql.SQL("drop table {}").format(table))
+        pass_point("plan.written")
+        for message, level in surprises(prepared, self.sizing, self._hashing, len(plan.chunks), emptied=empty_first):
+            self._notice(message, level)
+        return workers
+
+    def _settle_checksums(self) -> dict[str, Any] | None:
+        if not self._job.checksum:
+            return None
+        self._hashing, described = checksums.settle(self._prepared)
+        return described
+
+    def count_workers(self, chunks: int) -> int:
+        """Return how many workers there will be, never more than chunks or free connections allow."""
+        prepared = self._prepared
+        wanted = max(1, min(self._job.workers or DEFAULT_WORKERS, chunks or 1))
+        workers, warnings = allowed_workers(prepared.ends, prepared.source_conn, prepared.target_conn, wanted)
+        for warning in warnings:
+            self._notice(warning, "warning")
+        return workers
+
+    # --- moving ----------------------------------------------------------------------------------
+
+    def task(self) -> Task:
+        """Return what the workers need."""
+        prepared = self._prepared
+        return Task(
+            job=self._job,
+            run_id=self._run_id,
+            sitting=self._sitting,
+            source=prepared.source,
+            source_dsn=prepared.ends.source,
+            reader=prepared.reader,
+            target=prepared.target,
+            target_dsn=prepared.ends.target,
+            read_columns=prepared.read_columns,
+            routes=prepared.routes,
+            sources=prepared.sources,
+            key=self._job.key,
+            transform=prepared.transform,
+            checks=prepared.checks,
+            dedup=self._job.dedup,
+            columns=prepared.columns,
+            tables=prepared.tables,
+            hashing=self._hashing,
+        )
+
+    # --- the end ---------------------------------------------------------------------------------
+
+    def why_incomplete(self, totals: Totals) -> str:
+        """Return why chunks are left, or an empty string when none is."""
+        if self.ledger.cuts(self._run_id) != self._cuts:
+            return self._control.reason or lost(self._run_id)
+        if totals.done == totals.planned:
+            return ""
+        failed = self.ledger.failed_chunks(self._run_id)
+        again = "the target has lost chunks that it had committed (a crash with synchronous_commit = off?)"
+        return self._control.reason or (f"{len(failed):,} of {totals.planned:,} chunks failed" if failed else again)
+
+    def _finish(self, pool: Pool, workers: int, *, resumed: bool) -> Report:
+        ledger = self.ledger
+        totals = ledger.totals(self._run_id)
+        reason = self.why_incomplete(totals)
+        ledger.limited(self._run_id, self.sizing.told(self._job, pool.limits, workers))
+        told = ledger.told(self._run_id)  # before its last word: when it is done, nothing can fail
+        end = Ended(status="stopped", reason=reason)
+        if not reason:
+            ending = Ending(self._prepared, ledger, self._run_id, self._control, self._observe)
+            end = ending.conclude(self._expected_rows, resumed=resumed)
+        if not end.written:
+            ledger.end(self._run_id, end.status, end.reason or None)
+        if end.status == "abandoned" and self._prepared.target.fresh:
+            ledger.connection.execute(sql.SQL("drop table if exists {}").format(self._prepared.target.loaded))
+        pass_point("run.closed")
+        return self.report(pool, totals, told, workers=workers, resumed=resumed, end=end)
+
+    def report(
+        self,
+        pool: Pool,
+        totals: Totals,
+        told: Told,
+        *,
+        workers: int,
+        resumed: bool,
+        end: Ended,
+    ) -> Report:
+        """Return and announce the report of how the run ended."""
+        stopped: Outcome = "interrupted" if self._control.signal else "stopped"
+        report = Report(
+            run_id=self._run_id,
+            job=self._job.job,
+            outcome="done" if end.status == "done" else stopped,
+            resumable=end.status == "stopped",
+            resumed=resumed,
+            counts=totals.counts,
+            sitting=pool.counts,
+            timings=pool.timings,
+            chunks_planned=totals.planned,
+            chunks_done=totals.done,
+            failed=told.failed,
+            seconds=time.perf_counter() - self._started,
+            workers=workers,
+            quarantined_by_reason=told.quarantined_by_reason,
+            warned=told.warned,
+            run_checks=end.checks,
+            target_table=self._prepared.target.label,
+            tables=told.tables,
+            stop_reason=end.reason,
+            signal=self._control.signal,
+            chunks_timed=pool.chunks,
+            held=dict(pool.limits.held),
+            workers_reason=pool.workers_reason,
+            fewest_workers=pool.limits.governor.fewest if self._job.cpu_limit else 0,
+        )
+        self._observe(events.RunFinished(report=report))
+        return report

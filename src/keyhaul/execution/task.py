@@ -1,0 +1,99 @@
+"""What all chunks of one run have in common, and the names and settings of their sessions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Final, Literal
+
+from keyhaul.postgres import pgtypes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from keyhaul.config.job import Dedup, Job
+    from keyhaul.fanout.tables import Table
+    from keyhaul.model import Column
+    from keyhaul.postgres.dsn import Dsn
+    from keyhaul.postgres.pgtypes import Route
+    from keyhaul.sources.postgres.sql import SqlSource
+    from keyhaul.staging.rules import Check
+    from keyhaul.targets.postgres import TargetTable
+    from keyhaul.targets.rowhash import Hashing
+    from keyhaul.transform.compiled import Transform
+    from keyhaul.transform.mapping import WriteColumn
+
+CONNECT_SECONDS: Final = 10
+"""How long a worker's connection may take to be opened, at the most: a link that is dead is met again by each try."""
+
+
+@dataclass(frozen=True, kw_only=True)  # no slots: two properties are computed once
+class Task:
+    """Everything that the chunks of one run have in common.
+
+    Attributes:
+        reader: which of `READERS` reads the source.
+        read_columns: the source columns that are read: those used, and the key's.
+        routes: how each of them travels.
+        key: the key's columns.
+        tables: of a job with several; `columns` is empty then.
+        replay_of: the run whose quarantined records the chunks are; None for a run of its own.
+        unique_key: of a replay, whether no two rows of the source, or of the target, have one key.
+        hashing: how the rows of a chunk, or of the chunks of `replay_of`, are hashed; None without checksums.
+    """
+
+    job: Job
+    run_id: str
+    sitting: int
+    source: SqlSource
+    source_dsn: Dsn
+    reader: str
+    target: TargetTable
+    target_dsn: Dsn
+    read_columns: tuple[str, ...]
+    routes: Mapping[str, Route]
+    sources: Mapping[str, Column]
+    key: tuple[str, ...]
+    transform: Transform
+    checks: tuple[Check, ...]
+    dedup: Dedup | None
+    columns: tuple[WriteColumn, ...]
+    tables: tuple[Table, ...] = ()
+    replay_of: str | None = None
+    unique_key: bool = False
+    hashing: Hashing | None = None
+
+    @cached_property
+    def looked_at(self) -> frozenset[str]:
+        """The source columns whose values an expression, a rule or the dedup looks at."""
+        copies = {name: column.source for name, column in self.transform.output.items() if column.source}
+        staged = {name for check in self.checks for name in check.columns}
+        if self.dedup is not None:
+            staged |= {*self.dedup.on, *self.dedup.order_by}
+        staged = staged.union(*(table.looks_at for table in self.tables))
+        return self.transform.used | {source for name, source in copies.items() if name in staged}
+
+    @cached_property
+    def names_objects(self) -> bool:
+        """Whether a text form names other objects: then it is read with an empty search path."""
+        return any(pgtypes.names_objects(self.sources[name]) for name in self.read_columns)
+
+
+def source_application(run_id: str, chunk: int | Literal["%"]) -> str:
+    """Return the application_name under which a chunk is read; with ``%`` a LIKE pattern for those of all chunks."""
+    return f"keyhaul {run_id} chunk {chunk}"
+
+
+def target_uri(task: Task, worker: int) -> str:
+    """Return the URI of a worker's session in the target, with its settings."""
+    settings = {
+        **pgtypes.SESSION_SETTINGS,
+        "statement_timeout": f"{task.job.statement_timeout_seconds}s",
+        "lock_timeout": f"{task.job.lock_timeout_seconds}s",
+        "idle_in_transaction_session_timeout": "0",
+    }
+    return task.target_dsn.uri(
+        application_name=f"keyhaul {task.run_id} worker {worker}",
+        options=settings,
+        connect_timeout_seconds=min(task.job.network_timeout_seconds, CONNECT_SECONDS),
+    )

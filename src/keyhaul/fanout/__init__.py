@@ -1,0 +1,1 @@
+"""One record becomes rows of several tables."""

@@ -1,0 +1,1 @@
+"""What has happened, as the target has it: runs, chunks, quarantine."""

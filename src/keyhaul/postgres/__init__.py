@@ -1,0 +1,1 @@
+"""What PostgreSQL is: its types, its catalog, its connection strings."""

@@ -1,0 +1,299 @@
+"""What pg_catalog says of a table or a query: its columns, its key, its size. Source and target both ask here."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from psycopg import errors, pq, sql
+
+from keyhaul.errors import ConfigError
+from keyhaul.model import Column
+from keyhaul.postgres.definition import quote_name
+from keyhaul.postgres.pgtypes import MODIFIED_TIME
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import psycopg
+
+_VARHDRSZ = 4
+"""What PostgreSQL adds to a declared length or precision in a type modifier; a modifier below it is none."""
+
+_COLUMNS = """
+with recursive given as (
+    select * from unnest(%(names)s::text[], %(types)s::oid[], %(mods)s::int[])
+        with ordinality as g(name, typ, mod, position)
+), chain as (
+    select position, typ, mod, 0 as depth from given
+    union all
+    select c.position, t.typbasetype, case when c.mod = -1 then t.typtypmod else c.mod end, c.depth + 1
+      from chain c join pg_type t on t.oid = c.typ where t.typtype = 'd'
+)
+select distinct on (g.position) g.name, format_type(g.typ, g.mod), t.typname, t.typcategory, t.typtype, c.mod,
+       outermost.typtype = 'd' and outermost.typnotnull, g.typ::bigint, format_type(g.typ, -1), format_type(c.typ, -1)
+  from given g join pg_type outermost on outermost.oid = g.typ
+  join chain c using (position) join pg_type t on t.oid = c.typ
+ order by g.position, c.depth desc
+"""
+
+_TABLE_COLUMNS = """
+select a.attname, a.atttypid, a.atttypmod,
+       a.attnotnull and not exists (select from pg_constraint k where k.conrelid = a.attrelid and k.contype = 'n'
+                                       and a.attnum = any(k.conkey) and not k.convalidated),
+       a.atthasdef or a.attidentity <> '', a.attgenerated <> ''
+  from pg_attribute a
+ where a.attrelid = %(oid)s and a.attnum > 0 and not a.attisdropped
+ order by a.attnum
+"""
+
+_PRIMARY_KEY = """
+select array_agg(a.attname order by k.position)
+  from pg_index i cross join unnest(i.indkey::int2[]) with ordinality as k(attnum, position)
+  join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
+ where i.indrelid = %(oid)s and i.indisprimary and k.position <= i.indnkeyatts
+"""
+
+_STATISTICS = """
+select c.relkind::text, c.reltuples::float8,
+       coalesce(
+           (select sum(s.avg_width) from pg_stats s where s.schemaname = n.nspname and s.tablename = c.relname), 0
+       )::int
+  from pg_class c join pg_namespace n on n.oid = c.relnamespace
+ where c.oid = %(oid)s
+"""
+
+_LEADING_INDEX = """
+select exists (
+    select from pg_index i join pg_class c on c.oid = i.indexrelid join pg_am am on am.oid = c.relam
+     where i.indrelid = %(oid)s and am.amname = 'btree' and i.indisvalid and i.indpred is null
+       and i.indnkeyatts >= %(width)s
+       and (select array_agg(coalesce(a.attname::text, '') order by k.position)
+              from unnest((i.indkey::int2[])[0:%(width)s - 1]) with ordinality as k(attnum, position)
+              left join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum) = %(key)s::text[]
+       and not exists (select from unnest((i.indoption::int2[])[0:%(width)s - 1]) as o(bits) where o.bits & 1 = 1)
+)
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relation:
+    """A table, view or query that can stand in a FROM clause.
+
+    Attributes:
+        from_item: what stands after FROM, quoted.
+        label: for people, ``schema.table`` or ``query``.
+        oid: of the relation; None for a query.
+        kind: pg_class.relkind; ``q`` for a query.
+        columns: in the relation's own order.
+        primary_key: names in order, empty when there is none.
+        reltuples: the statistics' row estimate, -1 when unknown.
+        row_bytes: the statistics' average width of a row, 0 when unknown.
+    """
+
+    from_item: sql.Composable
+    label: str
+    oid: int | None
+    kind: str
+    columns: tuple[Column, ...]
+    primary_key: tuple[str, ...] = ()
+    reltuples: float = -1
+    row_bytes: int = 0
+
+    def column(self, name: str) -> Column | None:
+        """Return the column called `name`, or None."""
+        return next((column for column in self.columns if column.name == name), None)
+
+
+def resolve(conn: psycopg.Connection[Any], name: str) -> tuple[int, str, str] | None:
+    """Find a relation by the name a person gives: SQL syntax first, then the name taken literally.
+
+    Returns:
+        (oid, schema, table), or None when there is no such relation.
+    """
+    try:
+        with conn.transaction():
+            row = conn.execute("select to_regclass(%s)::oid", [name]).fetchone()
+        oid = row[0] if row else None
+    except (errors.SyntaxError, errors.InvalidName, errors.FeatureNotSupported, errors.InvalidSchemaName):
+        oid = None
+    if oid is None:
+        schema, _, table = name.rpartition(".")
+        row = conn.execute(
+            "select c.oid from pg_class c join pg_namespace n on n.oid = c.relnamespace"
+            " where c.relname = %(table)s and n.nspname = coalesce(nullif(%(schema)s, ''), current_schema())"
+            " or c.relname = %(name)s and n.nspname = current_schema()",
+            {"table": table, "schema": schema, "name": name},
+        ).fetchone()
+        if row is None:
+            return None
+        oid = row[0]
+    row = conn.execute(
+        "select n.nspname, c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = %s",
+        [oid],
+    ).fetchone()
+    return (oid, row[0], row[1]) if row else None
+
+
+def parse_name(conn: psycopg.Connection[Any], name: str) -> list[str] | None:
+    """Return the parts of a name that is SQL syntax, not cut to 63 bytes; None when it can only be meant literally."""
+    try:
+        with conn.transaction():
+            row = conn.execute("select parse_ident(%s)", [name]).fetchone()
+    except errors.InvalidParameterValue:
+        return None
+    return row[0] if row else None
+
+
+def own_name(conn: psycopg.Connection[Any], name: str) -> str:
+    """Return the name that a relation has, quoted; with its schema when `name` gives one.
+
+    ``Flights`` may be meant literally here, but would be another name in another database.
+    """
+    found = resolve(conn, name)
+    if found is None:
+        return name
+    _, schema, table = found
+    alone = name == table or len(parse_name(conn, name) or ["", ""]) == 1
+    return quote_name(table) if alone else quote_name(schema, table)
+
+
+def describe_table(conn: psycopg.Connection[Any], oid: int, schema: str, table: str) -> Relation:
+    """Read the columns, primary key and statistics of a table, view or foreign table."""
+    rows = conn.execute(_TABLE_COLUMNS, {"oid": oid}).fetchall()
+    columns = _columns(conn, [r[0] for r in rows], [r[1] for r in rows], [r[2] for r in rows])
+    described = tuple(
+        replace(column, not_null=row[3], has_default=row[4], generated=row[5])
+        for column, row in zip(columns, rows, strict=True)
+    )
+    head = conn.execute(_STATISTICS, {"oid": oid}).fetchone()
+    key = conn.execute(_PRIMARY_KEY, {"oid": oid}).fetchone()
+    kind, reltuples, row_bytes = head or ("r", -1.0, 0)
+    return Relation(
+        from_item=sql.Identifier(schema, table),
+        label=f"{schema}.{table}",
+        oid=oid,
+        kind=kind,
+        columns=described,
+        primary_key=tuple(key[0]) if key and key[0] else (),
+        reltuples=reltuples,
+        row_bytes=row_bytes,
+    )
+
+
+def describe_query(conn: psycopg.Connection[Any], query: str, what: str = "source.query") -> Relation:
+    """Ask the server for the columns of a query, without running it; `what` is its name in messages.
+
+    Raises:
+        ConfigError: the server does not accept the query, or two of its columns have one name.
+    """
+    alone = without_end(query)
+    item = sql.SQL("(\n{}\n) as q").format(sql.SQL(alone))
+    try:
+        check_statement(conn, alone)
+        cursor = conn.execute(sql.SQL("select * from {} limit 0").format(item))
+    except errors.Error as error:
+        msg = f"read {what}: {error.diag.message_primary or error}, expected one SELECT"
+        raise ConfigError(msg) from error
+    result = cursor.pgresult
+    if result is None:
+        msg = f"read {what}: it returns no columns, expected one SELECT"
+        raise ConfigError(msg)
+    numbers = range(result.nfields)
+    names = [(result.fname(i) or b"").decode() for i in numbers]
+    twice = sorted({name for name in names if names.count(name) > 1 or name == "?column?"})
+    if twice:
+        listed = ", ".join(twice)
+        msg = f"read {what}: the column names {listed} are not unique, expected a name of its own for each"
+        raise ConfigError(msg)
+    columns = _columns(conn, names, [result.ftype(i) for i in numbers], [result.fmod(i) for i in numbers])
+    return Relation(from_item=item, label="query", oid=None, kind="q", columns=tuple(columns))
+
+
+def check_statement(conn: psycopg.Connection[Any], text: str) -> None:
+    """Let the server parse a text as one whole statement, and nothing more; it is not executed.
+
+    A text that closes a parenthesis which it did not open would be another one inside of ours, and a text of several
+    statements could end the read-only transaction.
+
+    Raises:
+        psycopg.Error: it is none, or more than one.
+    """
+    result = conn.pgconn.prepare(b"", text.encode())
+    if result.status != pq.ExecStatus.COMMAND_OK:
+        raise errors.error_from_result(result, "utf-8")
+
+
+_TOKEN = re.compile(
+    r"""(?P<blank>\s+|--[^\n]*)|(?P<comment>/\*)|(?P<end>;)
+    |[eE]'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*'|"(?:[^"]|"")*"|(?P<tag>\$(?:[^\W\d]\w*)?\$).*?(?P=tag)|[\w$]+|.""",
+    re.DOTALL | re.VERBOSE,
+)
+"""Enough of PostgreSQL's lexical rules to tell a semicolon or a comment from what stands in quotes."""
+
+
+def without_end(query: str) -> str:
+    """Return a query without the semicolons and comments at its end, so that it can stand in parentheses."""
+    place = last = 0
+    while (token := _TOKEN.match(query, place)) is not None:
+        place = _after_comment(query, place) if token["comment"] else token.end()
+        if not (token["blank"] or token["comment"] or token["end"]):
+            last = place
+    return query[:last]
+
+
+def _after_comment(query: str, place: int) -> int:
+    """Return where a comment that begins at `place` ends; comments nest."""
+    depth = 0
+    for mark in re.finditer(r"/\*|\*/", query[place:]):
+        depth += 1 if mark[0] == "/*" else -1
+        if depth == 0:
+            return place + mark.end()
+    return len(query)
+
+
+def leads_an_index(conn: psycopg.Connection[Any], oid: int, key: Sequence[str]) -> bool:
+    """Whether a whole ascending btree index begins with the key's columns in this order."""
+    row = conn.execute(_LEADING_INDEX, {"oid": oid, "key": list(key), "width": len(key)}).fetchone()
+    return bool(row and row[0])
+
+
+def _columns(
+    conn: psycopg.Connection[Any], names: Sequence[str], types: Sequence[int], mods: Sequence[int]
+) -> list[Column]:
+    """Resolve types to their names and, for domains, to what lies beneath; names are schema-qualified."""
+    with conn.transaction():
+        row = conn.execute("select current_setting('search_path')").fetchone()
+        conn.execute("set local search_path = pg_catalog")
+        rows = conn.execute(_COLUMNS, {"names": list(names), "types": list(types), "mods": list(mods)}).fetchall()
+        conn.execute("select set_config('search_path', %s, true)", [row[0] if row else ""])
+    return [_column(row) for row in rows]
+
+
+def _column(row: Sequence[Any]) -> Column:
+    """Return the column that one row of `_COLUMNS` describes."""
+    name, pg_type, base, category, kind, mod, null_refused, oid, cast_type, bare_type = row
+    precision = scale = length = None
+    if base == "numeric" and mod >= _VARHDRSZ:
+        precision = ((mod - _VARHDRSZ) >> 16) & 0xFFFF
+        scale = (((mod - _VARHDRSZ) & 0x7FF) ^ 1024) - 1024  # 11 bits with a sign: numeric_typmod_scale in numeric.c
+    elif base in MODIFIED_TIME and mod >= 0:
+        precision = mod
+    elif base in {"varchar", "bpchar"} and mod >= _VARHDRSZ:
+        length = mod - _VARHDRSZ
+    return Column(
+        name=name,
+        pg_type=pg_type,
+        base_type=base,
+        null_refused=null_refused,
+        precision=precision,
+        scale=scale,
+        length=length,
+        modifier=mod,
+        type_category=category,
+        type_kind=kind,
+        type_oid=oid,
+        cast_type=cast_type,
+        bare_type=bare_type,
+    )

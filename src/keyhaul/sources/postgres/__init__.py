@@ -1,0 +1,1 @@
+"""PostgreSQL as a source: one exported snapshot, key ranges, two readers."""

@@ -1,0 +1,1 @@
+"""Accepted, rejected, duplicate: rules and dedup in DuckDB."""

@@ -1,0 +1,1 @@
+"""From frame to frame: steps, mapping, casts, decoding."""

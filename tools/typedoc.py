@@ -1,0 +1,198 @@
+"""docs/types.md, written from the type contract: ``python tools/typedoc.py > docs/types.md``."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Final
+
+import polars as pl
+
+from keyhaul.model import Column
+from keyhaul.postgres import pgtypes
+from keyhaul.transform import casts
+from keyhaul.transform.computed import NoRouteError, write_computed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+_HEAD = """\
+# Types
+
+Written from the contract by `python tools/typedoc.py > docs/types.md`; a test fails when it differs. Types have
+their internal names here: `int8` is bigint, `float8` double precision, `bpchar` char(n), `"char"` is `char`.
+
+A column that is copied keeps every value, or its record is quarantined with the rule `type:COLUMN` and the reason. A
+column that cannot be carried is refused by name before the first row, with exit code 2 and nothing created. `etl plan`
+shows the route of each column.
+
+## The direct route
+
+One type of a frame holds every value, and binary COPY writes it into the column.
+
+"""
+
+_NUMERIC = """
+`numeric(p,s)` with `p` up to MAX_DIGITS and `s` from 0 to `p` is held as `Decimal(p, s)`; any other numeric takes the
+text route, without a limit of digits. NaN has no place in a Decimal: the chunk that has one carries the column as text.
+
+Timestamps and dates have values that no frame holds: ±infinity, and with some readers years before 4713 BC or past
+294,246. A chunk that has one is read again with these columns as text; the other chunks keep the direct route. If a
+rule, an expression or the dedup looks at such a column, the records with such values are quarantined: an expression
+would see NULL there.
+
+## The text route
+
+PostgreSQL's own text form travels, through a temporary text column, and the target casts it back. Both sessions have
+the same settings for it: SETTINGS.
+
+"""
+
+_FAMILIES = """
+The same holds for whole families of types, whatever their names:
+
+"""
+
+_REFUSED = """
+The target's type of the same name must be the same: an enum may have more labels but must have all, in any order;
+the attributes of a composite type and the subtype of a range must be equal. This is compared before the first row.
+
+## What is refused
+
+Types of an extension that are not named above, and these:
+
+"""
+
+_PAIRS = """
+Drop such a column (`transform: - drop: [c]`), or select it as text in the source's query (`c::text`).
+
+## From one type to another
+
+When the target is there and its column has another type. *Exact*: every value arrives. *Checked*: a value for which
+the condition does not hold is quarantined. Nothing is rounded and nothing is cut.
+
+"""
+
+_SAME = """
+The same type with another modifier:
+
+| type | a copied value |
+|---|---|
+| `numeric(p,s)` | checked: no digit is lost, left or right of the point |
+| `varchar(n)` | checked: not longer than the target's length |
+| `bpchar(n)` | checked: not longer than the target's length |
+| TIMES with a modifier | exact with as many digits or more; else checked: no digit of the seconds is lost |
+| any other | refused, unless the target's has no modifier |
+
+An enum into `text`, and every string type into `bpchar` (checked: no blank at the end either) are pairs too. All other
+pairs are refused, with the step that would convert the column.
+
+These two need to know the zone of the local times, `source: {time_zone: Europe/Berlin}`, and are refused without it:
+
+"""
+
+_COMPUTED = """
+## Computed columns
+
+A column that an expression computes takes the target's type as an assignment in PostgreSQL does: rounded, half away
+from zero for decimals and half to even for floats, which `etl plan` says. A value that does not fit is quarantined.
+An integer is computed in 128 bits and held as `Int64`. In a table that keyhaul creates, the column gets the type in the
+second column.
+
+"""
+
+_TAIL = """
+## A new table
+
+A missing target gets the source's types with their modifiers, collations, domains, enums, composite types and ranges
+(created first), NOT NULL, defaults, generated and identity columns, own sequences for serial columns, the primary key;
+after the load indexes, unique, check and exclusion constraints, foreign keys with `--with-foreign-keys`, and the
+sequences' values. What is left out is said by `etl plan`: what depends on a column that is renamed, dropped or
+computed, and triggers, partitioning and row security. An extension's type wants `create extension` in the target first.
+"""
+
+_ENCODERS: Final = {"plain": "as it is", "jsonb": "with jsonb's version byte", "uuid": "as 16 bytes"}
+
+_COMPUTED_TYPES: Final[Sequence[tuple[str, pl.DataType]]] = (
+    ("Boolean", pl.Boolean()),
+    ("Int64", pl.Int64()),
+    ("Decimal(12, 2)", pl.Decimal(12, 2)),
+    ("Float64", pl.Float64()),
+    ("String", pl.String()),
+    ("Binary", pl.Binary()),
+    ("Date", pl.Date()),
+    ("Time", pl.Time()),
+    ("Datetime", pl.Datetime("us")),
+    ("Datetime, UTC", pl.Datetime("us", "UTC")),
+)
+
+
+def types() -> str:
+    """Return the text of docs/types.md."""
+    settings = ", ".join(f"`{name} = {value}`" for name, value in pgtypes.SESSION_SETTINGS.items())
+    times = ", ".join(f"`{name}`" for name in sorted(pgtypes.MODIFIED_TIME))
+    parts = (
+        _HEAD,
+        _table("type", "selected", "held as", "written", rows=_direct()),
+        _NUMERIC.replace("MAX_DIGITS", str(pgtypes.MAX_DECIMAL_PRECISION)).replace("SETTINGS", settings),
+        _table("type", "why not direct", rows=((f"`{name}`", why) for name, why in pgtypes.TEXT.items())),
+        _FAMILIES,
+        _table("family", "why not direct", rows=((name, why) for name, why in pgtypes.WHOLE_FAMILIES.items())),
+        _REFUSED,
+        _table("type", "what it is", rows=((f"`{name}`", why) for name, why in pgtypes.REFUSED.items())),
+        _PAIRS,
+        _table("from", "into", "a copied value", rows=_pairs(casts.CASTS)),
+        _SAME.replace("TIMES", times),
+        _table("from", "into", "a copied value", rows=_pairs(casts.ZONED)),
+        _COMPUTED,
+        _table("an expression's type", "in a new table", "goes into", rows=_computed()),
+        _TAIL,
+    )
+    return "".join(parts)
+
+
+def _table(*heads: str, rows: Iterable[Sequence[str]]) -> str:
+    lines = (heads, ["---"] * len(heads), *rows)
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines).replace("| --- ", "|---").replace("--- |", "---|")
+
+
+def _direct() -> Iterator[Sequence[str]]:
+    for name, direct in pgtypes.DIRECT.items():
+        held = str(direct.dtype) if direct.dtype is not None else "Decimal(p, s)"
+        selected = "as `::text`" if direct.select_text else "as it is"
+        yield f"`{name}`", selected, f"`{held}`", _ENCODERS[direct.encoder]
+
+
+def _pairs(pairs: dict[tuple[str, str], casts.Cast]) -> Iterator[Sequence[str]]:
+    """Yield one row for each type and outcome, with all the types that it goes into."""
+    grouped: dict[tuple[str, str], list[str]] = {}
+    for (have, want), cast in pairs.items():
+        grouped.setdefault((have, cast.does), []).append(want)
+    for (have, does), wanted in sorted(grouped.items()):
+        yield f"`{have}`", ", ".join(f"`{want}`" for want in wanted), does
+
+
+def _computed() -> Iterator[Sequence[str]]:
+    for label, dtype in _COMPUTED_TYPES:
+        yield f"`{label}`", f"`{pgtypes.ddl_type(dtype) or 'refused'}`", ", ".join(_takes(dtype))
+
+
+def _takes(dtype: pl.DataType) -> Iterator[str]:
+    """Yield each type that takes the computed one, with what happens to a value."""
+    said: dict[str, list[str]] = {}
+    for name in (*pgtypes.DIRECT, "time"):
+        digits = (9, 1) if name == "numeric" else (None, None)
+        target = Column(name="c", pg_type=name, base_type=name, precision=digits[0], scale=digits[1])
+        try:
+            written = write_computed("c", dtype, target)
+        except NoRouteError:
+            continue
+        note = written.note.removeprefix("c is ").replace("1 decimals", "its decimals")
+        if note.startswith("read as"):
+            note = "read by the target"
+        said.setdefault(note or ("checked" if written.fits is not None else ""), []).append(f"`{name}`")
+    for note, names in said.items():
+        yield f"{', '.join(names)} ({note})" if note else ", ".join(names)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(types())
