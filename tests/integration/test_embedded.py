@@ -28,7 +28,7 @@ USER = f"""
 import json, os, sys
 sys.path.insert(0, {str(SOURCE)!r})
 from pathlib import Path
-from keyhaul import embedded
+from keyhaul.embedded import server as embedded
 if len(sys.argv) > 2:
     os.setgroups([]); os.setgid(int(sys.argv[2])); os.setuid(int(sys.argv[2]))
 home = Path(sys.argv[1]) if sys.argv[1] else None
@@ -360,7 +360,7 @@ def test_another_port_is_taken_when_the_first_was_grabbed_meanwhile(home, monkey
         wrapper.write_text(
             f"""
 from importlib.util import module_from_spec, spec_from_file_location
-spec = spec_from_file_location("keeper", {str(SOURCE / "keyhaul" / "keeper.py")!r})
+spec = spec_from_file_location("keeper", {str(SOURCE / "keyhaul" / "embedded" / "keeper.py")!r})
 keeper = module_from_spec(spec)
 spec.loader.exec_module(keeper)
 free_port, first = keeper._free_port, [{port}]

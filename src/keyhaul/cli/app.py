@@ -23,6 +23,12 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from keyhaul import __version__, faults, redaction
+from keyhaul.cli import (
+    checking,  # noqa: F401 - its commands register themselves
+    looking,  # noqa: F401 - the same
+    reporting,  # noqa: F401 - the same
+    verifying,  # noqa: F401 - the same
+)
 from keyhaul.cli.outlet import fill_descriptors, hurry, outlet, take_loss
 from keyhaul.cli.retyped import command_line, look_back_options, replay_command, without_password
 from keyhaul.cli.shell import BROKEN, OK, QUARANTINED, STOPPED, WRONG, Home, RunName, app, importing
