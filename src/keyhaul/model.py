@@ -16,18 +16,19 @@ if TYPE_CHECKING:
 RECORD = "_record"
 """The hidden column of every frame: the row's ordinal in its chunk, int64, from 0."""
 
-ChunkKind = Literal["range", "nulls", "keys"]
+ChunkKind = Literal["range", "nulls", "keys", "part"]
 RouteKind = Literal["direct", "text", "refused"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """A half-open key range ``[lower, upper)``, the rows whose key has a NULL, or those with one of some keys.
+    """A half-open key range ``[lower, upper)``, the rows whose key has a NULL, those with one of some keys, or a part.
 
     Attributes:
         number: position in the plan, from 1, ascending in key order; the NULL chunk is last.
-        kind: ``range``, ``nulls``, or ``keys`` (a batch of a replay).
-        lower: the key's columns as PostgreSQL text, inclusive; None is open-ended.
+        kind: ``range``, ``nulls``, ``keys`` (a batch of a replay), or ``part`` (what its source calls by texts of its
+            own: a file and its lines, a group of rows).
+        lower: the key's columns as text, inclusive; None is open-ended. Of a part, the source's own texts.
         upper: the same, exclusive; None is open-ended.
         estimated_rows: rows expected, from the boundaries (exact) or statistics (sampled).
         keys: of a batch, as the quarantine has them: text, a JSON array of texts for a key of several columns.
