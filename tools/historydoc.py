@@ -32,7 +32,7 @@ keyhaul.quarantine("last")  # a LazyFrame: reads only the columns that a query u
 
 report = keyhaul.run({"key": "id", "chunk": 50_000}, print)  # the engine, with `print` as its observer
 keyhaul.run("configs/flights.yaml", fresh=True)
-keyhaul.plan("configs/flights.yaml").chunks
+keyhaul.plan("configs/flights.yaml").chunks  # all that `etl plan` prints, as one value
 keyhaul.verify("configs/flights.yaml").equal  # the last run's target beside the source as it is now
 keyhaul.verify_ledger("last").equal  # beside the checksums of a run with `checksum: true`; needs no source
 

@@ -9,22 +9,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keyhaul import events
-from keyhaul.before.prepare import prepare
-from keyhaul.before.sizing import size_up
+from keyhaul.before.preview import preview
 from keyhaul.comparison import comparing, ledgercompare
 from keyhaul.comparison.differences import FIRST_DIFFERENCES
 from keyhaul.config.job import EMBEDDED, Job, load_job
 from keyhaul.control import Control
 from keyhaul.errors import ConfigError
 from keyhaul.execution import engine
-from keyhaul.sessions.connecting import find_ends, find_target
+from keyhaul.sessions.connecting import find_target
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from keyhaul.before.preview import Preview
     from keyhaul.comparison.differences import Verification
     from keyhaul.comparison.ledgercompare import LedgerComparison
-    from keyhaul.model import Observer, Plan, Report
+    from keyhaul.model import Observer, Report
 
     AnyJob = Job | Mapping[str, Any] | str | Path
 
@@ -34,6 +34,7 @@ def run(
     observe: Observer | None = None,
     *,
     fresh: bool = False,
+    full: bool = False,
     control: Control | None = None,
     allow_python: bool = False,
     environ: Mapping[str, str] | None = None,
@@ -49,6 +50,7 @@ def run(
         observe: called with each event of `keyhaul.events`, from the threads where they happen; must be quick
             and must not raise.
         fresh: start a new run even when an unfinished one is there.
+        full: of an incremental job: read all rows, not only those above the watermark.
         control: may be told to stop from another thread.
         allow_python: permit the job's Python steps.
         environ: give ``os.environ`` to lay ``ETL_*`` variables over the file and to fill in ``${NAME}``.
@@ -64,33 +66,30 @@ def run(
     stop = control or Control()
     whole = _read(job, allow_python=allow_python, environ=environ)
     with _watching(stop, observe) as watched:
-        return engine.run(whole, watched, stop, fresh=fresh)
+        return engine.run(whole, watched, stop, fresh=fresh, full=full)
 
 
 def plan(
     job: AnyJob,
     observe: Observer | None = None,
     *,
+    full: bool = False,
     allow_python: bool = False,
     environ: Mapping[str, str] | None = None,
-) -> Plan:
-    """Return the chunks into which a run would cut the source, as ``etl plan`` shows them. Moves nothing.
+) -> Preview:
+    """Return what a run would do, as ``etl plan`` prints it: chunks, routes of columns, DDL. Moves nothing.
 
     Args:
         job: see `run`.
         observe: called with what a person should know, such as that the embedded source was filled.
+        full: see `run`.
         allow_python: see `run`.
         environ: see `run`.
 
     Raises:
         ConfigError: the job or the databases do not fit.
     """
-    whole = _read(job, allow_python=allow_python, environ=environ)
-    ends = find_ends(whole)
-    if ends.filled and observe is not None:
-        observe(events.Notice(message=engine.FILLED))
-    with prepare(whole, ends) as prepared:
-        return prepared.source.plan(size_up(prepared).chunk_rows)
+    return preview(_read(job, allow_python=allow_python, environ=environ), observe, full=full)
 
 
 def verify(

@@ -1,5 +1,6 @@
 """Incremental runs: what they read, what they leave, and what the next one begins at."""
 
+import io
 from decimal import Decimal
 
 import psycopg
@@ -8,11 +9,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from moving import rows, run_sql
 
+import keyhaul
 from keyhaul.config.job import load_job
 from keyhaul.control import Control
 from keyhaul.errors import ConfigError, RefusedError
 from keyhaul.execution.engine import run
 from keyhaul.ledger.reading import list_runs
+from keyhaul.printing.planview import print_plan
 from keyhaul.replay.resending import replay
 
 TABLE = "create table public.t (id int primary key, note text, updated_at timestamptz)"
@@ -250,6 +253,28 @@ def test_the_plan_and_the_chunks_of_a_small_delta_use_the_columns_index(filled):
     before = rows(filled[0], scans)
     assert go(filled, chunk="50").counts.read == 101
     assert rows(filled[0], scans) == before
+
+
+def test_a_plan_from_python_is_what_etl_plan_prints_and_full_reads_all(filled):
+    run_sql(filled[0], "insert into public.t select g, 'old', '2024-01-01' from generate_series(1001, 1005) g")
+    assert go(filled).counts.read == 1005
+    run_sql(filled[0], "update public.t set updated_at = '2024-01-05 00:00Z' where id % 80 = 0")
+
+    planned = keyhaul.plan(job(filled))
+    assert sum(chunk.estimated_rows for chunk in planned.chunks) == planned.plan.estimated_rows == 13
+    assert planned.delta is not None
+    assert planned.delta.reads == "rows with updated_at >= 2024-01-01 16:40:00+00"
+    printed = io.StringIO()
+    print_plan(planned, printed)
+    assert "  plan   1 chunks, 13 rows, " in printed.getvalue()
+    assert "  reads  rows with updated_at >= 2024-01-01 16:40:00+00\n" in printed.getvalue()
+    assert keyhaul.plan(job(filled), full=True).plan.estimated_rows == 1005
+
+    assert keyhaul.run(job(filled)).counts.read == 13
+    assert keyhaul.run(job(filled), full=True).counts.read == 1005
+    for done in (keyhaul.plan, keyhaul.run):
+        with pytest.raises(ConfigError, match="--full: got a job that is not incremental"):
+            done(job(filled, incremental=None, mode="append"), full=True)
 
 
 def test_a_missing_index_is_warned_of(databases):

@@ -84,6 +84,16 @@ def check_incremental(source: SqlSource, wanted: Incremental) -> None:
         raise RefusedError(msg)
 
 
+def check_full(job: Job, *, full: bool) -> None:
+    """Refuse to read all rows of a job that always does.
+
+    Raises:
+        ConfigError: `full` is given, and the job is not incremental.
+    """
+    if full and job.incremental is None:
+        raise ConfigError("--full: got a job that is not incremental, which reads all rows. Leave it out")
+
+
 def find_delta(job: Job, source: SqlSource, target: TargetTable, ledger: Ledger, *, full: bool) -> Delta | None:
     """Return what a new run of this job reads; None when the job is not incremental. Writes nothing.
 

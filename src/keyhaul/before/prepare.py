@@ -9,7 +9,7 @@ import difflib
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 from zoneinfo import available_timezones
 
 import polars as pl
@@ -60,6 +60,9 @@ if TYPE_CHECKING:
     from keyhaul.transform.mapping import WriteColumn
 
     _Settled = tuple[TargetTable, TableDefinition | None, tuple[WriteColumn, ...], tuple[Table, ...]]
+
+FILLED: Final = "filled the embedded database source with the bundled flights (336,776 rows)"
+"""What is told when the embedded source is used for the first time."""
 
 MAX_NAME_BYTES = 63
 """NAMEDATALEN - 1: PostgreSQL cuts a longer name with no more than a notice."""

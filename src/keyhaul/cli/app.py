@@ -123,8 +123,6 @@ def _start(ctx: typer.Context, values: dict[str, Any]) -> None:
 
     loaded = load_job(job_file, given, os.environ)
     full: bool = values["full"]
-    if full and loaded.incremental is None:
-        raise ConfigError("--full: got a job that is not incremental, which reads all rows. Leave it out")
     if command == "plan":
         _plan(loaded, full=full)
         return
@@ -289,22 +287,10 @@ def exit_code(report: Report, job: Job) -> int:
 
 
 def _plan(job: Job, *, full: bool) -> None:
-    from keyhaul.before.checksums import check_checksum
-    from keyhaul.before.incremental import find_delta, limit
-    from keyhaul.before.prepare import prepare
-    from keyhaul.before.sizing import size_up
+    from keyhaul.before.preview import preview
     from keyhaul.printing.planview import print_plan
-    from keyhaul.sessions.connecting import find_ends
 
-    with prepare(job, find_ends(job)) as prepared:
-        source = prepared.source
-        if job.checksum:
-            check_checksum(prepared, there=not prepared.target.ddl.before)
-        delta = find_delta(job, source, prepared.target, prepared.ledger, full=full)
-        if delta is not None:
-            limit(source, delta.column, delta.since)
-        sizing = size_up(prepared)
-        print_plan(prepared, source.plan(sizing.chunk_rows), sys.stdout, delta, sizing=sizing)
+    print_plan(preview(job, full=full), sys.stdout)
 
 
 @app.command("schema", help="Print the JSON schema of a job file, for editors.")

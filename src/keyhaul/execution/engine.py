@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import psycopg
 from psycopg import sql
@@ -13,9 +13,9 @@ from psycopg import sql
 from keyhaul import events
 from keyhaul.before import checksums
 from keyhaul.before.crew import DEFAULT_WORKERS, allowed_workers, check_server, room_for_workers
-from keyhaul.before.incremental import begin_delta, limit_again
+from keyhaul.before.incremental import begin_delta, check_full, limit_again
 from keyhaul.before.outset import check_new, check_still_empty, check_there, surprises
-from keyhaul.before.prepare import Prepared, prepare
+from keyhaul.before.prepare import FILLED, Prepared, prepare
 from keyhaul.before.sizing import size_up
 from keyhaul.config.identity import check_same
 from keyhaul.config.parts import AutoChunk
@@ -46,8 +46,6 @@ if TYPE_CHECKING:
     from keyhaul.model import Observer, Outcome
     from keyhaul.targets.rowhash import Hashing
 
-FILLED: Final = "filled the embedded database source with the bundled flights (336,776 rows)"
-
 __all__ = ["Control", "run"]
 
 
@@ -68,6 +66,7 @@ def run(job: Job, observe: Observer, control: Control, *, fresh: bool = False, f
         ConfigError: the command, job or databases do not fit; nothing was moved and nothing created.
         StopRunError: the ledger cannot be reached or was taken by another process; the run can be resumed.
     """
+    check_full(job, full=full)
     started = time.perf_counter()
     ends = find_ends(job)
     if ends.filled:
