@@ -82,7 +82,6 @@ WINDOWS = {
     "quality.checking imports config.checkkinds",
     "quality.files imports config.checkkinds",
     "quality.postgres imports config.checkkinds",
-    "quality.records imports config.layers",
     "quality.sql imports config.checkkinds",
     "replay.older imports config.allowance",
     "replay.resending imports config.identity",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from keyhaul.config.job import Setting, settings
+from keyhaul.config.sourcekinds import KINDS
 from keyhaul.postgres.dsn import OPTIONS
 
 _HEAD = """\
@@ -56,6 +57,17 @@ the older runs that have unresolved records, and then ends with code 1.
 refused: `--full`.
 - A changed transform or rule concerns the rows that are read from then on; `--full` loads all of them again.
 - The mode is upsert, or skip for a source in which rows are only added; append and replace are refused.
+
+## Kinds of sources
+
+The kind of a source follows from its URI's scheme or its path's ending; `kind:` in a job file says it for a file with
+another ending. A setting that only another kind has is refused. `--source` and `ETL_SOURCE_URL` take the place of the
+file's `uri` or `path`.
+
+| kind | known by | key |
+|---|---|---|
+KINDS
+`sqlite:///shop.db` is a path from the current directory, `sqlite:////data/shop.db` one from the root.
 
 ## Connection strings
 
@@ -216,7 +228,12 @@ Python step or a lookup), dedup, rules, incremental, whether there are checksums
 def configuration() -> str:
     """Return the text of docs/configuration.md."""
     rows = "".join(_row(setting) for setting in settings())
-    return _HEAD + rows + _TAIL.replace("OPTIONS", ", ".join(f"`{name}`" for name in sorted(OPTIONS)))
+    kinds = "".join(
+        f"| `{name}` | {kind.described()} | {'required' if kind.needs_key else 'may be left out'} |\n"
+        for name, kind in KINDS.items()
+    )
+    options = ", ".join(f"`{name}`" for name in sorted(OPTIONS))
+    return _HEAD + rows + _TAIL.replace("OPTIONS", options).replace("KINDS", kinds)
 
 
 def _row(setting: Setting) -> str:

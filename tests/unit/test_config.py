@@ -17,11 +17,12 @@ from configdoc import configuration
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 
 from keyhaul.config.allowance import Allowance
 from keyhaul.config.identity import difference
-from keyhaul.config.job import AutoChunk, Dedup, Job, load_job, settings
+from keyhaul.config.job import AutoChunk, Dedup, Job, PostgresSource, SqliteSource, load_job, settings
 from keyhaul.config.jobschema import json_schema
 from keyhaul.config.steps import Rule, Step
 from keyhaul.errors import ConfigError
@@ -455,37 +456,9 @@ def test_the_name_that_a_table_gives_its_job_is_always_valid(table: str) -> None
     assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}", loaded.job)
 
 
-def fits(value: object, schema: dict[str, Any], root: dict[str, Any]) -> bool:  # noqa: PLR0911  # a case each
-    """Check a value against the few words of JSON schema that ours uses."""
-    if "$ref" in schema:
-        return fits(value, root["$defs"][schema["$ref"].rpartition("/")[2]], root)
-    if "anyOf" in schema:
-        return any(fits(value, option, root) for option in schema["anyOf"])
-    types = {"object": dict, "array": list, "string": str, "integer": int, "boolean": bool, "null": type(None)}
-    kind = schema.get("type")
-    if kind and not (isinstance(value, types[kind]) and not (kind == "integer" and isinstance(value, bool))):
-        return False
-    if ("enum" in schema and value not in schema["enum"]) or ("const" in schema and value != schema["const"]):
-        return False
-    if isinstance(value, str):
-        return len(value) >= schema.get("minLength", 0) and bool(re.search(schema.get("pattern", ""), value))
-    if isinstance(value, int) and not isinstance(value, bool):
-        return schema.get("minimum", value) <= value <= schema.get("maximum", value)
-    if isinstance(value, list):
-        return len(value) >= schema.get("minItems", 0) and all(fits(item, schema["items"], root) for item in value)
-    return not isinstance(value, dict) or _fits_object(value, schema, root)
-
-
-def _fits_object(value: dict[str, Any], schema: dict[str, Any], root: dict[str, Any]) -> bool:
-    known = schema.get("properties", {})
-    for name, item in value.items():
-        by_pattern = [sub for pattern, sub in schema.get("patternProperties", {}).items() if re.search(pattern, name)]
-        rest = schema.get("additionalProperties", True)
-        sub = known.get(name) or (by_pattern[0] if by_pattern else rest)
-        if sub is False or (isinstance(sub, dict) and not fits(item, sub, root)):
-            return False
-    size = schema.get("minProperties", 0) <= len(value) <= schema.get("maxProperties", len(value))
-    return size and all(name in value for name in schema.get("required", []))
+def fits(value: object) -> bool:
+    """Check a job file's data against the JSON schema that editors get."""
+    return Draft202012Validator(json.loads(json.dumps(json_schema()))).is_valid(value)
 
 
 class _Plain(yaml.SafeLoader):
@@ -517,9 +490,8 @@ class _Plain(yaml.SafeLoader):
 def test_the_schema_accepts_the_example_and_rejects_a_typo(old: str, new: str, *, accepted: bool) -> None:
     text = FLIGHTS.read_text(encoding="utf-8")
     assert old in text
-    schema = json.loads(json.dumps(json_schema()))
     data = yaml.load(text.replace(old, new, 1), _Plain)  # noqa: S506  # a subclass of SafeLoader
-    assert fits(data, schema, schema) is accepted
+    assert fits(data) is accepted
 
 
 def test_the_schema_describes_every_setting_and_tells_no_internals() -> None:
@@ -528,9 +500,12 @@ def test_the_schema_describes_every_setting_and_tells_no_internals() -> None:
     parts = [schema, *schema["$defs"].values()]
     assert all(part["additionalProperties"] is False for part in parts)
     assert all(value["description"] for part in parts for value in part["properties"].values())
-    assert schema["required"] == ["key"]
+    assert schema["anyOf"][0] == {"required": ["key"]}
     assert '"flag"' not in json.dumps(schema)
-    assert sum(len(part["properties"]) for part in parts) == len(list(settings()))
+    sources = {name for name, part in schema["$defs"].items() if name.endswith("Source")}
+    of_sources = {name for source in sources for name in schema["$defs"][source]["properties"]}
+    others = [part for name, part in {"": schema, **schema["$defs"]}.items() if name not in sources]
+    assert len(of_sources) + sum(len(part["properties"]) for part in others) == len(list(settings()))
 
 
 def test_the_documentation_is_what_the_model_says() -> None:
@@ -609,13 +584,126 @@ def test_mistakes_in_an_auto_chunk_are_told_with_their_lines(tmp_path: Path) -> 
     ]
 
 
+SHOP = "sqlite:///shop.db"
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that is a SQLite source by its ending, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shop.db").write_bytes(b"")
+    (tmp_path / "odd name?.dat").write_bytes(b"")
+    return tmp_path / "shop.db"
+
+
+@pytest.mark.parametrize(
+    ("source", "path"),
+    [
+        ({"uri": SHOP}, "shop.db"),
+        ({"uri": "SQLite:///shop.db"}, "shop.db"),
+        ({"uri": "shop.db"}, "shop.db"),
+        ({"path": "./shop.db"}, "./shop.db"),
+        ({"kind": "sqlite", "path": "odd name?.dat"}, "odd name?.dat"),
+        ({"kind": "sqlite", "uri": "odd name?.dat"}, "odd name?.dat"),
+        ({"uri": "sqlite:///odd%20name%3F.dat"}, "odd name?.dat"),
+    ],
+)
+def test_the_kind_of_a_source_follows_from_its_uri_or_its_paths_ending_or_is_said(
+    shop: Path, source: dict[str, str], path: str
+) -> None:
+    text = json.dumps({"source": {**source, "table": "Track"}})
+    loaded = job(shop.parent, text)
+    assert loaded.source == SqliteSource(path=path, table="Track")
+    assert (loaded.key, loaded.job, loaded.target.table) == ((), "Track", "Track")
+    whole = str((shop.parent / path).resolve())
+    assert loaded.identity()["source"] == {"database": f"sqlite:///{whole}", "table": "Track"}
+
+
+def test_a_flag_or_a_variable_says_another_kind_of_source_than_the_file(shop: Path) -> None:
+    text = "key: id\nsource: {kind: sqlite, path: shop.db, table: t}\n"
+    assert job(shop.parent, text).source == SqliteSource(path="shop.db", table="t")
+    uri = "postgresql://h/d"
+    assert job(shop.parent, text, {"source": uri}).source == PostgresSource(uri=uri, table="t")
+    assert job(shop.parent, text, ETL_SOURCE_URL=uri).source == PostgresSource(uri=uri, table="t")
+    assert job(shop.parent, text, {"source": "odd name?.dat"}).source == SqliteSource(path="odd name?.dat", table="t")
+    text = f"key: id\nsource: {{uri: '{uri}', query: select 1}}\n"
+    loaded = job(shop.parent, text, {"source": str(shop), "table": "t"})
+    assert loaded.source == SqliteSource(path=str(shop), table="t")
+
+
+KINDS = (
+    "postgresql://, postgres:// or embedded (kind postgres), "
+    "or sqlite:/// or a path that ends in .db, .sqlite or .sqlite3 (kind sqlite)"
+)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"uri": "mysql://u:CANARY@h/d"}, f"uri: got scheme mysql, expected {KINDS}. Correct it, or say the kind: in a job file"),
+        ({"uri": "sqlit:///CANARY"}, f"uri: got an unknown scheme, expected {KINDS}. Correct it, or say the kind: in a job file"),
+        ({"path": "CANARY.dat"}, f"path: got text that is not a URI, nor a path of a known kind, expected {KINDS}. Correct it, or say the kind: in a job file"),
+        ({"uri": "u:CANARY@h/shop.db"}, f"uri: got text that is not a URI, nor a path of a known kind, expected {KINDS}. Correct it, or say the kind: in a job file"),
+        ({"uri": 5}, f"uri: got 5, expected {KINDS}"),
+        ({"kind": "mysql", "uri": "sqlite:///shop.db"}, 'kind: got "mysql", expected one of postgres, sqlite'),
+        ({"kind": "sqlite", "uri": "postgresql://u:CANARY@h/d"}, "uri: got a URI of another kind for kind sqlite, expected sqlite:/// or a path that ends in .db, .sqlite or .sqlite3"),
+        ({"kind": "sqlite"}, "path: got nothing, expected a path or sqlite:/// or a path that ends in .db, .sqlite or .sqlite3. Give --source"),
+        ({"uri": "shop.db", "path": "shop.db"}, "path: got both a uri and a path, expected one of them. Remove one"),
+        ({"uri": "sqlite://shop.db"}, "uri: got a host, or two slashes, expected three, as in sqlite:///shop.db"),
+        ({"uri": "sqlite:///shop.db?mode=ro"}, 'uri: got a "?" or "#" after the path, expected a path alone. Percent-encode it: ? is %3F, # is %23'),
+        ({"uri": "sqlite:///none.db"}, 'uri: got "none.db", which is not there, expected a file. Correct the path'),
+        ({"path": "folder.db"}, 'path: got "folder.db", which is a folder, expected a file. Correct the path'),
+        ({"uri": SHOP, "reader": "adbc"}, "reader: got a reader for a source of kind sqlite, expected it for kind postgres only. Leave it out"),
+        ({"kind": "postgres", "path": "shop.db"}, "path: got a path for a source of kind postgres, expected it for kind sqlite only. Leave it out"),
+        ({"uri": SHOP, "reedr": "adbc"}, "reedr: got an unknown key, expected reader"),
+    ],
+)  # fmt: skip
+def test_a_source_that_is_of_no_kind_or_has_what_another_kind_has_is_refused(
+    shop: Path, source: dict[str, object], message: str
+) -> None:
+    (shop.parent / "folder.db").mkdir()
+    body = json.dumps({**source, "table": "t"})
+    assert mistakes(shop.parent, f"key: id\nsource: {body}\n") == [f"job.yaml line 2: source.{message}"]
+
+
+def test_a_setting_of_another_kind_is_told_with_its_flag_or_variable(shop: Path) -> None:
+    told = "got a reader for a source of kind sqlite, expected it for kind postgres only. Leave it out"
+    assert flag_mistakes({"source": SHOP, "table": "t", "reader": "adbc"}) == [f"--reader: {told}"]
+    assert flag_mistakes({"source": SHOP, "table": "t"}, ETL_READER="adbc") == [f"ETL_READER: {told}"]
+    (rooted,) = flag_mistakes({"source": f"sqlite://{shop}", "table": "t"})
+    assert rooted.endswith(", which is not there, expected a file. A path from the root has four slashes")
+    assert flag_mistakes({"source": SHOP}) == [
+        "source.table: got nothing, expected a table or a query. Give --table or --query"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("source", "accepted"),
+    [
+        ({"uri": SHOP}, True),
+        ({"uri": "data/shop.SQLite3"}, True),
+        ({"uri": "${SHOP}"}, True),
+        ({"path": "shop.db"}, True),
+        ({"kind": "sqlite", "path": "shop.dat"}, True),
+        ({"path": "shop.dat"}, False),
+        ({"uri": SHOP, "reader": "adbc"}, False),
+        ({"uri": "postgres://h/d", "reader": "adbc"}, True),
+        ({"uri": "mysql://h/d"}, False),
+        ({"kind": "postgres", "path": "shop.db"}, False),
+    ],
+)
+def test_the_schema_knows_which_settings_belong_to_which_kind(source: dict[str, str], *, accepted: bool) -> None:
+    assert fits({"key": "id", "source": {**source, "table": "t"}}) is accepted
+    keyless = accepted and "reader" not in source
+    assert fits({"source": {**source, "table": "t"}}) is keyless
+
+
 @pytest.mark.parametrize(
     ("value", "accepted"),
     [("auto", True), ("fast", False), (0, False), ({}, True), ({"min_rows": 5}, True), ({"min_rows": "5"}, False)],
 )
 def test_the_schema_knows_auto_chunks(value: object, *, accepted: bool) -> None:
-    schema = json.loads(json.dumps(json_schema()))
-    assert fits({"key": "id", "chunk": value}, schema, schema) is accepted
+    assert fits({"key": "id", "chunk": value}) is accepted
 
 
 ENDS = (

@@ -151,7 +151,7 @@ def _place(job_file: Path | None, values: dict[str, Any]) -> Place:
         given = {name: values[name] for name in ("job", "target", "workers") if values[name] is not None}
         # Nothing of the job is run, so that no permission for its Python steps is needed.
         given |= {"home": str(home)} if home else {}
-        return Place.of(load_job(job_file, {**given, "allow_python": True}, os.environ))
+        return Place.of(load_job(job_file, {**given, "allow_python": True}, os.environ, reads_source=False))
     workers: str | None = values["workers"] or os.environ.get("ETL_WORKERS")
     if workers and not (workers.isdecimal() and 0 < int(workers) <= MOST_WORKERS):
         raise ConfigError(f"--workers: got {workers!r}, expected a whole number from 1 to {MOST_WORKERS}")

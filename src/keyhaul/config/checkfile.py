@@ -14,7 +14,7 @@ from keyhaul.config.allowance import Allowance, read_allowance
 from keyhaul.config.checkkinds import KINDS, ROW_KINDS, Demand, Where, read_demand, read_where
 from keyhaul.config.draft import shown
 from keyhaul.config.entries import read_names
-from keyhaul.config.layers import EMBEDDED, EMBEDDED_TABLE
+from keyhaul.config.parts import EMBEDDED, EMBEDDED_TABLE
 from keyhaul.config.yamlfile import read_yaml
 
 if TYPE_CHECKING:

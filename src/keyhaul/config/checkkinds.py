@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from keyhaul.config.draft import WrittenNumber, shown
 from keyhaul.config.entries import read_names, read_pairs
-from keyhaul.config.layers import EMBEDDED
+from keyhaul.config.parts import EMBEDDED
 from keyhaul.errors import ConfigError
 from keyhaul.postgres.dsn import Dsn
 

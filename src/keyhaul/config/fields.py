@@ -22,7 +22,9 @@ _NOT_NAMES = "not names"
 
 
 def _names(value: object) -> tuple[str, ...]:
-    """Take one name or a list of different ones."""
+    """Take one name or a list of different ones; an empty tuple, which no file gives, stands for none."""
+    if value == () and isinstance(value, tuple):
+        return ()
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list | tuple) or not names:
         raise ValueError(_NOT_NAMES)

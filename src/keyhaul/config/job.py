@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ValidationError
@@ -17,12 +18,12 @@ from keyhaul.config.allowance import Allowance
 from keyhaul.config.draft import Draft, Place, spell
 from keyhaul.config.fields import Allowed, MemoryOf, Names, PercentOf, Rules, RunRules, Steps, Targets
 from keyhaul.config.identity import file_digest, module_digest
-from keyhaul.config.layers import AUTO, EMBEDDED, Setting
-from keyhaul.config.parts import AutoChunk, ChunkOf, Dedup, Incremental, Part, Source, Target, setting
+from keyhaul.config.layers import Setting
+from keyhaul.config.parts import AUTO, EMBEDDED, AutoChunk, ChunkOf, Dedup, Incremental, Part, Target, setting
+from keyhaul.config.sourcekinds import KINDS, AnySource, PostgresSource, Source, SqliteSource, kinds_with
 from keyhaul.config.steps import Rule, Step
 from keyhaul.config.yamlfile import read_yaml
 from keyhaul.errors import ConfigError
-from keyhaul.postgres.dsn import Dsn
 from keyhaul.quantity import read_memory
 from keyhaul.redaction import hide_all
 
@@ -43,9 +44,11 @@ __all__ = [
     "Dedup",
     "Incremental",
     "Job",
+    "PostgresSource",
     "Rule",
     "Setting",
     "Source",
+    "SqliteSource",
     "Step",
     "Target",
     "load_job",
@@ -64,10 +67,10 @@ class Job(Part):
         "ETL_JOB",
         pattern=f"^{JOB_NAME}$",
     )
-    source: Source = setting(Source(), "Where the rows come from.", "a mapping with uri and table or query")
+    source: AnySource = setting(PostgresSource(), "Where the rows come from.", "a mapping with uri and table or query")
     key: Names = setting(
         ...,
-        "Column or columns that the chunks are cut by.",
+        "Column or columns that the chunks are cut by; for kind sqlite the primary key or the rowid by default.",
         "a column or a list of different columns",
         "--key",
         "ETL_KEY",
@@ -242,13 +245,10 @@ class Job(Part):
         limits, home, work folder, and the target's address, which is where the ledger is. A Python step is
         represented by its name and, when its file can be found, the file's SHA-256; so is a lookup's file.
         """
-        source = self.source
-        uri = EMBEDDED if source.uri == EMBEDDED else Dsn.parse(source.uri, "source.uri").identity
-        what = {"table": source.table} if source.query is None else {"query": source.query}
         dedup, delta = self.dedup, self.incremental
         several = {"targets": [tablestep.entry_identity(entry) for entry in self.targets]} if self.targets else {}
         return {
-            "source": {"database": uri, **what},
+            "source": self.source.identity(),
             "key": list(self.key),
             # An auto chunk's settings may change: a resumed run merges what is open to the pace it then has.
             "chunk": AUTO if isinstance(self.chunk, AutoChunk) else self.chunk,
@@ -274,31 +274,48 @@ def _step_identity(step: Step) -> dict[str, Any]:
     return steps.step_identity(step) | ({"sha256": digest} if digest else {})
 
 
-def settings(model: type[BaseModel] = Job, above: tuple[str, ...] = ()) -> Iterator[Setting]:
+def settings() -> Iterator[Setting]:
     """Yield every setting in the order of the model, a part before what is in it."""
     parts: dict[str, type[BaseModel]] = {
-        "source": Source,
         "chunk": AutoChunk,
         "target": Target,
         "dedup": Dedup,
         "incremental": Incremental,
     }
-    for name, info in model.model_fields.items():
-        told = info.json_schema_extra
-        if not isinstance(told, dict):
-            raise TypeError(name)
-        place = (*above, name)
-        yield Setting(
-            place=place,
-            meaning=info.description or "",
-            expected=str(told["expected"]),
-            flag=str(told["flag"]),
-            variable=str(told["variable"]),
-            default=_default(info),
-            required=info.is_required(),
-        )
-        if not above and name in parts:
-            yield from settings(parts[name], place)
+    for name, info in Job.model_fields.items():
+        yield _setting((name,), info)
+        if name == "source":
+            yield from _settings_of_sources()
+        elif name in parts:
+            yield from (_setting((name, inner), told) for inner, told in parts[name].model_fields.items())
+
+
+def _settings_of_sources() -> Iterator[Setting]:
+    """Yield what the kinds of sources have, each once; what only some have says so."""
+    fields = {name: info for kind in reversed(KINDS.values()) for name, info in kind.model_fields.items()}
+    for name in dict.fromkeys(name for kind in KINDS.values() for name in kind.model_fields):
+        one, kinds = _setting(("source", name), fields[name]), kinds_with(name)
+        if name == "kind":
+            yield replace(one, expected=" or ".join(KINDS), default="")
+        elif len(kinds) < len(KINDS):
+            yield replace(one, meaning=f"Kind {' or '.join(kinds)}: {one.meaning}", required=False)
+        else:
+            yield one
+
+
+def _setting(place: tuple[str, ...], info: FieldInfo) -> Setting:
+    told = info.json_schema_extra
+    if not isinstance(told, dict):
+        raise TypeError(place)
+    return Setting(
+        place=place,
+        meaning=info.description or "",
+        expected=str(told["expected"]),
+        flag=str(told["flag"]),
+        variable=str(told["variable"]),
+        default=_default(info),
+        required=info.is_required(),
+    )
 
 
 def _default(info: FieldInfo) -> str:
@@ -308,7 +325,9 @@ def _default(info: FieldInfo) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def load_job(path: Path | None, flags: Mapping[str, object], environ: Mapping[str, str]) -> Job:
+def load_job(
+    path: Path | None, flags: Mapping[str, object], environ: Mapping[str, str], *, reads_source: bool = True
+) -> Job:
     """Return the job that a file, flags and the environment describe together; flag > variable > file > default.
 
     Args:
@@ -317,6 +336,7 @@ def load_job(path: Path | None, flags: Mapping[str, object], environ: Mapping[st
             ``set``, ``where``, ``rule`` and ``check`` (a rule, as `etl replay` calls it) may be lists. ``allow_python``
             permits Python steps.
         environ: the environment, for ``ETL_*`` (an empty one counts as unset) and ``${NAME}``.
+        reads_source: whether a source that is a file must be there.
 
     Raises:
         ConfigError: anything is wrong; one line for each mistake, with its line, flag or variable.
@@ -334,7 +354,7 @@ def load_job(path: Path | None, flags: Mapping[str, object], environ: Mapping[st
     run_rules = runrules.read_run_rules(draft)
     tables = tablestep.read_targets(draft)
     tablestep.check_neighbours(draft, tables)
-    layers.fill_in(draft)
+    layers.fill_in(draft, must_exist=reads_source)
     layers.check_uris(draft)
     read = {"transform": found, "rules": rules, "run_rules": run_rules, "targets": tables}
     job = _validate(draft, {**draft.data, **read})
@@ -367,7 +387,7 @@ def _validate(draft: Draft, data: dict[str, Any]) -> Job | None:
 
 def _note(draft: Draft, error: ErrorDetails, known: Mapping[Place, Setting]) -> None:
     place = tuple(error["loc"])
-    if place[:1] == ("chunk",):  # without the tag of the kind that was tried
+    if place[:1] in {("chunk",), ("source",)}:  # without the tag of the kind that was tried
         place = (*place[:1], *place[2:])
     if error["type"] == "extra_forbidden":
         draft.refuse_unknown(place, (str(other[-1]) for other in known if other[:-1] == place[:-1]))

@@ -8,21 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from keyhaul.config import steps
-from keyhaul.errors import ConfigError
-from keyhaul.postgres.dsn import Dsn
+from keyhaul.config.parts import AUTO
+from keyhaul.config.sourcekinds import check_uri, settle_kind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from keyhaul.config.draft import Draft, Place
-
-EMBEDDED = "embedded"
-"""The URI that means: the PostgreSQL that comes with keyhaul."""
-
-EMBEDDED_TABLE = "public.flights"
-
-AUTO = "auto"
-"""The chunk that means: as large as its time allows, by the defaults; and the tag of that kind in pydantic's errors."""
 
 _NAME_CHARACTERS = 63
 _NUMBERS = frozenset({("chunk",), ("workers",), ("rate_limit",), ("retries",), ("work_memory_mb",)})
@@ -63,9 +55,12 @@ def lay(draft: Draft, flags: Mapping[str, object], environ: Mapping[str, str], s
 
 
 def _override(draft: Draft, values: Mapping[tuple[str, ...], tuple[str, object]]) -> None:
-    """Lay one layer, variables or flags, over what is there; a table takes the place of a query and the reverse."""
-    table, query = ("source", "table"), ("source", "query")
-    for mine, other in ((table, query), (query, table)):
+    """Lay one layer, variables or flags, over what is there.
+
+    A table takes the place of a query and the reverse, a source that of the file's path.
+    """
+    table, query, uri, path = (("source", name) for name in ("table", "query", "uri", "path"))
+    for mine, other in ((table, query), (query, table), (uri, path)):
         if mine in values and other not in values:
             draft.forget(other)
     for place, (origin, value) in values.items():
@@ -93,19 +88,20 @@ def refuse_python(draft: Draft) -> None:
             draft.refuse(place, got, "none without permission", "Give --allow-python if you trust it")
 
 
-def fill_in(draft: Draft) -> None:
-    """Put in the defaults that depend on other values: the tables and the job's name."""
-    source, target = draft.data.setdefault("source", {}), draft.data.setdefault("target", {})
+def fill_in(draft: Draft, *, must_exist: bool) -> None:
+    """Put in the kind of the source and the defaults that depend on other values: tables, key and the job's name.
+
+    Args:
+        draft: what the file, the variables and the flags give.
+        must_exist: whether a source that is a file must be there.
+    """
+    kind = settle_kind(draft, must_exist=must_exist)
+    source, target = draft.data["source"], draft.data.setdefault("target", {})
     if not isinstance(source, dict) or not isinstance(target, dict):
         return  # the model refuses it
-    table, query = source.get("table"), source.get("query")
-    if table is not None and query is not None:
-        draft.refuse(("source", "query"), "both a table and a query", "one of them", "Remove one")
-    elif table is None and query is None:
-        if source.get("uri", EMBEDDED) == EMBEDDED:
-            source["table"] = table = EMBEDDED_TABLE
-        else:
-            draft.refuse(("source", "table"), "nothing", "a table or a query", "Give --table or --query")
+    table, query = kind.complete(draft, source) if kind else None, source.get("query")
+    if draft.data.get("key") is None and kind and not kind.needs_key:
+        draft.data["key"] = ()
     if target.get("table") is None:
         if query is not None and table is None and draft.data.get("targets") is None:
             draft.refuse(("target", "table"), "nothing", "a table, because the source is a query", "Give --into")
@@ -138,10 +134,6 @@ def _default_name(table: object, query: object) -> str:
 
 def check_uris(draft: Draft) -> None:
     """Note each URI that cannot be read, with the remedy and without its text."""
-    for place in (("source", "uri"), ("target", "uri")):
-        uri = draft.get(place)
-        if isinstance(uri, str) and uri != EMBEDDED and place not in draft.problems:
-            try:
-                Dsn.parse(uri, draft.heading(place))
-            except ConfigError as error:
-                draft.problems[place] = str(error)
+    if draft.get(("source", "kind")) == "postgres":
+        check_uri(draft, ("source", "uri"))
+    check_uri(draft, ("target", "uri"))

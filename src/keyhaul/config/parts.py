@@ -1,4 +1,4 @@
-"""The parts of a job as pydantic models that carry what the documentation says: source, auto chunk, target, dedup."""
+"""The parts of a job as pydantic models that carry what the documentation says: auto chunk, target, dedup."""
 
 from __future__ import annotations
 
@@ -8,10 +8,17 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from keyhaul.config.fields import LagOf, Names, SizeOf
 from keyhaul.config.lag import Lag
-from keyhaul.config.layers import AUTO, EMBEDDED, EMBEDDED_TABLE
 from keyhaul.quantity import read_size
 
 MOST_ROWS: Final = 2_147_483_647
+
+EMBEDDED: Final = "embedded"
+"""The URI that means: the PostgreSQL that comes with keyhaul."""
+
+EMBEDDED_TABLE: Final = "public.flights"
+
+AUTO: Final = "auto"
+"""The chunk that means: as large as its time allows, by the defaults; and the tag of that kind in pydantic's errors."""
 
 
 def setting(default: Any, meaning: str, expected: str, flag: str = "", variable: str = "", **limits: Any) -> Any:  # noqa: ANN401  # a field of any type
@@ -24,50 +31,6 @@ class Part(BaseModel):
     """The settings that all parts of a job share: frozen, strict, no unknown key."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", hide_input_in_errors=True)
-
-
-class Source(Part):
-    """Where the rows come from; exactly one of `table` and `query` is given."""
-
-    uri: str = setting(
-        EMBEDDED,
-        "The source database.",
-        "a postgresql:// URI or embedded",
-        "--source",
-        "ETL_SOURCE_URL",
-        repr=False,
-    )
-    table: str | None = setting(
-        None,
-        f"Table or view to read; {EMBEDDED_TABLE} when the source is embedded.",
-        "a table such as public.flights",
-        "--table",
-        "ETL_TABLE",
-        min_length=1,
-    )
-    query: str | None = setting(
-        None,
-        "SELECT to read instead of a table.",
-        "a SELECT",
-        "--query",
-        "ETL_QUERY",
-        min_length=1,
-    )
-    time_zone: str | None = setting(
-        None,
-        "Zone in which timestamps without a zone are meant, for a target column with one (and the reverse).",
-        "a zone such as Europe/Berlin",
-        "",
-        "ETL_TIME_ZONE",
-        min_length=1,
-    )
-    reader: Literal["connectorx", "adbc"] | None = setting(
-        None,
-        "The library that reads; by default connectorx, and adbc where TLS verifies the server.",
-        "connectorx or adbc",
-        "--reader",
-        "ETL_READER",
-    )
 
 
 class AutoChunk(Part):

@@ -44,7 +44,7 @@ OPTIONS = frozenset(
 
 SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _PARTS = frozenset({"host", "port", "user", "password", "dbname"})
-_FOREIGN = frozenset({"mysql", "mariadb", "mssql", "sqlserver", "oracle", "sqlite", "mongodb", "http", "https", "file"})
+FOREIGN = frozenset({"mysql", "mariadb", "mssql", "sqlserver", "oracle", "sqlite", "mongodb", "http", "https", "file"})
 _ENCODE = "Percent-encode it: @ is %40, / is %2F, # is %23, % is %25, ? is %3F"
 _SHAPE = "postgresql://user:password@host:5432/dbname"
 _MAX_PORT = 65535
@@ -229,7 +229,7 @@ def _split(uri: str, where: str) -> tuple[str, str, str]:
         _refuse(where, "text that is not a URI" if uri else "nothing", f"{_SHAPE} or embedded", "Write the whole URI")
     if scheme.lower() not in {"postgresql", "postgres"}:
         # Another scheme is shown only when it is a well-known word: it might be part of a password.
-        shown = f"scheme {scheme.lower()}" if scheme.lower() in _FOREIGN else "an unknown scheme"
+        shown = f"scheme {scheme.lower()}" if scheme.lower() in FOREIGN else "an unknown scheme"
         _refuse(where, shown, "postgresql://", "Only PostgreSQL databases can be named here")
     if re.search(r"[\s\x00-\x1f\x7f]", rest):
         _refuse(where, "a space or control character", "none in a URI", "Percent-encode it: a space is %20")

@@ -15,7 +15,7 @@ import psycopg
 from psycopg.rows import dict_row
 
 import keyhaul
-from keyhaul.config.layers import EMBEDDED
+from keyhaul.config.parts import EMBEDDED
 from keyhaul.errors import ConfigError, RefusedError
 from keyhaul.ledger.statements import statement
 from keyhaul.redaction import hide

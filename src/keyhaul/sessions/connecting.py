@@ -10,9 +10,9 @@ import psycopg
 from psycopg import errors
 
 from keyhaul import redaction
-from keyhaul.config.job import EMBEDDED
+from keyhaul.config.job import EMBEDDED, PostgresSource
 from keyhaul.embedded import server as embedded
-from keyhaul.errors import ConnectError, RefusedError
+from keyhaul.errors import ConfigError, ConnectError, RefusedError
 from keyhaul.ledger.joblock import session_name
 from keyhaul.postgres import pgtypes
 from keyhaul.postgres.dsn import Dsn, redact
@@ -52,7 +52,10 @@ def find_ends(job: Job) -> Ends:
     Raises:
         ConfigError: a URI cannot be read, or the embedded server cannot be started.
     """
-    source_embedded, target_embedded = job.source.uri == EMBEDDED, job.target.uri == EMBEDDED
+    source = job.source
+    if not isinstance(source, PostgresSource):
+        raise ConfigError(f"open source: got kind {source.kind}, expected postgres. The other kinds come soon")
+    source_embedded, target_embedded = source.uri == EMBEDDED, job.target.uri == EMBEDDED
     filled = False
     if source_embedded or target_embedded:
         server = embedded.start(Path(job.home) if job.home else None)
@@ -60,7 +63,7 @@ def find_ends(job: Job) -> Ends:
         here = Dsn.parse(server.uri(embedded.SOURCE), "embedded")
         there = Dsn.parse(server.uri(embedded.WAREHOUSE), "embedded")
     return Ends(
-        source=here if source_embedded else Dsn.parse(job.source.uri, "source.uri (flag --source)"),
+        source=here if source_embedded else Dsn.parse(source.uri, "source.uri (flag --source)"),
         target=there if target_embedded else Dsn.parse(job.target.uri, "target.uri (flag --target)"),
         embedded_target=target_embedded,
         filled=filled,
@@ -211,10 +214,11 @@ def choose_reader(job: Job, dsn: Dsn) -> Literal["connectorx", "adbc"]:
     Raises:
         RefusedError: the job demands connectorx for a server that is to be verified.
     """
+    wished = job.source.reader if isinstance(job.source, PostgresSource) else None
     mode = dsn.options.get("sslmode", "")
     if not mode.startswith("verify"):
-        return job.source.reader or "connectorx"
-    if job.source.reader == "connectorx":
+        return wished or "connectorx"
+    if wished == "connectorx":
         msg = (
             f"read source: connectorx cannot do sslmode={mode} (with sslmode=require and sslrootcert it checks the CA, "
             "but not the host's name). Give --reader adbc, which verifies fully"

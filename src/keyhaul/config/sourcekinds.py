@@ -1,0 +1,307 @@
+"""The kinds of sources: what each has under ``source:``, and how the kind is told from a URI, a path or ``kind:``.
+
+A further kind is one class here, and its name in `Source`.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, get_args
+from urllib.parse import unquote
+
+from pydantic import Discriminator
+
+from keyhaul.config.parts import EMBEDDED, EMBEDDED_TABLE, Part, setting
+from keyhaul.errors import ConfigError
+from keyhaul.postgres.dsn import FOREIGN, Dsn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from keyhaul.config.draft import Draft, Place
+
+_PLACE: Final = ("source",)
+
+
+def _kind(name: str) -> Any:  # noqa: ANN401  # a field of a literal's type
+    return setting(name, "What kind of source it is, where neither a URI nor a path's ending says so.", name)
+
+
+def _uri(default: str | None) -> Any:  # noqa: ANN401  # a field of any type
+    return setting(
+        default,
+        "A server's database or a file; the scheme or the ending says which kind of source it is.",
+        "a URI, a path or embedded",
+        "--source",
+        "ETL_SOURCE_URL",
+        repr=False,
+    )
+
+
+class SourceKind(Part):
+    """What the kinds share.
+
+    A kind whose model has a `path` is a file: a URI of one of its schemes is read into that path, and `uri` stays None.
+
+    Attributes:
+        schemes: of the URIs that mean this kind; `words` are whole ones.
+        endings: of the paths that mean it, in lower case.
+        needs_key: whether ``key:`` must be given; else the source itself knows what it is cut by.
+    """
+
+    schemes: ClassVar[tuple[str, ...]] = ()
+    words: ClassVar[tuple[str, ...]] = ()
+    endings: ClassVar[tuple[str, ...]] = ()
+    needs_key: ClassVar[bool] = True
+
+    kind: str
+    uri: str | None = _uri(None)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what makes it the same source, JSON-ready; only texts that a user wrote may hold a secret."""
+        raise NotImplementedError
+
+    @classmethod
+    def complete(cls, draft: Draft, body: dict[str, Any]) -> str | None:
+        """Fill in the kind's defaults and note what is wrong; return the name of what is read, None without one."""
+        raise NotImplementedError
+
+    @classmethod
+    def described(cls) -> str:
+        """Return by which URIs and paths it is known, for messages and the documentation."""
+        slashes = ":///" if "path" in cls.model_fields else "://"
+        ways = [*(f"{scheme}{slashes}" for scheme in cls.schemes), *cls.words]
+        if cls.endings:
+            ways.append(f"a path that ends in {_either(cls.endings)}")
+        return _either(ways)
+
+
+class TablesSource(SourceKind):
+    """A source of tables; exactly one of `table` and `query` is given."""
+
+    table: str | None = setting(
+        None,
+        f"Table or view to read; {EMBEDDED_TABLE} when the source is embedded.",
+        "a table such as public.flights",
+        "--table",
+        "ETL_TABLE",
+        min_length=1,
+    )
+    query: str | None = setting(
+        None,
+        "SELECT to read instead of a table.",
+        "a SELECT",
+        "--query",
+        "ETL_QUERY",
+        min_length=1,
+    )
+    time_zone: str | None = setting(
+        None,
+        "Zone in which timestamps without a zone are meant, for a target column with one (and the reverse).",
+        "a zone such as Europe/Berlin",
+        "",
+        "ETL_TIME_ZONE",
+        min_length=1,
+    )
+
+    @property
+    def rows(self) -> dict[str, Any]:
+        """The table or the query, by that name."""
+        return {"table": self.table} if self.query is None else {"query": self.query}
+
+    @classmethod
+    def complete(cls, draft: Draft, body: dict[str, Any]) -> str | None:
+        """Demand exactly one of a table and a query."""
+        table, query = body.get("table"), body.get("query")
+        if table is not None and query is not None:
+            draft.refuse((*_PLACE, "query"), "both a table and a query", "one of them", "Remove one")
+        elif table is None and query is None:
+            draft.refuse((*_PLACE, "table"), "nothing", "a table or a query", "Give --table or --query")
+        return table if isinstance(table, str) else None
+
+
+class PostgresSource(TablesSource):
+    """A PostgreSQL database: a server's, or the embedded one."""
+
+    schemes = ("postgresql", "postgres")
+    words = (EMBEDDED,)
+
+    kind: Literal["postgres"] = _kind("postgres")
+    uri: str = _uri(EMBEDDED)
+    reader: Literal["connectorx", "adbc"] | None = setting(
+        None,
+        "The library that reads; by default connectorx, and adbc where TLS verifies the server.",
+        "connectorx or adbc",
+        "--reader",
+        "ETL_READER",
+    )
+
+    def identity(self) -> dict[str, Any]:
+        """Return host, port and name of the database, and what is read of it."""
+        database = EMBEDDED if self.uri == EMBEDDED else Dsn.parse(self.uri, "source.uri").identity
+        return {"database": database, **self.rows}
+
+    @classmethod
+    def complete(cls, draft: Draft, body: dict[str, Any]) -> str | None:
+        """Take the flights of the embedded database where nothing else is named."""
+        if body.get("table") is None and body.get("query") is None and body.get("uri", EMBEDDED) == EMBEDDED:
+            body["table"] = EMBEDDED_TABLE
+        return super().complete(draft, body)
+
+
+class SqliteSource(TablesSource):
+    """A SQLite file."""
+
+    schemes = ("sqlite",)
+    endings = (".db", ".sqlite", ".sqlite3")
+    needs_key = False
+
+    kind: Literal["sqlite"] = _kind("sqlite")
+    path: str = setting(..., "The file, from the current directory; in place of uri.", "a path", min_length=1)
+
+    def identity(self) -> dict[str, Any]:
+        """Return the file's whole path, and what is read of it."""
+        return {"database": f"sqlite:///{Path(self.path).resolve()}", **self.rows}
+
+
+Source = PostgresSource | SqliteSource
+AnySource = Annotated[Source, Discriminator("kind")]
+KINDS: Final[dict[str, type[Source]]] = {kind.model_fields["kind"].default: kind for kind in get_args(Source)}
+
+
+def settle_kind(draft: Draft, *, must_exist: bool = True) -> type[Source] | None:
+    """Find the kind of the draft's source, put it in and read a URI that means a file into `path`.
+
+    Args:
+        draft: what the file, the variables and the flags give.
+        must_exist: whether a path without a file is a mistake.
+
+    Returns:
+        The kind; None after a mistake, which is noted, and then nothing else is to be said of the source.
+    """
+    body = draft.data.setdefault("source", {})
+    if not isinstance(body, dict):
+        return None  # the model refuses it
+    before = len(draft.problems)
+    kind = _kind_of(draft, body)
+    if kind is None or len(draft.problems) > before:
+        draft.data["source"] = {"kind": "postgres", "table": "-"}  # one message is enough
+        return None
+    body["kind"] = kind.model_fields["kind"].default
+    _refuse_of_others(draft, body, kind)
+    if "path" in kind.model_fields:
+        _read_path(draft, body, kind, must_exist=must_exist)
+    return kind
+
+
+def kinds_with(name: str) -> tuple[str, ...]:
+    """Return the kinds that have a setting, in their order."""
+    return tuple(kind for kind, model in KINDS.items() if name in model.model_fields)
+
+
+def known_kinds() -> str:
+    """Return what each kind is known by, for a message."""
+    return ", or ".join(f"{model.described()} (kind {kind})" for kind, model in KINDS.items())
+
+
+def _kind_of(draft: Draft, body: dict[str, Any]) -> type[Source] | None:
+    said, uri, path = body.get("kind"), body.get("uri"), body.get("path")
+    if uri is not None and path is not None:
+        draft.refuse((*_PLACE, "path"), "both a uri and a path", "one of them", "Remove one")
+        return None
+    place: Place = (*_PLACE, "uri" if path is None else "path")
+    told = _by_address(uri if path is None else path)
+    if said is None or (told is not None and place in draft.overrides):
+        if told is None:
+            _refuse_address(draft, place, uri if path is None else path)
+        return told
+    if not isinstance(said, str) or said not in KINDS:
+        at = (*_PLACE, "kind")
+        draft.refuse(at, draft.show(at, said), f"one of {', '.join(KINDS)}")
+        return None
+    return KINDS[said]
+
+
+def _by_address(address: object) -> type[Source] | None:
+    if address is None or address == EMBEDDED:
+        return PostgresSource
+    if not isinstance(address, str):
+        return None
+    scheme, separator, _ = address.strip().partition("://")
+    if separator:
+        return next((kind for kind in KINDS.values() if scheme.lower() in kind.schemes), None)
+    if re.match(r"[^/]*:[^/]*@", address):  # a login: a URI without its scheme
+        return None
+    return next((kind for kind in KINDS.values() if address.lower().endswith(kind.endings or ("\0",))), None)
+
+
+def _refuse_address(draft: Draft, place: Place, address: object) -> None:
+    if not isinstance(address, str):
+        draft.refuse(place, draft.show(place, address), known_kinds())
+        return
+    scheme, separator, _ = address.strip().partition("://")
+    # Another scheme is shown only when it is a well-known word: it might be part of a password.
+    got = f"scheme {scheme.lower()}" if scheme.lower() in FOREIGN else "an unknown scheme"
+    if not separator:
+        got = "text that is not a URI, nor a path of a known kind" if address else "nothing"
+    draft.refuse(place, got, known_kinds(), "Correct it, or say the kind: in a job file")
+
+
+def _refuse_of_others(draft: Draft, body: dict[str, Any], kind: type[Source]) -> None:
+    """Note each setting that only other kinds have."""
+    own = kind.model_fields
+    for name in body:
+        if name not in own and (others := kinds_with(name)):
+            got = f"a {name} for a source of kind {own['kind'].default}"
+            draft.refuse((*_PLACE, name), got, f"it for kind {_either(others)} only", "Leave it out")
+
+
+def _read_path(draft: Draft, body: dict[str, Any], kind: type[Source], *, must_exist: bool) -> None:
+    place: Place = (*_PLACE, "uri" if "path" not in body else "path")
+    given = body.get("uri", body.get("path"))
+    if given is None:
+        draft.refuse((*_PLACE, "path"), "nothing", f"a path or {kind.described()}", "Give --source")
+        body["path"] = "-"
+        return
+    if not isinstance(given, str):
+        return  # the model refuses it
+    path = given.strip() if place[-1] == "uri" else given
+    if place[-1] == "uri" and "://" in path:
+        path = _path_of_uri(draft, place, path, kind)
+    body["path"] = path
+    body.pop("uri", None)
+    if must_exist and place not in draft.problems and not Path(path).is_file():
+        got = f"{draft.show(place, path)}, which is {'a folder' if Path(path).is_dir() else 'not there'}"
+        hint = "Correct the path"
+        if "://" in given and not path.startswith("/") and Path(f"/{path}").is_file():
+            hint = "A path from the root has four slashes"
+        draft.refuse(place, got, "a file", hint)
+
+
+def _path_of_uri(draft: Draft, place: Place, uri: str, kind: type[Source]) -> str:
+    """Return the path in ``scheme:///path``; a fourth slash begins a path from the root, as SQLAlchemy has it."""
+    scheme, _, rest = uri.partition("://")
+    if scheme.lower() not in kind.schemes:
+        name = kind.model_fields["kind"].default
+        draft.refuse(place, f"a URI of another kind for kind {name}", kind.described())
+    elif not rest.startswith("/"):
+        draft.refuse(place, "a host, or two slashes", f"three, as in {scheme.lower()}:///shop.db")
+    elif re.search(r"[?#]", rest):
+        draft.refuse(place, 'a "?" or "#" after the path', "a path alone", "Percent-encode it: ? is %3F, # is %23")
+    return unquote(rest.removeprefix("/")) or "-"
+
+
+def check_uri(draft: Draft, place: Place) -> None:
+    """Note the URI of a PostgreSQL database that cannot be read, with the remedy and without its text."""
+    uri = draft.get(place)
+    if isinstance(uri, str) and uri != EMBEDDED and place not in draft.problems:
+        try:
+            Dsn.parse(uri, draft.heading(place))
+        except ConfigError as error:
+            draft.problems[place] = str(error)
+
+
+def _either(names: Iterable[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last
