@@ -1,6 +1,8 @@
 """What a missing target is created with, compared with the source's catalog; and what is refused instead."""
 
+import psycopg
 import pytest
+import support
 from moving import move, rows, run_sql
 
 from keyhaul.errors import RefusedError
@@ -536,14 +538,15 @@ def test_a_run_that_stopped_before_its_indexes_is_finished_by_the_same_command(d
         "create index third on public.t (a, b)",
         "insert into public.t (a, b) select g, g from generate_series(1, 10) g",
     )
-    # Made between the plan and the end of the load, by a trigger of the ledger's own table.
+    # Made at the end of the load, between two of the indexes.
     run_sql(
         databases[1],
         "create table public.x (id int)",
         """create function public.meanwhile() returns event_trigger language plpgsql as
-           'begin if to_regclass(''public.t'') is not null and to_regclass(''public.second'') is null
-                  then create index second on public.x (id); end if; end'""",
-        "create event trigger meanwhile on ddl_command_end when tag in ('CREATE TABLE') execute function public.meanwhile()",
+           'begin if to_regclass(''public.first'') is not null and to_regclass(''public.second'') is null then
+                      if exists (select from keyhaul.chunks where status = ''done'') then
+                          create index second on public.x (id); end if; end if; end'""",
+        "create event trigger meanwhile on ddl_command_end when tag in ('CREATE INDEX') execute function public.meanwhile()",
     )
     report = resume(databases, "public.t")
     assert (report.outcome, report.chunks_done, report.counts.loaded) == ("stopped", 1, 10)
@@ -596,3 +599,57 @@ def test_a_null_where_the_catalog_denies_it_is_not_lost(databases):
     assert (report.counts.loaded, report.counts.quarantined) == (1, 1)
     assert rows(databases[1], "select rules, key from keyhaul.quarantine") == [(["type:id"], None)]
     equal(databases, COLUMNS)
+
+
+LATE = {
+    "a sequence of nobody": (
+        ["create sequence public.s", "create table public.t (id int primary key default nextval('public.s'))"],
+        'create public.t: relation "public.s" does not exist. Create in the target what it needs, or the table itself',
+    ),
+    "a check": (
+        [
+            "create function public.ok(int) returns bool immutable language sql as 'select true'",
+            "create table public.t (id int primary key, check (public.ok(id)))",
+        ],
+        "function public.ok(integer) does not exist",
+    ),
+    "an index": (
+        [
+            "create function public.f(int) returns int immutable language sql as 'select $1'",
+            "create table public.t (id int primary key)",
+            "create index on public.t (public.f(id))",
+        ],
+        "function public.f(integer) does not exist",
+    ),
+}
+
+
+@pytest.mark.parametrize("command", ["plan", "chunked"])
+@pytest.mark.parametrize("what", LATE)
+def test_what_completes_a_new_table_is_tried_before_the_first_row(databases, etl, what, command):
+    statements, told = LATE[what]
+    run_sql(databases[0], *statements, "insert into public.t values (1), (2)")
+    words = ("--source", databases[0], "--target", databases[1], "--table", "public.t", "--key", "id")
+    done = etl(command, *words)
+    assert done.returncode == 2
+    assert told in " ".join(done.stderr.split())
+    assert "Create in the target what it needs" in " ".join(done.stderr.split())
+    assert rows(databases[1], "select count(*) from pg_class where relnamespace = 'public'::regnamespace") == [(0,)]
+    assert rows(databases[1], "select to_regclass('keyhaul.runs')") == [(None,)]
+
+
+def test_processes_that_all_miss_a_schema_make_it_once(databases):
+    from concurrent.futures import ThreadPoolExecutor
+
+    names = [f"t{number}" for number in range(4)]
+    run_sql(databases[0], "create schema deep", "create table public.t (id int primary key)")
+    move(databases, "public.t")  # the ledger is there
+    for name in names:
+        run_sql(databases[0], f"create table deep.{name} (id int primary key)", f"insert into deep.{name} values (1)")
+    with psycopg.connect(databases[1]) as holder, ThreadPoolExecutor() as pool:
+        holder.execute("create schema deep")  # not committed: all find it missing, and wait for it
+        moves = [pool.submit(move, databases, f"deep.{name}", job=name) for name in names]
+        waiting = "select count(*) = 4 from pg_stat_activity where wait_event = 'transactionid' and query ilike 'create schema %deep%'"
+        support.wait_until(lambda: rows(databases[1], waiting) == [(True,)], "all to wait for the schema")
+        holder.commit()
+        assert [one.result().counts.loaded for one in moves] == [1, 1, 1, 1]

@@ -121,6 +121,9 @@ def surprises(
         yield f"emptied {target.label} in the embedded warehouse, where this job had loaded it", "info"
     if target.ddl.before:
         yield f"created {target.label}", "info"
+    if target.fresh:
+        for sentence in replacing.left_behind(prepared.target_conn, target):
+            yield sentence, "warning"
     if chunks <= 1:
         return
     if hashing is not None and not hashing.indexed:

@@ -15,6 +15,7 @@ from keyhaul.config.parts import AutoChunk
 from keyhaul.postgres.pgtypes import DIRECT_WIRE
 from keyhaul.sessions.connecting import find_ends
 from keyhaul.targets import replace as replacing
+from keyhaul.targets.postgres import rehearse_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -159,16 +160,18 @@ def _table(prepared: Prepared) -> TablePreview:
     """Describe the job's one table.
 
     Raises:
-        RefusedError: mode replace, and no fresh table can take the target's place.
+        RefusedError: mode replace, and no fresh table can take the target's place; or what creates or completes a new
+            table does not get past the server.
     """
     target, ddl = prepared.target, prepared.target.ddl
     notes = [column.note for column in prepared.columns if column.note]
     replaced = target.mode == "replace" and not ddl.before
     if replaced:
-        before, after = replacing.preview(prepared.target_conn, target)
+        before, after, more = replacing.preview(prepared.target_conn, target)
+        notes += more
     else:
         before, after = list(ddl.before), [statement.sql for statement in ddl.after]
-        notes += ddl.left_out
+        notes += [*ddl.left_out, *filter(None, [rehearse_all(prepared.target_conn, target)])]
         if ddl.before and target.mode == "replace":
             notes.append("the table is created empty, with all of this; a fresh one then takes its place")
     return TablePreview(

@@ -245,6 +245,8 @@ class Sitting:
             if target.mode == "replace":
                 steps = replacing.finish_empty(conn, target)
                 target = prepared.target = replacing.create(conn, target, self._run_id)
+            else:
+                postgres.rehearse_end(conn, target)
             self.ledger.begin(
                 NewRun(
                     run_id=self._run_id,

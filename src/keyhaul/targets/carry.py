@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from keyhaul.postgres.definition import quote_name
+from keyhaul.targets.anatomy import KNOWN_OPTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,6 +53,7 @@ class Pair:
             "schema": self.schema,
             "table": self.table,
             "fresh": self.fresh,
+            **KNOWN_OPTIONS,
         }
 
 
@@ -77,7 +79,8 @@ select format('create %%stable %%s (like %%s including all excluding indexes exc
               case c.relpersistence when 'u' then 'unlogged ' else '' end, %(new)s::text, %(old)s::text, a.amname,
               (select ' with (' || string_agg(o, ', ') || ')'
                  from (select unnest(c.reloptions) union all
-                       select 'toast.' || unnest(r.reloptions) from pg_class r where r.oid = c.reltoastrelid) as w(o)),
+                       select 'toast.' || unnest(r.reloptions) from pg_class r where r.oid = c.reltoastrelid) as w(o)
+                where a.amname <> 'heap' or split_part(o, '=', 1) = any(%(table_options)s::text[])),
               (select format(' tablespace %%I', s.spcname) from pg_tablespace s where s.oid = c.reltablespace))
   from pg_class c join pg_am a on a.oid = c.relam where c.oid = %(t)s
 """
@@ -86,8 +89,10 @@ _COLUMNS: Final = """
 select format('alter table %%s alter column %%I set statistics %%s', %(new)s::text, attname, attstattarget)
   from pg_attribute where attrelid = %(t)s and attnum > 0 and not attisdropped and attstattarget >= 0
 union all
-select format('alter table %%s alter column %%I set (%%s)', %(new)s::text, attname, array_to_string(attoptions, ', '))
-  from pg_attribute where attrelid = %(t)s and attnum > 0 and not attisdropped and attoptions is not null
+select format('alter table %%s alter column %%I set (%%s)', %(new)s::text, attname, o.kept)
+  from pg_attribute, lateral (select string_agg(w, ', ') from unnest(attoptions) w
+                               where split_part(w, '=', 1) = any(%(column_options)s::text[])) as o(kept)
+ where attrelid = %(t)s and attnum > 0 and not attisdropped and o.kept is not null
 """
 
 # A constraint with an index bears the index's name, which must be free in the schema until the swap.
@@ -346,7 +351,7 @@ def exchange(conn: psycopg.Connection[Any], pair: Pair) -> list[str]:
     relations = [("table", "r", pair.oid, pair.old_name, pair.new_name)]
     renamed = []
     for _, fresh, old, name, oid, _ in conn.execute(_IDENTITIES, values).fetchall():
-        relations.append(("sequence", "S", oid, old, fresh))
+        relations.append(("sequence", "s", oid, old, fresh))
         renamed.append(f"alter sequence {fresh} rename to {quote_name(name)}")
     revoked, granted = [], []
     for kind, letter, oid, old, fresh in relations:

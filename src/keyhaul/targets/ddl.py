@@ -7,6 +7,7 @@ from itertools import chain, count
 from typing import TYPE_CHECKING, Any, Literal
 
 import psycopg
+from psycopg import errors
 
 from keyhaul.errors import RefusedError
 from keyhaul.postgres.definition import quote_name, read_types
@@ -374,6 +375,8 @@ def finish(conn: psycopg.Connection[Any], schema: str, table: str, statements: S
             conn.execute(statement.sql)
         except psycopg.Error as error:
             msg = f"finish {schema}.{table}: {str(error).strip().splitlines()[0]}, while running: {statement.sql}"
+            if isinstance(error, (errors.UndefinedTable, errors.UndefinedFunction, errors.UndefinedObject)):
+                msg += ". Create in the target what it needs, or the table itself"
             raise RefusedError(msg) from error
         ran += statement.kind != "sequence"
     return ran

@@ -13,7 +13,7 @@ from keyhaul.errors import ConfigError, RefusedError
 from keyhaul.model import Column
 from keyhaul.postgres import catalog
 from keyhaul.postgres.pgtypes import ddl_type
-from keyhaul.targets.ddl import Ddl, compose_ddl
+from keyhaul.targets.ddl import Ddl, compose_ddl, finish
 from keyhaul.targets.rows import Destination
 
 if TYPE_CHECKING:
@@ -211,7 +211,57 @@ def prepare(conn: psycopg.Connection[Any], target: TargetTable) -> None:
     try:
         with conn.transaction():
             for ddl in target.ddl.before:
-                conn.execute(ddl)
+                _create(conn, ddl)
     except psycopg.Error as error:
         msg = f"create {target.label}: {str(error).strip().splitlines()[0]}"
-        raise RefusedError(msg) from error
+        missing = isinstance(error, (errors.UndefinedTable, errors.UndefinedFunction, errors.UndefinedObject))
+        hint = ". Create in the target what it needs, or the table itself" if missing else ""
+        raise RefusedError(msg + hint) from error
+
+
+def _create(conn: psycopg.Connection[Any], ddl: str) -> None:
+    """Run a statement; a schema that another process has made meanwhile is there, as it is to be."""
+    try:
+        with conn.transaction():
+            conn.execute(ddl)
+    except (errors.DuplicateSchema, errors.UniqueViolation):
+        if not ddl.startswith("create schema "):
+            raise
+
+
+def rehearse_end(conn: psycopg.Connection[Any], target: TargetTable) -> None:
+    """Run what completes a table that was just created, and take it back.
+
+    An index or constraint that the target can never have (a function of the user's, a table that is referred to, an
+    operator class) is so refused while no row has moved. What only the rows break is found at the end.
+
+    Raises:
+        RefusedError: the server does not let a statement through.
+    """
+    steps = [step for step in target.ddl.after if step.kind != "sequence"]
+    if steps:
+        with conn.transaction(force_rollback=True):
+            finish(conn, target.schema, target.table, steps)
+
+
+def rehearse_all(conn: psycopg.Connection[Any], target: TargetTable) -> str:
+    """Run all that creates and completes a missing table, in a transaction that is taken back.
+
+    Returns:
+        Why that could not be tried, or an empty string.
+
+    Raises:
+        RefusedError: the server does not let a statement through.
+    """
+    if not target.ddl.before:
+        return ""
+    try:
+        with conn.transaction(force_rollback=True):
+            conn.execute("set local lock_timeout = '100ms'")  # nobody is to wait behind a plan
+            prepare(conn, target)
+            rehearse_end(conn, target)
+    except RefusedError as error:
+        if isinstance(error.__cause__, (errors.LockNotAvailable, errors.DeadlockDetected)):
+            return "what would be created could not be tried: a table that it refers to is in use"
+        raise
+    return ""

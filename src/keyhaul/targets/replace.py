@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,7 +11,7 @@ from psycopg import errors, sql
 
 from keyhaul.errors import RefusedError
 from keyhaul.faults import pass_point
-from keyhaul.targets.anatomy import describe
+from keyhaul.targets.anatomy import describe, unknown_options
 from keyhaul.targets.carry import Pair, Step, creation, exchange, identities, qualified
 from keyhaul.targets.ddl import finish
 
@@ -123,16 +123,62 @@ def refuse(conn: psycopg.Connection[Any], target: TargetTable) -> None:
         raise RefusedError(msg)
 
 
-def preview(conn: psycopg.Connection[Any], target: TargetTable) -> tuple[list[str], list[str]]:
-    """Return what would create the fresh table of a target that is there, and what would complete it. Changes nothing.
+def preview(conn: psycopg.Connection[Any], target: TargetTable) -> tuple[list[str], list[str], list[str]]:
+    """Return what would create the fresh table of a target that is there, what would complete it, and notes.
+
+    The swap is rehearsed as at the start of a run, in a transaction that is taken back; not while the table is in use,
+    for nobody is to wait behind a plan.
 
     Raises:
         RefusedError: no fresh table can take the target's place.
     """
     refuse(conn, target)
+    target = replace(target, fresh=fresh_name("RUN"))
+    notes = []
+    with _telling(f"create {target.label} anew"), conn.transaction(force_rollback=True), qualified(conn):
+        pair = _pair(conn, target)
+        notes += _left_behind(conn, target, pair.oid)
+        before, after = creation(conn, pair)
+        try:
+            with conn.transaction():
+                conn.execute("set local lock_timeout = '100ms'")
+                _create(conn, pair, before)
+                _rehearse(conn, target, pair, after, nowait=True)
+        except _ROLLED_BACK:
+            notes.append(
+                f"{target.label} is in use, so that the swap could not be rehearsed; a run does so at its start"
+            )
+    return [text for text in before if "'default_tablespace'" not in text], [step.sql for step in after], notes
+
+
+def left_behind(conn: psycopg.Connection[Any], target: TargetTable) -> list[str]:
+    """Return sentences on what a target has that a fresh table would not get, though nothing is refused for it."""
     with conn.transaction(), qualified(conn):
-        before, after = creation(conn, _pair(conn, replace(target, fresh=fresh_name("RUN"))))
-    return [text for text in before if "'default_tablespace'" not in text], [step.sql for step in after]
+        oid = _oid(conn, target, target.table)
+        return _left_behind(conn, target, oid) if oid is not None else []
+
+
+def _left_behind(conn: psycopg.Connection[Any], target: TargetTable, oid: int) -> list[str]:
+    return [
+        f"{target.label} has the {what}, which is not known here and not carried" for what in unknown_options(conn, oid)
+    ]
+
+
+def _create(conn: psycopg.Connection[Any], pair: Pair, before: Sequence[str]) -> None:
+    for statement in before:
+        conn.execute(statement)
+    for statement in identities(conn, pair):
+        conn.execute(statement)
+
+
+def _rehearse(
+    conn: psycopg.Connection[Any], target: TargetTable, pair: Pair, after: Sequence[Step], *, nowait: bool = False
+) -> None:
+    with conn.transaction(force_rollback=True):
+        _lock(conn, pair, nowait=nowait)
+        for step in after:
+            conn.execute(step.sql)
+        _exchange(conn, target, pair)
 
 
 def finish_empty(conn: psycopg.Connection[Any], target: TargetTable) -> tuple[AfterLoad, ...]:
@@ -159,18 +205,9 @@ def create(conn: psycopg.Connection[Any], target: TargetTable, run_id: str) -> T
     with _telling(f"create {target.label} anew"), conn.transaction(), qualified(conn):
         pair = _pair(conn, target)
         before, after = creation(conn, pair)
-        for statement in before:
-            conn.execute(statement)
-        for statement in identities(conn, pair):
-            conn.execute(statement)
-        try:
-            with conn.transaction(force_rollback=True):
-                _lock(conn, pair)
-                for step in after:
-                    conn.execute(step.sql)
-                _exchange(conn, target, pair)
-        except _ROLLED_BACK:
-            pass
+        _create(conn, pair, before)
+        with suppress(*_ROLLED_BACK):
+            _rehearse(conn, target, pair, after)
     pass_point("fresh.created")
     return target
 
@@ -270,9 +307,11 @@ def _exchange(conn: psycopg.Connection[Any], target: TargetTable, pair: Pair) ->
         raise RefusedError(msg)
 
 
-def _lock(conn: psycopg.Connection[Any], pair: Pair) -> None:
-    conn.execute(f"set local lock_timeout = '{LOCK_SECONDS}s'")
-    conn.execute(f"lock table {pair.old_name}, {pair.new_name} in access exclusive mode")
+def _lock(conn: psycopg.Connection[Any], pair: Pair, *, nowait: bool = False) -> None:
+    if not nowait:
+        conn.execute(f"set local lock_timeout = '{LOCK_SECONDS}s'")
+    lock = f"lock table {pair.old_name}, {pair.new_name} in access exclusive mode"
+    conn.execute(f"{lock} nowait" if nowait else lock)
 
 
 def _pair(conn: psycopg.Connection[Any], target: TargetTable) -> Pair:
