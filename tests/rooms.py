@@ -18,7 +18,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "keyhaul"
 
 NOUNS = (
     "errors", "redaction", "model", "events", "faults", "control", "text", "memory", "quantity", "wholefile", "team",
-    "console", "retrying",
+    "console", "retrying", "halving",
 )  # fmt: skip
 """Modules of keyhaul/ itself that everybody may use; among themselves they have no circle."""
 

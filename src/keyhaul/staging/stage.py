@@ -12,6 +12,7 @@ import duckdb
 import polars as pl
 
 from keyhaul.errors import ChunkError, StopRunError, safe_message
+from keyhaul.halving import halve
 from keyhaul.model import RECORD, Counts, Staged
 from keyhaul.redaction import hide
 from keyhaul.staging.rules import CHUNK, Check, duck_name, locked_down, quoted, register
@@ -19,7 +20,7 @@ from keyhaul.transform.compiled import MAX_ISOLATED_RECORDS
 from keyhaul.transform.mapping import misfitting
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from keyhaul.config.job import Dedup
     from keyhaul.transform.mapping import WriteColumn
@@ -144,37 +145,36 @@ class Stager:
 
     def failing(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Return the records that fail a rule: ``_record``, a flag for each check in order, and ``_error`` or NULL."""
-        return pl.concat(list(self._failing(frame)))
-
-    def _failing(self, frame: pl.DataFrame) -> Iterator[pl.DataFrame]:
-        """Yield, for each record that fails a rule, which ones; halves the chunk where a rule raises."""
         names = _flags(self._checks)
         flags = ", ".join(f"coalesce({c.sql}, false) as {n}" for n, c in zip(names, self._checks, strict=True))
         query = f"select {RECORD}, {flags} from {CHUNK}"
         query = f"select * from ({query}) where {' or '.join(names)}"
         # With those that differ only in case: what a column is called in DuckDB depends on them.
         needed = {RECORD, *(name.lower() for check in self._checks for name in check.columns)}
-        pending = [frame.select(name for name in frame.columns if name.lower() in needed)]
+        found: list[pl.DataFrame] = []
         failures = 0
-        while pending:
-            part = pending.pop()
+
+        def attempt(part: pl.DataFrame) -> duckdb.Error | None:
             try:
-                found = self._query(query, part)
-                yield found.with_columns(pl.lit(None, pl.String).alias("_error"))
+                found.append(self._query(query, part).with_columns(pl.lit(None, pl.String).alias("_error")))
             except duckdb.Error as error:
-                if part.height > 1:
-                    middle = part.height // 2
-                    pending += [part[middle:], part[:middle]]
-                    continue
-                failures += 1
-                if failures > MAX_ISOLATED_RECORDS:
-                    msg = (
-                        f"check rules: they cannot be evaluated for more than {MAX_ISOLATED_RECORDS} records: "
-                        f"{safe_message(error)}"
-                    )
-                    raise ChunkError(msg) from error
-                flags_false = [pl.lit(value=False).alias(name) for name in names]
-                yield part.select(pl.col(RECORD), *flags_false, pl.lit(safe_message(error)).alias("_error"))
+                return error
+            return None
+
+        def fail(part: pl.DataFrame, error: duckdb.Error) -> None:
+            nonlocal failures
+            failures += 1
+            if failures > MAX_ISOLATED_RECORDS:
+                msg = (
+                    f"check rules: they cannot be evaluated for more than {MAX_ISOLATED_RECORDS} records: "
+                    f"{safe_message(error)}"
+                )
+                raise ChunkError(msg) from error
+            flags_false = [pl.lit(value=False).alias(name) for name in names]
+            found.append(part.select(pl.col(RECORD), *flags_false, pl.lit(safe_message(error)).alias("_error")))
+
+        halve(frame.select(name for name in frame.columns if name.lower() in needed), attempt, fail)
+        return pl.concat(found)
 
     def _query(self, query: str, frame: pl.DataFrame) -> pl.DataFrame:
         register(self._con, frame)

@@ -16,6 +16,7 @@ from psycopg import sql
 from keyhaul.errors import ChunkError
 from keyhaul.model import RECORD
 from keyhaul.targets.rows import CHUNK, INVALID, cast_column, fill_temporary
+from keyhaul.targets.session import taken_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -211,16 +212,12 @@ def _asked(
     session: Session, destination: Destination, frame: pl.DataFrame, ask: Callable[[sql.Composable], list[Answer]]
 ) -> list[Answer]:
     """Put the rows into the temporary table and ask; no answer when a cast or an expression fails for any of them."""
-    session.execute(sql.SQL("savepoint keyhaul_sets"))
-    try:
+    answers: list[Answer] = []
+    with taken_back(session, ChunkError):
         fill_temporary(session, destination.columns, frame, numbered=True)
         # Without statistics the planner would join the rows with themselves by a nested loop.
         session.execute(sql.SQL("analyze {}").format(CHUNK))
-        answers = ask(_as_stored(session, destination))
-    except ChunkError:
-        answers = []
-    session.execute(sql.SQL("rollback to savepoint keyhaul_sets"))
-    session.execute(sql.SQL("release savepoint keyhaul_sets"))
+        answers += ask(_as_stored(session, destination))
     return answers
 
 

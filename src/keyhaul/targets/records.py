@@ -1,21 +1,24 @@
 """Records whose rows go into several tables: each record whole or not at all, inside the chunk's transaction.
 
 When a table rejects rows, the records are halved inside savepoints, over all tables, until the guilty ones
-stand alone; see `isolate`, which does the same for one table.
+stand alone.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import polars as pl
 from psycopg import sql
 
 from keyhaul.errors import RejectedError
+from keyhaul.halving import halve
 from keyhaul.model import RECORD, TableCounts
 from keyhaul.targets.constraints import surely_refused
 from keyhaul.targets.rows import INVALID, Placed, fill_temporary, invalid_texts
+from keyhaul.targets.session import attempt
 from keyhaul.targets.sheets import append_rows, ask_parent, merge_rows, with_given
 from keyhaul.targets.singly import verdicts
 from keyhaul.transform.mapping import split
@@ -35,23 +38,22 @@ _WITHIN: Final = (
 )
 
 
-@dataclass(slots=True)
-class _Search:
-    """What is left to try, what was stored, and what was rejected."""
+class _MisfitError(RejectedError):
+    """Values that a table would get from another do not fit its columns.
 
-    pending: list[pl.Series]
-    counts: list[TableCounts]
-    rejected: list[pl.DataFrame] = field(default_factory=list)
-    stored: set[int] = field(default_factory=set)
-    failed: int = 0
-    asked_sets: bool = False
+    Attributes:
+        records: the rejected ones (`INVALID`).
+    """
+
+    def __init__(self, records: pl.DataFrame) -> None:
+        super().__init__("load chunk: values of a parent's row do not fit", sqlstate="", constraint="", column="")
+        self.records = records
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Written:
     counts: list[TableCounts]
     stored: set[int]
-    misfits: pl.DataFrame
 
 
 def write_records(session: Session, sheets: Sequence[Sheet]) -> Placed:
@@ -72,12 +74,10 @@ def write_records(session: Session, sheets: Sequence[Sheet]) -> Placed:
     everyone = _records(sheets)
     sheets, rejected = _without_invalid(session, sheets)
     sheets = [_allocate(session, sheet) for sheet in sheets]
-    search = _Search(
-        pending=[_records(sheets)], counts=[TableCounts(table=s.label) for s in sheets], rejected=[rejected]
-    )
-    _halve(session, sheets, search)
-    _try_orphans(session, sheets, search)
-    invalid = merge_rejected(search.rejected)
+    search = _Search(session, sheets, rejected)
+    search.load(_records(sheets))
+    search.try_orphans()
+    invalid = search.rejected
     return Placed(
         inserted=len(search.stored),
         unchanged=everyone.len() - invalid.height - len(search.stored),
@@ -151,94 +151,75 @@ def _allocate(session: Session, sheet: Sheet) -> Sheet:
 # --- isolation ---------------------------------------------------------------------------------------
 
 
-def _halve(session: Session, sheets: Sequence[Sheet], search: _Search) -> None:
-    while search.pending:
-        part = search.pending.pop()
-        if not part.len():
-            continue
-        outcome = _try(session, sheets, part, search)
-        if outcome is None:
-            continue
-        if isinstance(outcome, pl.DataFrame):
-            search.rejected.append(outcome)
-            search.pending.append(part.filter(~part.is_in(outcome[RECORD].implode())))
-            continue
-        if part.len() == 1:
-            search.rejected.append(verdicts([(part[0], outcome)]))
-            continue
-        search.failed += 1
-        if search.failed > FAILED_TRIES and not search.asked_sets:
-            search.asked_sets = True
-            left = pl.concat([part, *reversed(search.pending)])
-            guilty = _ask_sets(session, sheets, left)
-            if guilty.height:
-                search.rejected.append(guilty)
-                search.pending = [left.filter(~left.is_in(guilty[RECORD].implode()))]
-                continue
-        middle = part.len() // 2
-        search.pending += [part[middle:], part[:middle]]
+class _Search:
+    """What was stored, and what was rejected."""
 
+    def __init__(self, session: Session, sheets: Sequence[Sheet], rejected: pl.DataFrame) -> None:
+        self._session = session
+        self._sheets = sheets
+        self.rejected = rejected
+        self.stored: set[int] = set()
+        self.counts = [TableCounts(table=sheet.label) for sheet in sheets]
 
-def _try(
-    session: Session, sheets: Sequence[Sheet], records: pl.Series, search: _Search
-) -> RejectedError | pl.DataFrame | None:
-    """Write some records inside a savepoint; return the error, or the misfits, for which it was taken back."""
-    session.execute(sql.SQL("savepoint keyhaul_part"))
-    try:
-        written = _write(session, sheets, records)
-        if not written.misfits.height:
-            # Deferred constraints are asked now: at COMMIT it would be too late to find the guilty record.
-            session.execute(sql.SQL("set constraints all immediate"))
-            session.execute(sql.SQL("release savepoint keyhaul_part"))
-            search.stored |= written.stored
-            search.counts = [one + more for one, more in zip(search.counts, written.counts, strict=True)]
-            return None
-        outcome: RejectedError | pl.DataFrame = written.misfits
-    except RejectedError as error:
-        outcome = error
-    session.execute(sql.SQL("rollback to savepoint keyhaul_part"))
-    session.execute(sql.SQL("release savepoint keyhaul_part"))
-    return outcome
+    def load(self, records: pl.Series) -> None:
+        """Load the records that all tables take, the earlier ones first."""
+        if records.len():
+            halve(records.to_frame(RECORD), self._try, self._fail, {FAILED_TRIES + 1: self._ask_sets})
 
+    def _reject(self, found: pl.DataFrame) -> None:
+        self.rejected = merge_rejected([self.rejected, found])
 
-def _try_orphans(session: Session, sheets: Sequence[Sheet], search: _Search) -> None:
-    """Try records again that lacked a reference to a table of the job, as long as others are loaded meanwhile.
+    def _fail(self, part: pl.DataFrame, error: RejectedError) -> None:
+        self._reject(verdicts([(part[RECORD][0], error)]))
 
-    A record may have waited for another of its chunk, which a later half brought.
-    """
-    waiting = merge_rejected(search.rejected)
-    if not waiting["message"].str.contains("SQLSTATE 23503", literal=True).any():
-        return
-    tables = sql.Literal([sheet.destination.table.as_string(None) for sheet in sheets])
-    names = [row[0] for row in session.execute(sql.SQL(_WITHIN).format(tables=tables))]
-    while True:
-        waiting = merge_rejected(search.rejected)
-        orphans = waiting.filter(
-            (pl.col("stage") == "load") & pl.col("rules").list.eval(pl.element().is_in(names)).list.any()
-        )
-        if not orphans.height:
+    def _try(self, part: pl.DataFrame) -> RejectedError | None:
+        """Write some records, without those that were rejected meanwhile; return the error that speaks of others."""
+        while True:
+            records = part[RECORD].filter(~part[RECORD].is_in(self.rejected[RECORD].implode()))
+            if not records.len():
+                return None
+            written = attempt(self._session, partial(_write, self._session, self._sheets, records))
+            if isinstance(written, _Written):
+                self.stored |= written.stored
+                self.counts = [one + more for one, more in zip(self.counts, written.counts, strict=True)]
+                return None
+            if not isinstance(written, _MisfitError):
+                return written
+            self._reject(written.records)
+
+    def _ask_sets(self, left: pl.DataFrame) -> pl.DataFrame | None:
+        """Ask the foreign keys and checks of the tables that are appended to, where the answer is certain.
+
+        Not the unique indexes, nor the other modes: which of several rows is written is only known by writing.
+        """
+        tables = [sheet.destination.table for sheet in self._sheets]
+        found = []
+        for sheet in self._sheets:
+            destination, frame = sheet.destination, _keep(sheet, left[RECORD])
+            if destination.mode == "append" and frame.height:
+                known = tuple(c for c in destination.columns if c.name in frame.columns)
+                found.append(surely_refused(self._session, replace(destination, columns=known), frame, tables))
+        guilty = merge_rejected(found)
+        self._reject(guilty)
+        return left.filter(~pl.col(RECORD).is_in(guilty[RECORD].implode())) if guilty.height else None
+
+    def try_orphans(self) -> None:
+        """Try records again that lacked a reference to a table of the job, as long as others are loaded meanwhile.
+
+        A record may have waited for another of its chunk, which a later half brought.
+        """
+        if not self.rejected["message"].str.contains("SQLSTATE 23503", literal=True).any():
             return
-        search.rejected = [waiting.filter(~pl.col(RECORD).is_in(orphans[RECORD].implode()))]
-        search.pending = [orphans[RECORD].sort()]
-        before = len(search.stored)
-        _halve(session, sheets, search)
-        if len(search.stored) == before:
-            return
-
-
-def _ask_sets(session: Session, sheets: Sequence[Sheet], records: pl.Series) -> pl.DataFrame:
-    """Ask the foreign keys and checks of the tables that are appended to, where the answer is certain.
-
-    Not the unique indexes, nor the other modes: which of several rows is written is only known by writing.
-    """
-    tables = [sheet.destination.table for sheet in sheets]
-    found = []
-    for sheet in sheets:
-        destination, frame = sheet.destination, _keep(sheet, records)
-        if destination.mode == "append" and frame.height:
-            known = tuple(c for c in destination.columns if c.name in frame.columns)
-            found.append(surely_refused(session, replace(destination, columns=known), frame, tables))
-    return merge_rejected(found)
+        tables = sql.Literal([sheet.destination.table.as_string(None) for sheet in self._sheets])
+        names = [row[0] for row in self._session.execute(sql.SQL(_WITHIN).format(tables=tables))]
+        while True:
+            lacked = pl.col("rules").list.eval(pl.element().is_in(names)).list.any()
+            orphans = self.rejected.filter((pl.col("stage") == "load") & lacked)
+            self.rejected = self.rejected.filter(~pl.col(RECORD).is_in(orphans[RECORD].implode()))
+            before = len(self.stored)
+            self.load(orphans[RECORD].sort())
+            if len(self.stored) == before:
+                return
 
 
 # --- one write ---------------------------------------------------------------------------------------
@@ -254,8 +235,7 @@ def _write(session: Session, sheets: Sequence[Sheet], records: pl.Series) -> _Wr
         frame, misfits = split(frame, [one.column for one in sheet.given])
         if misfits.height:
             message = pl.format(f"{sheet.label}: {{}}", "message")
-            whole = misfits.with_columns(message, pl.lit("type").alias("stage"))
-            return _Written(counts=[], stored=set(), misfits=merge_rejected([whole]))
+            raise _MisfitError(merge_rejected([misfits.with_columns(message, pl.lit("type").alias("stage"))]))
         if not frame.height:
             counts.append(TableCounts(table=sheet.label))
             parents.append(frame.with_columns(pl.lit(None, pl.String).alias(name) for name in sheet.asked))
@@ -265,4 +245,4 @@ def _write(session: Session, sheets: Sequence[Sheet], records: pl.Series) -> _Wr
         counts.append(count)
         stored |= rows
         parents.append(ask_parent(session, sheet, frame) if sheet.asked else frame)
-    return _Written(counts=counts, stored=stored, misfits=pl.DataFrame(schema=INVALID))
+    return _Written(counts=counts, stored=stored)

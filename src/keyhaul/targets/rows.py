@@ -68,6 +68,16 @@ class Placed:
     invalid: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=INVALID))
     tables: tuple[TableCounts, ...] = ()
 
+    def __add__(self, other: Placed) -> Placed:
+        """Return the numbers and the rejected records of both writes."""
+        return Placed(
+            inserted=self.inserted + other.inserted,
+            updated=self.updated + other.updated,
+            unchanged=self.unchanged + other.unchanged,
+            duplicate=self.duplicate + other.duplicate,
+            invalid=pl.concat([self.invalid, other.invalid]),
+        )
+
 
 def write_rows(session: Session, destination: Destination, frame: pl.DataFrame) -> Placed:
     """Write rows into the target's table, inside the session's transaction.

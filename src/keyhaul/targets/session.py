@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import psycopg
 import pyarrow as pa
@@ -16,7 +16,7 @@ from keyhaul.sessions import seats
 from keyhaul.sessions.links import application_name, awaiting, blocker, watch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from keyhaul.postgres.pgtypes import Encoder
 
@@ -33,6 +33,8 @@ LOCK_TIMEOUT: Final = "55P03"
 REJECTED_SQLSTATES: Final = ("22", "23", "44", "P0")
 """Classes that speak of a row: data exception, integrity constraint, check option, a trigger's exception."""
 
+
+T = TypeVar("T")
 
 Statement = sql.SQL | sql.Composed
 """SQL put together from quoted parts."""
@@ -263,6 +265,38 @@ def _said(primary: str, state: str, constraint: str | None, column: str | None, 
     named = (("constraint", constraint), ("column", column), ("table", table))
     where = [f"{label} {value}" for label, value in named if value]
     return f"{without_values(primary)} ({', '.join([f'SQLSTATE {state}', *where])})"
+
+
+def attempt(session: Session, write: Callable[[], T]) -> T | RejectedError:
+    """Write inside a savepoint; return what `write` does, or the error for which it was taken back.
+
+    Raises:
+        RejectedError: a row is rejected, and this session cannot go on after an error.
+    """
+    session.execute(sql.SQL("savepoint keyhaul_part"))
+    try:
+        done = write()
+        # Deferred constraints are asked now: at COMMIT it would be too late to find the guilty record.
+        session.execute(sql.SQL("set constraints all immediate"))
+    except RejectedError as error:
+        if not session.recovers:
+            raise
+        session.execute(sql.SQL("rollback to savepoint keyhaul_part"))
+        session.execute(sql.SQL("release savepoint keyhaul_part"))
+        pass_point("isolate.halved")
+        return error
+    session.execute(sql.SQL("release savepoint keyhaul_part"))
+    return done
+
+
+@contextlib.contextmanager
+def taken_back(session: Session, *failures: type[ChunkError]) -> Iterator[None]:
+    """Take back all that is written inside; these `failures` end it early."""
+    session.execute(sql.SQL("savepoint keyhaul_tried"))
+    with contextlib.suppress(*failures):
+        yield
+    session.execute(sql.SQL("rollback to savepoint keyhaul_tried"))
+    session.execute(sql.SQL("release savepoint keyhaul_tried"))
 
 
 def refusal(primary: str, state: str, constraint: str, column: str, table: str) -> RejectedError:

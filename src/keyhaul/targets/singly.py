@@ -14,7 +14,7 @@ from psycopg import sql
 from keyhaul.errors import RejectedError
 from keyhaul.model import RECORD
 from keyhaul.targets.rows import CHUNK, INVALID, cast_column, fill_temporary, leave_out_invalid, on_conflict
-from keyhaul.targets.session import refusal
+from keyhaul.targets.session import refusal, taken_back
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -72,15 +72,11 @@ def refused_singly(session: Session, destination: Destination, frame: pl.DataFra
     """
     if not session.execute(sql.SQL(_MAY_LOOP))[0][0]:
         return pl.DataFrame(schema=INVALID)
-    session.execute(sql.SQL("savepoint keyhaul_singly"))
-    try:
+    found: list[tuple[int, RejectedError]] = []
+    with taken_back(session, RejectedError):
         fill_temporary(session, destination.columns, frame, numbered=True, bare=True)
         leave_out_invalid(session, destination.columns)
         found = _loop(session, destination)
-    except RejectedError:
-        found = []
-    session.execute(sql.SQL("rollback to savepoint keyhaul_singly"))
-    session.execute(sql.SQL("release savepoint keyhaul_singly"))
     return verdicts(found)
 
 

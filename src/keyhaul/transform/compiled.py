@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import polars as pl
 
 from keyhaul.errors import ChunkError, ConfigError, StopRunError, safe_message
+from keyhaul.halving import halve
 from keyhaul.model import RECORD
 from keyhaul.transform import expressions
 from keyhaul.transform.lookup import FAILED_SCHEMA, Held, hold
@@ -79,10 +80,7 @@ class Transform:
         if not self.steps:
             return frame, pl.DataFrame(schema=FAILED_SCHEMA)
         if self.row_wise:
-            failures: list[tuple[int, str, str]] = []
-            parts = list(self._isolate(frame, failures))
-            alone = pl.DataFrame(failures, schema=FAILED_SCHEMA, orient="row")
-            return pl.concat(done for done, _ in parts), pl.concat([alone, *(lost for _, lost in parts)])
+            return self._isolate(frame)
         try:
             done, lost = self._run(frame)
         except (ChunkError, StopRunError):
@@ -106,28 +104,31 @@ class Transform:
                 lazy = step(lazy)
         return lazy.collect(), pl.concat(lost)
 
-    def _isolate(
-        self, frame: pl.DataFrame, failures: list[tuple[int, str, str]]
-    ) -> Iterable[tuple[pl.DataFrame, pl.DataFrame]]:
-        """Yield the transformed parts of `frame`, halving where it fails, and collect what fails alone."""
-        pending = [frame]
-        while pending:
-            part = pending.pop()
+    def _isolate(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """Run the steps over all records but those that fail alone, which are among the set aside."""
+        failures: list[tuple[int, str, str]] = []
+        parts: list[tuple[pl.DataFrame, pl.DataFrame]] = []
+
+        def attempt(part: pl.DataFrame) -> Exception | None:
             try:
-                yield self._run(part)
+                parts.append(self._run(part))
             except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-                if part.height > 1:
-                    middle = part.height // 2
-                    pending += [part[middle:], part[:middle]]
-                    continue
-                failures.append((part[RECORD][0], safe_message(error), "transform"))
-                if len(failures) > MAX_ISOLATED_RECORDS:
-                    msg = (
-                        f"transform chunk: more than {MAX_ISOLATED_RECORDS} records fail, the first with: "
-                        f"{failures[0][1]}. Change the expression so that it holds for these rows"
-                    )
-                    raise ChunkError(msg) from error
-                yield self._run(part.clear())
+                return error
+            return None
+
+        def fail(part: pl.DataFrame, error: Exception) -> None:
+            failures.append((part[RECORD][0], safe_message(error), "transform"))
+            if len(failures) > MAX_ISOLATED_RECORDS:
+                msg = (
+                    f"transform chunk: more than {MAX_ISOLATED_RECORDS} records fail, the first with: "
+                    f"{failures[0][1]}. Change the expression so that it holds for these rows"
+                )
+                raise ChunkError(msg) from error
+            parts.append(self._run(part.clear()))
+
+        halve(frame, attempt, fail)
+        alone = pl.DataFrame(failures, schema=FAILED_SCHEMA, orient="row")
+        return pl.concat(done for done, _ in parts), pl.concat([alone, *(lost for _, lost in parts)])
 
 
 def _check_records(before: pl.DataFrame, after: pl.DataFrame, lost: pl.DataFrame) -> None:
