@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 SOURCE = Path(__file__).parents[1] / "src" / "keyhaul"
 
 NOUNS = (
-    "errors", "redaction", "model", "events", "faults", "control", "text", "memory", "quantity", "wholefile", "team",
-    "console", "retrying", "halving",
+    "errors", "redaction", "model", "events", "faults", "control", "text", "memory", "quantity", "wholefile",
+    "workfolder", "team", "console", "retrying", "halving",
 )  # fmt: skip
 """Modules of keyhaul/ itself that everybody may use; among themselves they have no circle."""
 

@@ -9,6 +9,7 @@ import polars as pl
 
 from keyhaul.model import Column
 from keyhaul.postgres import pgtypes
+from keyhaul.sources.sqlite import declared
 from keyhaul.transform import casts
 from keyhaul.transform.computed import NoRouteError, write_computed
 
@@ -110,6 +111,35 @@ sequences' values. What is left out is said by `etl plan`: what depends on a col
 computed, and triggers, partitioning and row security. An extension's type wants `create extension` in the target first.
 """
 
+_SQLITE: Final = """
+## From SQLite
+
+SQLite enforces no type: a column declared INTEGER may hold a text. The declaration is taken as the promise: a value
+that does not keep it is rejected with its record (stage `read`, the reason, the raw text), and the others of its
+chunk arrive. The kind of a column follows from its declared name:
+
+"""
+
+_SQLITE_VALUES: Final = """
+Digits in parentheses count for a numeric alone, up to 38; `VARCHAR(n)` is `text`, as SQLite does not enforce `n`. What
+a column of each kind becomes, and which values it may have:
+
+"""
+
+_SQLITE_TAIL: Final = """
+- An integer is exact in each of these; in a text column it is its digits (SQLite makes them of a text in a column
+  declared STRING or JSON).
+- SQLite stores a decimal such as 0.99 as the double next to it. It arrives as the shortest number that is that double:
+  0.99 again. One that needs more digits than were declared is rejected, never rounded.
+- A moment has at most six digits of the second, and none but zeros beyond. Numbers (Julian days, seconds since 1970)
+  are rejected: convert them in a query (`datetime(ts, 'unixepoch')`). `24:00`, a second 60 and the year 0 do not exist.
+- A column without a declared type (as every expression of a query) has the type of its values, all of which are looked
+  at before the run: integers, reals, integers and reals (`numeric`), texts or blobs. Mixed otherwise, it is refused by
+  name.
+- A created target gets types, NOT NULL and the primary key. Not: defaults, generation (values of a generated column are
+  copied), CHECK, UNIQUE, other indexes, foreign keys, collations, triggers. `etl plan` names each.
+"""
+
 _ENCODERS: Final = {"plain": "as it is", "jsonb": "with jsonb's version byte", "uuid": "as 16 bytes"}
 
 _COMPUTED_TYPES: Final[Sequence[tuple[str, pl.DataType]]] = (
@@ -146,6 +176,11 @@ def types() -> str:
         _COMPUTED,
         _table("an expression's type", "in a new table", "goes into", rows=_computed()),
         _TAIL,
+        _SQLITE,
+        _table("declared as", "kind", rows=_sqlite_names()),
+        _SQLITE_VALUES,
+        _table("kind", "in a new table", "storage classes", "expected", rows=_sqlite_kinds()),
+        _SQLITE_TAIL,
     )
     return "".join(parts)
 
@@ -169,6 +204,24 @@ def _pairs(pairs: dict[tuple[str, str], casts.Cast]) -> Iterator[Sequence[str]]:
         grouped.setdefault((have, cast.does), []).append(want)
     for (have, does), wanted in sorted(grouped.items()):
         yield f"`{have}`", ", ".join(f"`{want}`" for want in wanted), does
+
+
+def _sqlite_names() -> Iterator[Sequence[str]]:
+    """Yield the names with a meaning of their own by kind, then what a name may contain, in SQLite's order."""
+    grouped: dict[str, list[str]] = {}
+    for name, kind in declared.NAMED.items():
+        grouped.setdefault(kind, []).append(f"`{name}`" if name else "nothing")
+    for kind, names in grouped.items():
+        yield ", ".join(names), kind
+    for parts, kind in declared.AFFINITIES:
+        yield f"else a name with {' or '.join(f'`{part}`' for part in parts)}", kind
+    yield "anything else", "observed"
+
+
+def _sqlite_kinds() -> Iterator[Sequence[str]]:
+    for kind, contract in declared.CONTRACTS.items():
+        digits = ", `numeric(p,s)`" if kind == "numeric" else ""
+        yield kind, f"`{contract.pg_type}`{digits}", " or ".join(contract.takes), contract.expected
 
 
 def _computed() -> Iterator[Sequence[str]]:

@@ -30,6 +30,9 @@ MAY_TOUCH_THE_OUTSIDE = {
     ("embedded.keeper", "sys.exit"): "it ends a process that is its own",
     ("embedded.keeper", "os._exit"): "after a fork, the parent's cleanup is not the child's",
     ("sources.postgres.readers", "SystemExit"): "told from a panic of the driver and raised on, not made",
+    ("sources.sqlite.reading", "SystemExit"): "the same",
+    ("sources.sqlite.copier", "sys.argv"): "a program of its own, started with -I -S: its order is its argument",
+    ("sources.sqlite.copier", "sys.stdout"): "its answer is a line of JSON",
     (
         "live.progress",
         "sys.stderr",

@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from keyhaul.errors import ConfigError, ConnectError
+from keyhaul.workfolder import exchangeable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,20 +50,6 @@ def prepare_home(home: Path, owner: int | None) -> None:
             f"use home {home}: {closed} is closed to other users, expected that uid {owner} can pass, because "
             "PostgreSQL does not run as root. Give a --home under /var or /srv, or leave it out for /var/cache/keyhaul."
         )
-
-
-def exchangeable(folder: Path) -> str:
-    """Return who else could put other files in the place of those in `folder`; an empty string: root alone.
-
-    The folders above it are trusted, and so is its group.
-    """
-    ours = {0, os.geteuid()}
-    for status in (folder.lstat(), folder.stat()):
-        if status.st_uid not in ours:
-            return f"it belongs to uid {status.st_uid}"
-        if not stat.S_ISLNK(status.st_mode) and status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
-            return "everybody may write there"
-    return ""
 
 
 def closed_folder(path: Path, uid: int) -> Path | None:

@@ -7,20 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import threading
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final
 
-import platformdirs
 import polars as pl
 
 from keyhaul import events
-from keyhaul.embedded.home import exchangeable
-from keyhaul.errors import ConfigError, RefusedError, StopRunError
+from keyhaul.errors import RefusedError, StopRunError
 from keyhaul.execution.worker import Produced, Worker
 from keyhaul.model import RECORD, ChunkResult, Staged
 from keyhaul.staging.copies import across_chunks
@@ -28,6 +24,7 @@ from keyhaul.staging.gather import Contest, Gathered, Store, remove
 from keyhaul.staging.stage import REJECTED
 from keyhaul.text import plural
 from keyhaul.transform.decoding import parsed
+from keyhaul.workfolder import open_work_folder, work_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,16 +44,9 @@ _RUN_ID: Final = re.compile(r"[0-9]{8}T[0-9]{6}-[0-9a-f]{4}")
 """Nothing else in the work folder is ever removed, whatever a ledger says."""
 
 
-def work_folder(job: Job) -> Path:
-    """Return the folder that holds a folder for each run; not the embedded server's, which tolerates no other."""
-    if job.work_dir is not None:
-        return Path(job.work_dir).expanduser().absolute()
-    return Path("/var/cache/keyhaul-work") if os.geteuid() == 0 else platformdirs.user_cache_path("keyhaul-work")
-
-
 def sweep(job: Job, ledger: Ledger, observe: Observer) -> None:
     """Remove what runs of this job have left that are done or given up; what is of others stays."""
-    base = work_folder(job)
+    base = work_folder(job.work_dir)
     try:
         names = [entry.name for entry in base.iterdir() if _RUN_ID.fullmatch(entry.name) and entry.is_dir()]
     except OSError:  # it is not there, or another user's: nothing of ours is in it
@@ -84,21 +74,7 @@ class Phases:
         self._contest = _contest(prepared)
         self._ordered = prepared.source.unique()
         self._store: Store | None = None
-        self._base = work_folder(self._job)
-        try:
-            self._base.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            msg = f"use work folder {self._base}: {error.strerror}. Give another one in --work-dir"
-            raise ConfigError(msg) from error
-        if not os.access(self._base, os.W_OK | os.X_OK):
-            msg = f"use work folder {self._base}: this user cannot write there. Give another one in --work-dir"
-            raise ConfigError(msg)
-        if others := exchangeable(self._base):
-            msg = (
-                f"use work folder {self._base}: {others}, expected a folder of this user or root, because rows will "
-                "lie in it. Give another one in --work-dir"
-            )
-            raise ConfigError(msg)
+        self._base = open_work_folder(self._job.work_dir)
 
     @classmethod
     def of(cls, prepared: Prepared, observe: Observer, control: Control) -> Phases | None:
