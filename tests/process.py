@@ -6,13 +6,12 @@ import contextlib
 import json
 import os
 import re
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import forking
 import support
 
 if TYPE_CHECKING:
@@ -38,15 +37,7 @@ class Process:
         self._ended_at: float | None = None
         self._lines: dict[str, list[str]] = {"stdout": [], "stderr": []}
         self._news = threading.Condition()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "keyhaul", *args],
-            env=support.clean_environment(home, env),
-            cwd=cwd,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        self._process = forking.start(args, env=support.clean_environment(home, env), cwd=cwd)
         self._readers = [threading.Thread(target=self._read, args=(name,), daemon=True) for name in self._lines]
         self._readers.append(threading.Thread(target=self._measure, daemon=True))
         for reader in self._readers:

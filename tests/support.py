@@ -11,8 +11,9 @@ import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import forking
 import psycopg
 from psycopg import sql
 
@@ -32,6 +33,8 @@ FAST = {
 STOP_SECONDS = 20.0
 
 _numbers = itertools.count(1)
+_kept: dict[str, psycopg.Connection[Any]] = {}
+"""Of servers that run for a while, by their URI: sessions that make databases."""
 
 
 @contextmanager
@@ -50,9 +53,12 @@ def running_server(*, major: Literal[18, 16] = 18, bindir: Path | None = None) -
     """A server in a home of its own; stopped and removed at the end, which is checked."""
     with open_folder() as folder:
         server = embedded.start(folder / "home", major=major, settings=FAST, bindir=bindir)
+        place = server.uri("postgres")
         try:
-            yield server
+            with psycopg.connect(place, autocommit=True, application_name="tests") as _kept[place]:
+                yield server
         finally:
+            del _kept[place]
             server.close()
             wait_until(lambda: not embedded.is_running(server.home), "the server to stop")
             assert processes_in(folder) == []
@@ -79,12 +85,24 @@ def processes_in(folder: Path) -> list[int]:
     return found
 
 
+@contextmanager
+def _maintenance(server: embedded.EmbeddedServer) -> Iterator[psycopg.Connection[Any]]:
+    """Yield a session that makes and drops databases: the one that `running_server` keeps, or a new one."""
+    kept = _kept.get(server.uri("postgres"))
+    if kept is not None and not kept.closed:
+        yield kept
+        return
+    with psycopg.connect(server.uri("postgres"), autocommit=True) as connection:
+        yield connection
+
+
 def make_database(server: embedded.EmbeddedServer, prefix: str, template: str | None = None) -> str:
     """Make a database with a name of its own, empty or a copy of the one with a URI, and return its URI."""
     name = f"{prefix}_{os.getpid()}_{next(_numbers)}"
     origin = "template1" if template is None else str(psycopg.conninfo.conninfo_to_dict(template)["dbname"])
-    with psycopg.connect(server.uri("postgres"), autocommit=True) as connection:
-        query = sql.SQL("create database {} template {}")
+    # Copied as files: with what it takes to drop it, 15 ms of a server's CPU instead of 36 ms block by block.
+    query = sql.SQL("create database {} template {} strategy file_copy")
+    with _maintenance(server) as connection:
         connection.execute(query.format(sql.Identifier(name), sql.Identifier(origin)))
     return server.uri(name)
 
@@ -92,7 +110,7 @@ def make_database(server: embedded.EmbeddedServer, prefix: str, template: str | 
 def drop_database(server: embedded.EmbeddedServer, uri: str) -> None:
     """Drop a database made by `make_database`, with every connection to it."""
     name = sql.Identifier(str(psycopg.conninfo.conninfo_to_dict(uri)["dbname"]))
-    with psycopg.connect(server.uri("postgres"), autocommit=True) as connection:
+    with _maintenance(server) as connection:
         connection.execute(sql.SQL("drop database if exists {} with (force)").format(name))
 
 
@@ -129,11 +147,24 @@ def run_etl(
     env: Mapping[str, str | None] | None = None,
     timeout_seconds: float = 120.0,
     cwd: Path | None = None,
+    fresh: bool = False,
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``etl ARGS`` to its end; a variable of `env` that is None is left out."""
+    """Run ``etl ARGS`` to its end, forked (see `forking`); a variable of `env` that is None is left out.
+
+    Args:
+        home: HOME, the embedded server's folder, and where it runs unless `cwd` says so.
+        args: of the command.
+        env: what differs from `clean_environment`.
+        timeout_seconds: after which it is killed, and the test fails.
+        cwd: where it runs.
+        fresh: in a new interpreter.
+    """
+    environment = clean_environment(home, env)
+    if not fresh and forking.can_fork(args, environment):
+        return forking.run(args, env=environment, cwd=cwd or home, timeout=timeout_seconds)
     return subprocess.run(
         [sys.executable, "-m", "keyhaul", *args],
-        env=clean_environment(home, env),
+        env=environment,
         cwd=cwd or home,
         timeout=timeout_seconds,
         stdin=subprocess.DEVNULL,

@@ -175,6 +175,7 @@ def command(flags):
     return ["chunked", *(f"{name}={text}" for name, text in flags.items() if text is not None)]
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.name)
 def test_a_mistake_gets_one_message_and_changes_nothing(etl, ends, tmp_path, mistake):
     source, target = ends
@@ -246,6 +247,7 @@ def test_a_wrong_password_is_told_without_it(etl, ends, login, end, wrong):
     assert_secret(message, wrong)
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("raw", ["Zebra@Quartz", "Zebra/Quartz", "Zebra#Quartz", "Zebra%Quartz", PASSWORD])
 def test_a_password_that_is_not_encoded_is_told_how_to_be(etl, ends, login, raw):
     for name, end in (("--source", 0), ("--target", 1)):

@@ -218,6 +218,7 @@ def passages(scenario, point, once):
         yield LATER[scenario, point]
 
 
+@pytest.mark.thin(4)
 @pytest.mark.parametrize(("scenario", "point", "action", "once"), CASES)
 def test_a_fault_at_every_passage_of_a_point_leaves_a_run_that_the_same_command_completes(
     scenario, point, action, once, start_etl, server, ends, truths, new_target, tmp_path
@@ -290,6 +291,7 @@ def test_the_oracle_sees_each_kind_of_damage(mutation, server, clean, truths, tm
     support.drop_database(server, target)
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("mutant", mutants.MUTANTS, ids=lambda mutant: mutant.__name__)
 def test_the_oracle_sees_a_mistake_in_the_tool(mutant, start_etl, server, ends, truths, new_target, tmp_path):
     target, work, log = new_target("append"), tmp_path / "work", tmp_path / "log.jsonl"

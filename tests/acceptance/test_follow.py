@@ -57,6 +57,7 @@ def wait_for_line(process, text):
     support.wait_until(lambda: text in process.stdout, f"{text!r} in {process.stdout}{process.stderr}", 60)
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize(
     ("rules", "allowed", "code"),
     [((), (), 0), (("--rule", "low: id < 300"), (), 1), (("--rule", "low: id < 300"), ("--allow-quarantined", "1"), 0)],

@@ -9,6 +9,8 @@ import pytest
 import support
 from aftermath import check_ledger, checksum, fetch, value, wait_until_nothing_is_left
 
+pytestmark = pytest.mark.thorough
+
 ROWS = 100
 FAST = "create or replace function public.slow(n int) returns int immutable language sql return n"
 SLOW = (

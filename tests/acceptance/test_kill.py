@@ -17,6 +17,8 @@ import support
 from aftermath import check_ledger, checksum, fetch, files_in, value, wait_until_nothing_is_left
 from proxy import losing
 
+pytestmark = pytest.mark.thorough
+
 ROWS = int(os.environ.get("KEYHAUL_KILL_ROWS", "200000"))
 ROUNDS = int(os.environ.get("KEYHAUL_KILL_ROUNDS", "3"))
 SEED = int(os.environ.get("KEYHAUL_KILL_SEED", str(random.randrange(10**9))))  # noqa: S311 - printed, to be repeated
@@ -116,6 +118,7 @@ def steps_under_way(run):
     return [step for chunk, step in last.items() if chunk not in done]
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("drivers", DRIVERS.values(), ids=DRIVERS)
 def test_killed_runs_that_are_resumed_give_the_same_table_as_one_run(
     start_etl, source, server, database, tmp_path, drivers

@@ -46,6 +46,7 @@ def source(server):
     support.drop_database(server, uri)
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("drivers", ["connectorx and copy", "adbc and adbc"])
 def test_runs_killed_in_either_phase_load_what_one_query_says(start_etl, source, server, database, tmp_path, drivers):
     print(f"seed {SEED}")

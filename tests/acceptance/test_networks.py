@@ -144,6 +144,7 @@ def left_of(source, target):
     return [name for name, _ in sessions(source) + sessions(target) if any(run in name for run in runs)]
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize(("moment", "drivers"), CELLS)
 def test_a_link_that_breaks_costs_at_most_its_timeout_and_no_row(
     moment, drivers, server, database, source, truth, etl_home, tmp_path
@@ -174,6 +175,7 @@ def test_a_link_that_breaks_costs_at_most_its_timeout_and_no_row(
 # --- what is not to be cut --------------------------------------------------------------------------
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("drivers", DRIVERS.values(), ids=DRIVERS)
 def test_a_server_that_works_for_longer_than_the_networks_timeout_is_left_alone(
     drivers, start_etl, source, server, database

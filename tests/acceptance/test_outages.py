@@ -15,6 +15,8 @@ from oracle import problems, truth_of_a_clean_run
 
 from keyhaul.ledger.patience import RECONNECT_SECONDS
 
+pytestmark = pytest.mark.thorough
+
 TIMEOUT_SECONDS = 2
 PATIENCE_SECONDS = float(os.environ.get("KEYHAUL_PATIENCE", "8"))
 """How long a target is waited for: 60 in a soak, which is what everybody has; less where it is only a longer wait."""
@@ -99,6 +101,7 @@ def judge(truth, source, target, folder):
     assert problems(truth, target, "public.items", key="id", servers=[source, target], folders=[folder]) == []
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("loader", ["copy", "adbc"])
 def test_an_outage_whose_old_sessions_stay_in_the_server_is_over_when_the_network_is_back(
     start_etl, env, server, source, target, truth, tmp_path, loader

@@ -87,6 +87,7 @@ def test_a_reader_sees_the_old_rows_then_the_new_ones_and_nothing_between(etl, e
     assert f"(old: {NEW:,} rows by its statistics → new: {NEW:,} rows)" in again.stdout + again.stderr
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("seed", [0, 1, 2, 6, 7, 8])
 def test_killed_at_any_moment_the_table_is_old_or_new_and_the_same_command_ends_it(etl, start_etl, ends, seed):
     target = ends[1]
@@ -116,6 +117,7 @@ def test_killed_at_any_moment_the_table_is_old_or_new_and_the_same_command_ends_
 SESSIONS = "select pid from pg_stat_activity where application_name like 'keyhaul%%'"
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("statement", ["create index", "lock table", "drop table"])
 def test_killed_inside_a_statement_of_the_end(etl, start_etl, ends, statement):
     """Another session holds what the statement waits for; the kill comes while it waits, then the lock goes."""

@@ -279,6 +279,7 @@ def everything_in(folder, but):
     return [(str(path), path.read_bytes()) for path in paths]
 
 
+@pytest.mark.thin(4)
 @pytest.mark.parametrize("way", PATHS, ids=lambda way: way.name)
 def test_no_secret_is_told_whatever_fails(etl_home, databases, server, roles, tmp_path, way):
     names = [str(psycopg.conninfo.conninfo_to_dict(uri)["dbname"]) for uri in databases]

@@ -98,6 +98,7 @@ def notices(run):
 # --- a server that goes and comes -------------------------------------------------------------------
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT], ids=["fast", "immediate"])
 @pytest.mark.parametrize("end", ["source", "target"])
 def test_a_server_that_is_restarted_costs_no_row(

@@ -129,6 +129,7 @@ def test_every_chunk_that_had_begun_is_done_after_an_interrupt(start_etl, source
     assert report["counts"]["loaded"] == value(target, "select count(*) from public.items") == 10 * len(begun)
 
 
+@pytest.mark.thin(2)
 @both_drivers
 def test_a_second_interrupt_cancels_what_is_being_read(etl, start_etl, source, target, drivers):
     words = ("--reader", drivers[0], "--loader", drivers[1])
@@ -148,6 +149,7 @@ def test_a_second_interrupt_cancels_what_is_being_read(etl, start_etl, source, t
     assert value(target, "select count(*) from public.items") == 0
 
 
+@pytest.mark.thin(2)
 @both_drivers
 def test_a_second_interrupt_cancels_what_is_being_loaded(etl, start_etl, source, target, drivers):
     fetch(target, NAPPING)
@@ -467,6 +469,7 @@ def test_the_exit_code_says_whether_more_was_quarantined_than_allowed(etl, sourc
 # --- connections that are lost ---------------------------------------------------------------------
 
 
+@pytest.mark.thin(2)
 @both_drivers
 def test_lost_connections_of_workers_are_retried_and_nothing_is_loaded_twice(start_etl, source, target, drivers):
     words = ("--reader", drivers[0], "--loader", drivers[1], "--progress", "json")
@@ -529,6 +532,7 @@ def test_a_target_that_crashes_and_recovers_is_waited_for(start_etl, source, own
     assert check_ledger(target, "public.items")["loaded"] == ROWS
 
 
+@pytest.mark.thin(3)
 @both_drivers
 @pytest.mark.parametrize("lose", ["answer", "commit"])
 def test_a_lost_commit_or_answer_to_it_neither_loses_nor_repeats_rows(start_etl, server, source, target, drivers, lose):

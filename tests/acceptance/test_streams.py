@@ -72,6 +72,7 @@ WAYS = {"| true": "Broken pipe", ">/dev/full": "No space left on device", ">&-":
 ways = pytest.mark.parametrize(("how", "why"), WAYS.items())
 
 
+@pytest.mark.thin(3)
 @ways
 @pytest.mark.parametrize("progress", ["plain", "json"])
 def test_a_run_that_was_done_is_done_though_its_report_cannot_be_written(
@@ -115,6 +116,7 @@ def test_a_run_that_prints_nothing_says_nothing_of_a_stream_that_it_does_not_nee
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("how", ["2>&-", "<&- >&- 2>&-", ">/dev/full 2>/dev/full"])
 def test_without_stderr_a_run_loads_all_the_same(redirected, source, target, how):
     done = redirected(how, *command(source, target))
@@ -155,6 +157,7 @@ def test_a_command_that_only_reads_ends_quietly_when_nobody_reads_on(redirected,
     assert redirected("| true", "verify", "last", *command(source, target)[1:-2], "--json").returncode == 1
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("how", [">/dev/full", ">&-"])
 def test_a_command_that_only_reads_says_in_one_line_that_it_cannot_write(redirected, etl, source, target, how):
     assert etl(*command(source, target, "--checksum")).returncode == 0
@@ -210,6 +213,7 @@ def unread(etl_home, tmp_path):
     os.close(write)
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize(("stream", "room", "progress"), [("stderr", 0, "plain"), ("stdout", 8192, "json")])
 def test_a_run_whose_stream_nobody_reads_is_stopped_by_a_signal(

@@ -78,6 +78,7 @@ def test_three_tables_are_exactly_once_over_kills(start_etl, databases, orders):
     wait_until_nothing_is_left(*databases)
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("lose", ["answer", "commit"])
 def test_a_chunk_killed_at_its_commit_is_in_all_tables_or_in_none(start_etl, server, databases, orders, lose):
     source, target = databases

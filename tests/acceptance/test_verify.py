@@ -112,6 +112,7 @@ def test_what_is_wrong_or_missing_ends_with_code_2_and_says_what_to_give(etl, en
     assert etl("verify", "one", "two").returncode == 2
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("reader", ["connectorx", "adbc"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_it_soon_and_leaves_no_session(etl, etl_home, ends, reader, number, code):

@@ -52,6 +52,7 @@ def filled(databases):
     return databases
 
 
+@pytest.mark.thin(4)
 @pytest.mark.parametrize(
     ("value", "number", "chunk"),
     [("compressible", 1000, "50000"), ("not compressible", 60, "50000"), ("not compressible", 60, "auto")],

@@ -57,6 +57,7 @@ def fill(databases, number=1000, target=ORPHANS):
     run_sql(databases[1], target)
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("loader", ["copy", "adbc"])
 @pytest.mark.parametrize("reader", ["connectorx", "adbc"])
 def test_orphans_whose_parents_came_later_load_and_the_rest_stays(databases, loader, reader):
@@ -146,6 +147,7 @@ def test_keys_of_several_columns_with_quotes_are_read_again(databases):
     )
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize(
     ("kind", "values"),
     [

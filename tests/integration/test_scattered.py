@@ -131,6 +131,7 @@ NOT_ASKED = {
 }
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("mode", ["append", "upsert"])
 @pytest.mark.parametrize("kind", NOT_ASKED)
 def test_what_the_server_does_not_ask_costs_no_row(databases, kind, mode):

@@ -123,6 +123,7 @@ def assert_whole(databases, but_not=()):
     assert got == wanted
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize(
     ("known", "more"),
     [

@@ -119,6 +119,7 @@ def carried(conn, session, values, dtype):
     return [found[number] for number in range(len(values))]
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize(("name", "target"), CASES)
 @given(data=st.data())
 @some

@@ -102,6 +102,7 @@ def prepare(databases, have, want, values):
     run_sql(target, "drop table if exists public.pair", f"create table public.pair (id int primary key, v {want})")
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize(("reader", "loader"), [("connectorx", "copy"), ("adbc", "adbc")])
 @pytest.mark.parametrize(("have", "want", "values"), PAIRS, ids=[f"{a} to {b}" for a, b, _ in PAIRS])
 def test_each_value_arrives_unchanged_or_is_quarantined(databases, reader, loader, have, want, values):
