@@ -18,14 +18,14 @@ SOURCE = Path(__file__).parents[1] / "src" / "keyhaul"
 
 NOUNS = (
     "errors", "redaction", "model", "events", "faults", "control", "text", "memory", "quantity", "wholefile",
-    "workfolder", "team", "console", "retrying", "halving",
+    "workfolder", "team", "console", "quoting", "retrying", "halving",
 )  # fmt: skip
 """Modules of keyhaul/ itself that everybody may use; among themselves they have no circle."""
 
 ROOMS = {
     "postgres": ("pgtypes", "catalog", "definition", "dsn", "shapes"),
     "embedded": ("server", "flights", "home"),
-    "ledger": ("store", "rows", "reading", "statements", "joblock"),
+    "ledger": ("store", "rows", "reading", "statements", "versions"),
     "config": ("job", "parts", "steps", "checkfile", "draft"),
     "sessions": ("connecting", "watchdog", "links", "seats", "addresses"),
     "transform": ("compiled", "mapping", "decoding", "casts", "lookup"),

@@ -12,11 +12,11 @@ from keyhaul import events
 from keyhaul.before.preview import preview
 from keyhaul.comparison import comparing, ledgercompare
 from keyhaul.comparison.differences import FIRST_DIFFERENCES
-from keyhaul.config.job import EMBEDDED, Job, load_job
+from keyhaul.config.job import Job, load_job
 from keyhaul.control import Control
 from keyhaul.errors import ConfigError
 from keyhaul.execution import engine
-from keyhaul.sessions.connecting import find_target
+from keyhaul.sessions.connecting import find_ledger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -168,11 +168,7 @@ def verify_ledger(
         StopRunError: the database was lost, or a chunk could not be compared.
     """
     known = environ or {}
-    place = ledgercompare.Place(
-        dsn=find_target(target or known.get("ETL_TARGET_URL") or EMBEDDED, home or known.get("ETL_HOME")),
-        ledger_schema=ledger_schema or known.get("ETL_LEDGER_SCHEMA") or "keyhaul",
-        job=job,
-    )
+    place = ledgercompare.Place(ledger=find_ledger(target, home, ledger_schema, known), job=job)
     return ledgercompare.compare_ledger(
         place.within(known), run, observe or (lambda _event: None), show_values=show_values
     )

@@ -76,9 +76,18 @@ def without_values(text: str) -> str:
 _NUMBERS = re.compile(r"(?<=value )-?\d\S*|(\()-?\d\S*+( [-+*/%] \S+(?=\)))?")
 
 
+def first_line(error: BaseException) -> str:
+    """Return what a driver's error says, in one line: of a server's its primary message, without DETAIL and CONTEXT.
+
+    A connection's error has no such message, nor have other drivers' errors: the first line of their text.
+    """
+    primary = getattr(getattr(error, "diag", None), "message_primary", None)
+    return str(primary or error).strip().split("\n", 1)[0]
+
+
 def safe_message(error: BaseException) -> str:
     """Return the first line of a driver's message without the row values that it may quote."""
-    line = str(error).strip().split("\n", 1)[0]
+    line = first_line(error)
     if DIVISION_BY_ZERO in line.lower():
         return DIVISION_BY_ZERO
     if "from `i128` to `i64` failed" in line:

@@ -5,8 +5,8 @@ Row counts are rows of the source; durations are seconds; sizes are bytes of Arr
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from dataclasses import MISSING, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +17,7 @@ RECORD = "_record"
 """The hidden column of every frame: the row's ordinal in its chunk, int64, from 0."""
 
 ChunkKind = Literal["range", "nulls", "keys", "part"]
+N = TypeVar("N", "Counts", "Timings")
 RouteKind = Literal["direct", "text", "refused"]
 
 
@@ -101,37 +102,63 @@ class Plan:
     exact: bool
 
 
+def fact(meaning: str, unit: str = "", *, shown: str = "", framed: bool = True, default: object = MISSING) -> Any:  # noqa: ANN401 - of any field
+    """Return a dataclass's field that says what it means: frames, `etl show`, the page and the docs read it there.
+
+    Args:
+        meaning: one sentence, without what the name and the unit say.
+        unit: of a number, for example ``rows``.
+        shown: what `etl show` and the page call it, for a fact that they print as it stands.
+        framed: whether the frames of `keyhaul.history` have it.
+        default: as of any field.
+    """
+    return field(default=default, metadata={"meaning": meaning, "unit": unit, "shown": shown, "framed": framed})
+
+
+def added(one: N, other: N) -> N:
+    """Return the sum of two values field by field."""
+    return type(one)(**{term.name: getattr(one, term.name) + getattr(other, term.name) for term in fields(one)})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """The balance of a chunk or a run: ``read = loaded + unchanged + duplicate + filtered + quarantined``.
+    """The balance of a chunk or a run: `read` is the sum of `TERMS`.
 
-    Of the rows loaded, `updated` replaced one that was there; the others were inserted.
+    This is the only list of its terms: the ledger has a column ``rows_…`` for each, and what sums, shows or frames
+    them reads the fields here.
     """
 
-    read: int = 0
-    loaded: int = 0
-    unchanged: int = 0
-    duplicate: int = 0
-    filtered: int = 0
-    quarantined: int = 0
-    updated: int = 0
+    read: int = fact("read from the source: loaded + unchanged + duplicate + filtered + quarantined", "rows", default=0)
+    loaded: int = fact("inserted or updated, counted by the target", "rows", default=0)
+    updated: int = fact("of those loaded, how many replaced a row", "rows", default=0)
+    unchanged: int = fact("in the target already, equal or kept", "rows", default=0)
+    duplicate: int = fact("copies that lost against another row", "rows", default=0)
+    filtered: int = fact("left out by a `where`", "rows", default=0)
+    quarantined: int = fact("rejected", "rows", default=0)
 
     def __add__(self, other: Counts) -> Counts:
         """Add two balances, term by term."""
-        return Counts(
-            read=self.read + other.read,
-            loaded=self.loaded + other.loaded,
-            unchanged=self.unchanged + other.unchanged,
-            duplicate=self.duplicate + other.duplicate,
-            filtered=self.filtered + other.filtered,
-            quarantined=self.quarantined + other.quarantined,
-            updated=self.updated + other.updated,
-        )
+        return added(self, other)
+
+    @property
+    def inserted(self) -> int:
+        """Of the rows loaded those that replaced none."""
+        return self.loaded - self.updated
+
+    @property
+    def unaccounted(self) -> int:
+        """The rows read that no term has; 0 in a balance."""
+        told: int = sum(getattr(self, term) for term in TERMS)
+        return self.read - told
 
     @property
     def balanced(self) -> bool:
         """Whether every row read is accounted for."""
-        return self.read == self.loaded + self.unchanged + self.duplicate + self.filtered + self.quarantined
+        return not self.unaccounted
+
+
+TERMS: Final = tuple(term.name for term in fields(Counts) if term.name not in {"read", "updated"})
+"""What a row that is read can become, in the order in which it is told."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,13 +177,11 @@ class TableCounts:
 
     def __add__(self, other: TableCounts) -> TableCounts:
         """Add the rows of another write of the same table."""
-        return TableCounts(
-            table=self.table,
-            inserted=self.inserted + other.inserted,
-            updated=self.updated + other.updated,
-            unchanged=self.unchanged + other.unchanged,
-            duplicate=self.duplicate + other.duplicate,
-        )
+        return TableCounts(table=self.table, **{fate: getattr(self, fate) + getattr(other, fate) for fate in FATES})
+
+
+FATES: Final = tuple(fate.name for fate in fields(TableCounts) if fate.name != "table")
+"""What a row of one of several tables can become, in the order in which it is told."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,26 +194,30 @@ class Timings:
             failed is in no step.
     """
 
-    read_seconds: float = 0.0
-    transform_seconds: float = 0.0
-    stage_seconds: float = 0.0
-    load_seconds: float = 0.0
-    wait_seconds: float = 0.0
+    read_seconds: float = fact("spent in reading", "s", default=0.0)
+    transform_seconds: float = fact("spent in decoding and transforming", "s", default=0.0)
+    stage_seconds: float = fact("spent in rules and duplicates", "s", default=0.0)
+    load_seconds: float = fact("spent in the target's transaction", "s", default=0.0)
+    wait_seconds: float = fact(
+        "spent in waiting: for a limit, before another try, or for a lock on the chunk's ledger row", "s", default=0.0
+    )
 
     @property
     def busy_seconds(self) -> float:
         """The seconds in which a worker had something to do: all but the waiting."""
-        return self.read_seconds + self.transform_seconds + self.stage_seconds + self.load_seconds
+        return sum(self.by_step().values()) - self.wait_seconds
+
+    def by_step(self) -> dict[str, float]:
+        """Return the seconds of each step by its name, in their order; the last one is ``wait``."""
+        return {step.name.removesuffix("_seconds"): getattr(self, step.name) for step in fields(self)}
 
     def __add__(self, other: Timings) -> Timings:
         """Add two timings, step by step."""
-        return Timings(
-            read_seconds=self.read_seconds + other.read_seconds,
-            transform_seconds=self.transform_seconds + other.transform_seconds,
-            stage_seconds=self.stage_seconds + other.stage_seconds,
-            load_seconds=self.load_seconds + other.load_seconds,
-            wait_seconds=self.wait_seconds + other.wait_seconds,
-        )
+        return added(self, other)
+
+
+STEPS: Final = tuple(step.name.removesuffix("_seconds") for step in fields(Timings) if step.name != "wait_seconds")
+"""What a worker does with a chunk, in this order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -314,18 +314,3 @@ def test_an_incremental_run_and_a_replay_and_mode_replace_take_auto_chunks(fille
     swapped = moved(filled, mode="replace", job="swap")
     assert swapped.counts.loaded == 2000
     assert checksum(filled[1], "public.t") == checksum(filled[0], "public.t")
-
-
-def test_a_ledger_from_before_there_were_merged_chunks_is_read_and_gone_on_with(filled):
-    control = Control()
-
-    def stop(event):
-        if isinstance(event, events.ChunkDone):
-            control.stop("the test says so")
-
-    assert moved(filled, stop, control, chunk=100, workers=1).outcome == "stopped"
-    run_sql(filled[1], "alter table keyhaul.chunks drop column cuts")
-    assert history.chunks(target=filled[1])["cuts"].to_list() == [1] * 20
-    assert history.runs(filled[1])["chunks_planned"].to_list() == [20]
-    assert moved(filled, chunk=100).outcome == "done"
-    check_ledger(filled[1], "public.t")

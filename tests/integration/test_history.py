@@ -21,8 +21,9 @@ from keyhaul.config.job import load_job
 from keyhaul.control import Control
 from keyhaul.errors import ConfigError, RefusedError
 from keyhaul.history.checks import CHECKS
-from keyhaul.history.frames import CHUNKS, QUARANTINE, RUNS, _place, _Scan, schema_of
-from keyhaul.ledger.statements import statement
+from keyhaul.history.frames import CHUNKS, QUARANTINE, RUNS, _Scan, schema_of
+from keyhaul.ledger import versions
+from keyhaul.sessions.connecting import find_ledger
 
 PAGE = Path(__file__).parents[2] / "docs" / "history.md"
 SECRET = "s3cr3t-of-the-role"
@@ -197,13 +198,12 @@ def test_a_quarantine_frame_with_a_login_in_it_refuses_to_be_serialized(orders, 
     with pytest.raises(pl.exceptions.ComputeError):
         keyhaul.quarantine(target=orders[1]).serialize()
     with pytest.raises(TypeError, match="it holds the login of its database"):
-        pickle.dumps(_Scan(_place(orders[1], None, None, None), moved.run_id))
+        pickle.dumps(_Scan(find_ledger(orders[1], None, None, {}), moved.run_id))
 
 
 def test_types_are_the_same_for_an_empty_ledger(databases):
     with psycopg.connect(databases[1], autocommit=True) as conn:
-        conn.execute(statement("create_schema", "keyhaul"))
-        conn.execute(statement("create", "keyhaul"))
+        versions.create(conn, "keyhaul")
         assert keyhaul.runs(databases[1]).schema == schema_of(RUNS)
         with pytest.raises(RefusedError, match="no run is recorded"):
             keyhaul.chunks(target=databases[1])

@@ -3,7 +3,6 @@
 import io
 from decimal import Decimal
 
-import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -14,7 +13,6 @@ from keyhaul.config.job import load_job
 from keyhaul.control import Control
 from keyhaul.errors import ConfigError, RefusedError
 from keyhaul.execution.engine import run
-from keyhaul.ledger.reading import list_runs
 from keyhaul.printing.planview import print_plan
 from keyhaul.replay.resending import replay
 
@@ -304,12 +302,3 @@ def test_whatever_changes_the_target_equals_the_source_after_each_run(databases,
             )
         assert go(databases, lag=str(lag), chunk=str(chunk)).counts.balanced
         assert same(databases)
-
-
-def test_a_ledger_from_before_there_were_incremental_runs_is_upgraded(filled):
-    go(filled, incremental=None, mode="upsert")
-    run_sql(filled[1], "alter table keyhaul.runs drop column since, drop column watermark")
-    with psycopg.connect(filled[1], autocommit=True) as conn:
-        assert [run.watermark for run in list_runs(conn, "keyhaul")] == [None]
-    assert counts(go(filled)) == (1000, 0, 0, 1000)
-    assert counts(go(filled)) == (1, 0, 0, 1)

@@ -13,8 +13,7 @@ from psycopg import sql
 from support import wait_until
 
 from keyhaul.errors import ConfigError, RefusedError
-from keyhaul.ledger import reading
-from keyhaul.ledger.statements import statement
+from keyhaul.ledger import reading, versions
 from keyhaul.model import Counts
 from keyhaul.printing import lookback, rejects
 
@@ -30,8 +29,7 @@ def target(databases):
 
 @pytest.fixture
 def ledger(target):
-    target.execute(statement("create_schema", SCHEMA))
-    target.execute(statement("create", SCHEMA))
+    versions.create(target, SCHEMA)
     add_run(target, OLD, "2026-11-22 08:00Z", job="other", status="done", planned=0)
     add_run(target, DONE, "2026-11-22 09:00Z", status="done", planned=2, ended="2026-11-22 09:00:02Z")
     add_chunk(target, DONE, 1, lower=None, upper=["5"], read=4, loaded=3, quarantined=1)
@@ -182,8 +180,7 @@ def test_a_run_is_running_while_its_lock_is_held_and_interrupted_afterwards(ledg
         assert holder.execute(lock, (SCHEMA, "flights")).fetchone() == (True,)
         assert [run.state for run in reading.list_runs(ledger, SCHEMA)] == ["running", "done", "done"]
         with psycopg.connect(databases[0]) as elsewhere:
-            elsewhere.execute(statement("create_schema", SCHEMA))
-            elsewhere.execute(statement("create", SCHEMA))
+            versions.create(elsewhere, SCHEMA)
             add_run(elsewhere, CUT, "2026-11-22 10:00Z", status="running", planned=1)
             assert reading.list_runs(elsewhere, SCHEMA)[0].state == "interrupted"
     # The server ends a session, and drops its locks, a moment after the client has gone.

@@ -281,16 +281,6 @@ def test_a_user_who_does_not_own_the_table_is_refused(databases, roles):
         move((databases[0], other), "public.t", mode="replace")
 
 
-def test_a_ledger_that_was_made_before_there_was_this_mode_gets_its_column(databases):
-    for uri in databases:
-        run_sql(uri, "create table public.t (id int primary key)")
-    run_sql(databases[0], "insert into public.t values (1)")
-    move(databases, "public.t", mode="append")
-    run_sql(databases[1], "alter table keyhaul.runs drop column fresh_table")
-    assert move(databases, "public.t", mode="replace").outcome == "done"
-    assert rows(databases[1], "select count(*) from keyhaul.runs where fresh_table is not null") == [(1,)]
-
-
 @pytest.mark.parametrize("number", [1, 60], ids=["one", "as sets"])
 def test_a_record_that_breaks_a_unique_index_of_the_fresh_table_names_that_of_the_target(databases, number):
     run_sql(

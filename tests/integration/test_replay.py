@@ -305,16 +305,3 @@ def test_a_replay_is_refused_for_another_run_job_key_source_or_target(databases,
         again(databases, into="public.u")
     with pytest.raises(RefusedError, match="no run is recorded"):
         again((databases[0], database(server)), report.run_id)
-
-
-def test_a_ledger_from_before_there_were_replays_gets_what_it_lacks(databases):
-    fill(databases)
-    report = move(databases)
-    run_sql(
-        databases[1],
-        "alter table keyhaul.runs drop column kind, drop column replay_of",
-        "alter table keyhaul.quarantine drop column attempts, drop column tried_by, drop column resolved_at, drop column resolved_by",
-        "alter table keyhaul.chunks drop constraint chunks_kind_check, add check (kind in ('range', 'nulls'))",
-        "insert into public.parent select g from generate_series(90, 99) g",
-    )
-    assert counts(again(databases, report.run_id).report) == (100, 100, 0, 0)

@@ -163,14 +163,6 @@ def test_a_run_given_up_by_fresh_is_not_replayed_beside_the_one_that_read_its_ro
     assert loaded(databases) == [(10, 10)]
 
 
-def test_a_ledger_from_before_runs_said_what_they_emptied_is_upgraded(databases):
-    fill(databases)
-    name = move(databases, rule=["no: id <> 7"]).run_id
-    run_sql(databases[1], "alter table keyhaul.runs drop column emptied")
-    assert again(databases, name).left == 0
-    assert rows(databases[1], "select distinct emptied from keyhaul.runs") == [(False,)]
-
-
 def test_an_incremental_run_is_refused_once_another_job_has_replaced_its_table(databases):
     fill(databases, target="create table public.t (id int primary key, v int)")
     flags = {"incremental": "v", "mode": "upsert"}

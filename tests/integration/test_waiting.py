@@ -6,10 +6,6 @@ import psycopg
 import pytest
 from moving import move, rows, run_sql
 
-from keyhaul import events
-from keyhaul.config.job import load_job
-from keyhaul.control import Control
-from keyhaul.execution.engine import run
 from keyhaul.history import frames as history
 from keyhaul.ledger import reading
 from keyhaul.printing import lookback
@@ -58,40 +54,6 @@ def test_show_says_what_the_bottleneck_was(filled):
         "reading 52 %, loading 28 %, rules and duplicates 20 % of the workers' time; the source, or the way to it, is "
         "the bottleneck." in " ".join(shown(filled[1], report.run_id).split())
     )
-
-
-def test_a_ledger_without_seconds_of_waiting_and_limits_is_shown_and_then_upgraded(filled):
-    report = move(filled, "public.t", workers=1)
-    run_sql(
-        filled[1], "alter table keyhaul.chunks drop column wait_seconds", "alter table keyhaul.runs drop column limits"
-    )
-    assert f"Run {report.run_id} done" in shown(filled[1], report.run_id)
-    assert history.chunks(target=filled[1])["wait_seconds"].to_list() == [0]
-    assert history.runs(target=filled[1])["limits"].to_list() == [[]]
-    assert history.runs(target=filled[1])["wait_seconds"].to_list() == [0]
-    run_sql(filled[1], "truncate public.t")
-    assert move(filled, "public.t", workers=1).outcome == "done"
-    assert len(rows(filled[1], "select wait_seconds from keyhaul.chunks")) == 2
-    assert len(history.runs(target=filled[1])["limits"][0]) == 1
-
-
-def test_a_run_that_an_older_version_began_is_gone_on_with(filled):
-    control = Control()
-
-    def stop(event):
-        if isinstance(event, events.ChunkDone):
-            control.stop("the test says so")
-
-    job = {"source": filled[0], "target": filled[1], "table": "public.t", "key": "id", "chunk": "30", "workers": "1"}
-    first = run(load_job(None, job, {}), stop, control)
-    run_sql(
-        filled[1],
-        "alter table keyhaul.chunks drop column wait_seconds",
-        "alter table keyhaul.runs drop column limits, drop column gathered, drop column run_checks",
-    )
-    report = run(load_job(None, job, {}), lambda _event: None, Control())
-    assert (first.outcome, report.outcome, report.run_id) == ("stopped", "done", first.run_id)
-    assert rows(filled[1], "select count(*) from public.t") == [(100,)]
 
 
 def test_show_says_what_the_limits_did(filled):

@@ -17,7 +17,7 @@ import psycopg
 
 from keyhaul.before.incremental import check_incremental
 from keyhaul.before.runcheck import check_run_rules
-from keyhaul.errors import ConfigError, RefusedError
+from keyhaul.errors import ConfigError, RefusedError, first_line
 from keyhaul.fanout.tables import compile_tables, refuse_held, together
 from keyhaul.faults import pass_point
 from keyhaul.ledger.store import Ledger
@@ -173,13 +173,14 @@ def prepare(job: Job, ends: Ends, *, run_id: str = "plan", alone: bool = False) 
             if alone:
                 ledger.lock()
                 ledger.settle()
+            ledger.exists()  # refuses one of another version
             ends = replace(ends, source=noticing(ends.source, source_conn), target=noticing(ends.target, target_conn))
             prepared = _compile(job, ends, source_conn, target_conn, watchdog, ledger, run_id)
             ledger.connect_by(prepared.connect_ledger)
             check_run_rules(target_conn, prepared.target, prepared.source, job.run_rules)
             pass_point("snapshot.opened")
         except psycopg.Error as error:
-            msg = f"prepare job {job.job}: {redact(str(error).strip().splitlines()[0], ends.source, ends.target)}"
+            msg = f"prepare job {job.job}: {redact(first_line(error), ends.source, ends.target)}"
             if isinstance(error, psycopg.errors.LockNotAvailable) and (held := blocker()):
                 msg += f". The lock was held by {held}. Wait for it, or end it"
             raise ConfigError(msg) from None

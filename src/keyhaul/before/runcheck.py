@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg import sql
 
-from keyhaul.errors import ConfigError, RefusedError
+from keyhaul.errors import ConfigError, RefusedError, first_line
 from keyhaul.model import RunCheck
 from keyhaul.postgres import catalog
 
@@ -53,10 +53,8 @@ def check_run_rules(conn: Connection, target: TargetTable, source: SqlSource, ru
         except ConfigError as error:
             problems.append(f"{rule.at}: {error}")
         except psycopg.Error as error:
-            told = error.diag.message_primary or str(error)
-            problems.append(
-                f"{rule.at}: bind run rule {rule.name}: {told}, expected what {target.label} has. Change it"
-            )
+            told = f"{first_line(error)}, expected what {target.label} has"
+            problems.append(f"{rule.at}: bind run rule {rule.name}: {told}. Change it")
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -96,7 +94,7 @@ def check_run(
                 conn.execute("set transaction read only")
                 checks.append(_check(conn, table, rule, source, own, resumed=resumed))
         except (psycopg.DataError, psycopg.ProgrammingError, psycopg.InternalError) as error:
-            told = error.diag.message_primary or str(error).strip().split("\n", 1)[0]
+            told = first_line(error)
             msg = f"{rule.at}: check run rule {rule.name}: {told}. Mend the rule and run the same command again"
             raise RefusedError(msg) from error
     return tuple(checks)

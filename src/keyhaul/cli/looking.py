@@ -88,7 +88,7 @@ def _follow(conn: Any, schema: str, run_id: str, allowed: Allowance) -> int:  # 
     broken = any(check["on_fail"] == "error" and not check["passed"] for check in run.run_checks)
     if run.status != "done":
         return QUARANTINED if run.status == "abandoned" else STOPPED
-    return QUARANTINED if broken or not allowed.permits(run.rows_quarantined, run.rows_read) else OK
+    return QUARANTINED if broken or not allowed.permits(run.counts.quarantined, run.counts.read) else OK
 
 
 def _wait_while_read(seconds: float) -> None:

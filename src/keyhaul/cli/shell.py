@@ -14,8 +14,6 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from keyhaul.postgres.dsn import Dsn
-
 OK, QUARANTINED, WRONG, STOPPED, BROKEN = 0, 1, 2, 3, 70
 """Exit codes; what they mean stands in `cli`."""
 
@@ -58,18 +56,8 @@ def open_ledger(target: str | None, home: Path | None, schema: str | None) -> It
         home: of the embedded server; ETL_HOME or the user's cache by default.
         schema: of the ledger; ETL_LEDGER_SCHEMA or keyhaul by default.
     """
-    from keyhaul.sessions.connecting import connect
+    from keyhaul.sessions.connecting import find_ledger, look_back
 
-    dsn, name = find_ledger(target, home, schema)
-    with connect(dsn, "target", application_name="keyhaul look back", settings={"timezone": "UTC"}) as conn:
-        yield conn, name
-
-
-def find_ledger(target: str | None, home: Path | None, schema: str | None) -> tuple[Dsn, str]:
-    """Return the database with the ledger, and the ledger's schema; arguments as for `open_ledger`."""
-    from keyhaul.config.job import EMBEDDED
-    from keyhaul.sessions.connecting import find_target
-
-    uri = target or os.environ.get("ETL_TARGET_URL") or EMBEDDED
-    place = str(home) if home else os.environ.get("ETL_HOME")
-    return find_target(uri, place), schema or os.environ.get("ETL_LEDGER_SCHEMA") or "keyhaul"
+    place = find_ledger(target, str(home) if home else None, schema, os.environ)
+    with look_back(place) as conn:
+        yield conn, place.schema

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from keyhaul.cli.outlet import hurry
-from keyhaul.cli.shell import Home, app, find_ledger, open_ledger
+from keyhaul.cli.shell import Home, app, open_ledger
 from keyhaul.comparison.differences import FIRST_DIFFERENCES, MOST_DIFFERENCES
 from keyhaul.console import write_json, write_line
 from keyhaul.errors import ConfigError, RefusedError
@@ -145,6 +145,7 @@ def _against_ledger(run: str | None, job_file: Path | None, values: dict[str, An
 def _place(job_file: Path | None, values: dict[str, Any]) -> Place:
     from keyhaul.comparison.ledgercompare import Place
     from keyhaul.config.job import load_job
+    from keyhaul.sessions.connecting import find_ledger
 
     home: Path | None = values["home"]
     if job_file is not None:
@@ -155,8 +156,8 @@ def _place(job_file: Path | None, values: dict[str, Any]) -> Place:
     workers: str | None = values["workers"] or os.environ.get("ETL_WORKERS")
     if workers and not (workers.isdecimal() and 0 < int(workers) <= MOST_WORKERS):
         raise ConfigError(f"--workers: got {workers!r}, expected a whole number from 1 to {MOST_WORKERS}")
-    dsn, schema = find_ledger(values["target"], home, None)
-    place = Place(dsn=dsn, ledger_schema=schema, job=values["job"], workers=int(workers) if workers else None)
+    ledger = find_ledger(values["target"], str(home) if home else None, None, os.environ)
+    place = Place(ledger=ledger, job=values["job"], workers=int(workers) if workers else None)
     return place.within(os.environ)
 
 

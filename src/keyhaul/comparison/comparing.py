@@ -28,7 +28,7 @@ from keyhaul.comparison.differences import (
 )
 from keyhaul.comparison.verifiable import find_original
 from keyhaul.control import Control
-from keyhaul.errors import ChunkError, ConfigError, StopRunError
+from keyhaul.errors import ChunkError, ConfigError, StopRunError, first_line
 from keyhaul.execution.engine import Sitting
 from keyhaul.execution.task import source_application, target_uri
 from keyhaul.ledger.store import new_run_id
@@ -94,8 +94,7 @@ def verify(
             )
             return comparison.execute(started)
         except psycopg.Error as error:
-            text = error.diag.message_primary or str(error).strip().split("\n", 1)[0]
-            raise StopRunError(_broken_off(prepared, comparison, text)) from error
+            raise StopRunError(_broken_off(prepared, comparison, first_line(error))) from error
         except ChunkError as error:
             raise StopRunError(_broken_off(prepared, comparison, str(error))) from error
 

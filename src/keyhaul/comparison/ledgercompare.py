@@ -18,12 +18,12 @@ from keyhaul.comparison.checksummed import NULL_KEYS, find_checksummed
 from keyhaul.comparison.differences import broken_off
 from keyhaul.comparison.verifiable import find_named
 from keyhaul.config.job import load_job
-from keyhaul.errors import ChunkError, StopRunError
+from keyhaul.errors import ChunkError, StopRunError, first_line
 from keyhaul.ledger.store import new_run_id
 from keyhaul.postgres import pgtypes
 from keyhaul.postgres.dsn import redact
 from keyhaul.retrying import attempts
-from keyhaul.sessions.connecting import connect, find_target, noticing, with_login
+from keyhaul.sessions.connecting import LedgerPlace, connect, find_ledger, noticing, with_login
 from keyhaul.sessions.watchdog import Watchdog
 from keyhaul.targets.rowhash import hash_part
 from keyhaul.targets.session import CopySession
@@ -52,8 +52,7 @@ class Place:
         workers: parts at a time; None: one for each core, at most four.
     """
 
-    dsn: Dsn
-    ledger_schema: str
+    ledger: LedgerPlace
     job: str | None = None
     workers: int | None = None
     statement_timeout_seconds: int = 3600
@@ -65,8 +64,7 @@ class Place:
     def of(cls, job: Job) -> Self:
         """Return the place of a job's runs; its source is not looked at."""
         return cls(
-            dsn=find_target(job.target.uri, job.home),
-            ledger_schema=job.ledger_schema,
+            ledger=find_ledger(job.target.uri, job.home, job.ledger_schema, {}),
             job=job.job,
             workers=job.workers,
             statement_timeout_seconds=job.statement_timeout_seconds,
@@ -164,26 +162,23 @@ def compare_ledger(place: Place, run: str, observe: Observer, *, show_values: bo
         StopRunError: the database was lost, or a chunk could not be compared.
     """
     started = time.perf_counter()
-    watchdog = Watchdog({"target": place.dsn}, place.network_timeout_seconds)
+    watchdog = Watchdog({"target": place.ledger.dsn}, place.network_timeout_seconds)
     watchdog.observe = observe
     comparison, conn = None, None
     what = f"verify run {run} against the ledger"
     try:
         settings = place.settings()
         name = f"keyhaul {new_run_id()}"
-        conn = connect(place.dsn, "target", application_name=f"{name} snapshot", settings=settings)
-        dsn = noticing(with_login(place.dsn, conn), conn)
-        run_id = find_named(conn, place.ledger_schema, run, place.job)
+        conn = connect(place.ledger.dsn, "target", application_name=f"{name} snapshot", settings=settings)
+        dsn = noticing(with_login(place.ledger.dsn, conn), conn)
+        run_id = find_named(conn, place.ledger.schema, run, place.job)
         conn.execute("begin isolation level repeatable read, read only")
-        found = find_checksummed(conn, place.ledger_schema, run_id)
+        found = find_checksummed(conn, place.ledger.schema, run_id)
         comparison = _Comparison(conn, place, dsn, f"{name} worker", settings, found)
         differences = comparison.execute(observe)
     except (psycopg.Error, ChunkError) as error:
-        text = str(error).strip().split("\n", 1)[0]
-        if isinstance(error, psycopg.Error):
-            text = error.diag.message_primary or text
         differing = len(comparison.differences) if comparison else 0
-        raise StopRunError(redact(broken_off(what, text, differing), place.dsn)) from error
+        raise StopRunError(redact(broken_off(what, first_line(error), differing), place.ledger.dsn)) from error
     finally:
         watchdog.stop()
         if conn is not None:

@@ -20,7 +20,7 @@ from keyhaul.before.sizing import size_up
 from keyhaul.config.identity import check_same
 from keyhaul.config.parts import AutoChunk
 from keyhaul.control import Control
-from keyhaul.errors import ConfigError, EtlError, StopRunError
+from keyhaul.errors import ConfigError, EtlError, StopRunError, first_line
 from keyhaul.execution.ending import Ended, Ending
 from keyhaul.execution.phases import Phases, sweep
 from keyhaul.execution.pool import Pool
@@ -161,7 +161,6 @@ class Sitting:
             else "its remaining chunks are read from a newer snapshot"
         )
         message += limit_again(self._job, self._prepared.source, ledger, self._run_id, full=full)
-        ledger.upgrade()
         self._sitting = ledger.resume(self._run_id, workers)
         if phases is not None:
             phases.check_still(ledger.totals(self._run_id).done, loaded, self._run_id)
@@ -208,9 +207,7 @@ class Sitting:
     def explain(self, error: psycopg.Error | ConfigError) -> EtlError:
         """Return our error for one that ended the run: wrong before the first read, resumable after it."""
         ends = self._prepared.ends
-        text = str(error).strip()
-        if isinstance(error, psycopg.Error):
-            text = error.diag.message_primary or text.split("\n", 1)[0]
+        text = first_line(error) if isinstance(error, psycopg.Error) else str(error).strip()
         text = redact(text, ends.source, ends.target)
         if self._begun:
             msg = f"go on with run {self._run_id}: {text}. Run the same command again: what is committed stays"

@@ -9,7 +9,8 @@ import polars as pl
 
 from keyhaul.fanout.unnest import query
 from keyhaul.model import RECORD
-from keyhaul.staging.rules import CHUNK, duck_name, quoted
+from keyhaul.quoting import quote_name
+from keyhaul.staging.rules import CHUNK, duck_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +30,7 @@ def named_uuids(con: duckdb.DuckDBPyConnection, frame: pl.DataFrame, columns: Se
     several a JSON array of texts. So 1 and '1' have the same UUID, in every table, run and database.
     """
     rows = frame.select(pl.int_range(pl.len(), dtype=pl.Int64).alias(RECORD), *(pl.col(c) for c in columns))
-    duck = {name: quoted(duck_name(name, rows.columns)) for name in rows.columns}
+    duck = {name: quote_name(duck_name(name, rows.columns)) for name in rows.columns}
     texts = [
         f"'\\x' || lower(hex({duck[name]}))" if isinstance(rows.schema[name], pl.Binary) else f"{duck[name]}::varchar"
         for name in columns

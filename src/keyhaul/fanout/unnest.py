@@ -13,6 +13,7 @@ import polars as pl
 
 from keyhaul.errors import ChunkError, safe_message
 from keyhaul.model import RECORD
+from keyhaul.quoting import quote_text
 from keyhaul.staging.rules import CHUNK, register
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def _elements(con: duckdb.DuckDBPyConnection, values: pl.DataFrame, unnest: Unne
     )
     pointers = ["/" + name.replace("~", "~0").replace("/", "~1") for name in unnest.fields]
     names = list(unnest.names) or [unnest.prefix]
-    listed = ", ".join("'" + pointer.replace("'", "''") + "'" for pointer in pointers)
+    listed = ", ".join(quote_text(pointer) for pointer in pointers)
     fields = f"json_extract_string(e, [{listed}])" if pointers else "[e ->> '$']"
     found = query(
         con,

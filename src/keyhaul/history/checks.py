@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Final
 
 import polars as pl
 
-from keyhaul.config.job import EMBEDDED
 from keyhaul.errors import ConfigError
 from keyhaul.history.frames import Field, frame_of
 from keyhaul.quality.records import FileRecords, LedgerRecords, Records
-from keyhaul.sessions.connecting import find_target
+from keyhaul.sessions.connecting import find_ledger
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -79,14 +78,11 @@ def checks(
     """
     if state is not None and target is not None:
         raise ConfigError("read results of checks: got a database and a file, expected one of them. Remove one")
-    around = environ or {}
     records: Records
     if state is not None:
         records = FileRecords(Path(state))
     else:
-        uri = target or around.get("ETL_TARGET_URL") or EMBEDDED
-        schema = ledger_schema or around.get("ETL_LEDGER_SCHEMA") or "keyhaul"
-        records = LedgerRecords(find_target(uri, home or around.get("ETL_HOME") or None), schema)
+        records = LedgerRecords(find_ledger(target, home, ledger_schema, environ or {}))
     with closing(records):
         rows = records.kept()
     found = frame_of([{**row, **_measured(row["statistics"])} for row in rows], CHECKS)

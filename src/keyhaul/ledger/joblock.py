@@ -14,6 +14,7 @@ import psycopg
 from psycopg import errors
 
 from keyhaul.errors import ConnectError, RefusedError
+from keyhaul.ledger import versions
 from keyhaul.ledger.patience import Patience
 from keyhaul.ledger.statements import statement
 
@@ -24,11 +25,6 @@ LOCK_SECONDS: Final = 1.0
 """How long to wait for the job's lock: the server needs a moment to notice that a killed process is gone."""
 
 _SESSION_NAME: Final = re.compile(r" ledger (?P<pid>\d+)@(?P<host>.*)")
-
-
-def session_name(run_id: str) -> str:
-    """Return the application_name of the connection that holds the job's lock: it says whose it is."""
-    return f"keyhaul {run_id} ledger {os.getpid()}@{platform.node()}"[:63]
 
 
 class JobConnection:
@@ -52,6 +48,11 @@ class JobConnection:
         self.patience = Patience()
         self.schema = schema
         self.job = job
+
+    @staticmethod
+    def session_name(run_id: str) -> str:
+        """Return the application_name of the connection that holds the job's lock: it says whose it is."""
+        return f"keyhaul {run_id} ledger {os.getpid()}@{platform.node()}"[:63]
 
     def connect_by(self, connect: Callable[[], psycopg.Connection[Any]]) -> None:
         """Let `connect` open the connection from now on; it returns the one that is open as long as that one is."""
@@ -126,10 +127,15 @@ class JobConnection:
     def settle(self) -> None:
         """Wait for what killed processes of this job have left under way in the target, a COMMIT for example.
 
-        What is looked at after that stays as it is. Only who has the job's lock may rely on it.
+        What is looked at after that stays as it is. Only who has the job's lock may rely on it. An older ledger is
+        brought to the newest version here.
+
+        Raises:
+            RefusedError: the ledger is of a version that is not known.
         """
-        if exists(self.connection, self.schema):
-            with contextlib.suppress(errors.ReadOnlySqlTransaction):  # such a target is refused for that
+        with contextlib.suppress(errors.ReadOnlySqlTransaction):  # such a target is refused for that
+            versions.upgrade(self.connection, self.schema)
+            if versions.is_there(self.connection, self.schema):
                 self._execute("settle", job=self.job)
 
     def lock(self) -> None:
@@ -161,16 +167,5 @@ class JobConnection:
             return "another process"
         pid, host = int(found["pid"]), found["host"]
         asked = statement("running_as", self.schema, job=self.job, pid=pid, host=host)
-        run = conn.execute(asked).fetchone() if exists(conn, self.schema) else None
+        run = conn.execute(asked).fetchone() if versions.is_there(conn, self.schema) else None
         return f"process {pid} on {run[0]} (run {run[1]})" if run else f"process {pid} on {host}"
-
-
-def exists(conn: psycopg.Connection[Any], schema: str) -> bool:
-    """Whether `schema` holds a ledger in this database."""
-    row = conn.execute(statement("exists", schema, runs=runs_of(schema))).fetchone()
-    return bool(row and row[0])
-
-
-def runs_of(schema: str) -> str:
-    """Return the quoted name of a ledger's table of runs."""
-    return '"' + schema.replace('"', '""') + '".runs'

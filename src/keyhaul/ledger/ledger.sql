@@ -7,136 +7,21 @@ select exists (select from pg_catalog.pg_namespace where nspname = {wanted});
 -- name: create_schema
 create schema {schema};
 
--- name: create
--- The three tables of the ledger. Idempotent; the balance of a loaded chunk is a constraint of the database.
-create table if not exists {schema}.runs (
-    run_id         text primary key,
-    job            text not null,
-    fingerprint    text not null,
-    config         jsonb not null,
-    status         text not null check (status in ('running', 'stopped', 'done', 'abandoned')),
-    source         text not null,
-    target_table   text not null,
-    key            text[] not null,
-    chunk_rows     bigint not null,
-    chunks_planned integer not null,
-    estimated_rows bigint not null,
-    sittings       integer not null default 1,
-    workers        integer not null,
-    pid            integer not null,
-    host           text not null,
-    version        text not null,
-    finish         jsonb not null default '[]',
-    kind           text not null default 'run' check (kind in ('run', 'replay')),
-    replay_of      text,
-    fresh_table    text,
-    since          text,
-    watermark      text,
-    run_checks     jsonb,
-    checksum       jsonb,
-    limits         jsonb not null default '{{}}',
-    workers_reason text,
-    gathered       jsonb not null default '{{}}',
-    emptied        boolean not null default false,
-    started_at     timestamptz not null default clock_timestamp(),
-    ended_at       timestamptz,
-    stop_reason    text
-);
-create table if not exists {schema}.chunks (
-    run_id            text not null references {schema}.runs on delete cascade,
-    chunk             integer not null,
-    kind              text not null check (kind in ('range', 'nulls', 'keys')),
-    lower_bound       text[],
-    upper_bound       text[],
-    estimated_rows    bigint not null,
-    cuts              integer not null default 1,
-    status            text not null default 'planned' check (status in ('planned', 'failed', 'done')),
-    attempts          integer not null default 0,
-    rows_read         bigint not null default 0,
-    rows_loaded       bigint not null default 0,
-    rows_updated      bigint not null default 0,
-    rows_unchanged    bigint not null default 0,
-    rows_duplicate    bigint not null default 0,
-    rows_filtered     bigint not null default 0,
-    rows_quarantined  bigint not null default 0,
-    warned            jsonb not null default '{{}}',
-    tables            jsonb not null default '[]',
-    read_seconds      double precision not null default 0,
-    transform_seconds double precision not null default 0,
-    stage_seconds     double precision not null default 0,
-    load_seconds      double precision not null default 0,
-    wait_seconds      double precision not null default 0,
-    bytes_read        bigint not null default 0,
-    worker            integer,
-    sitting           integer,
-    started_at        timestamptz,
-    ended_at          timestamptz,
-    error             text,
-    rows_there        bigint,
-    hash_there        numeric,
-    hashed_by         text,
-    primary key (run_id, chunk),
-    constraint balance check (rows_read = rows_loaded + rows_unchanged + rows_duplicate + rows_filtered + rows_quarantined)
-);
-create table if not exists {schema}.quarantine (
-    run_id  text not null,
-    chunk   integer not null,
-    record  bigint not null,
-    stage   text not null,
-    rules   text[] not null,
-    message text not null,
-    key     text,
-    data    jsonb not null,
-    attempts    integer not null default 1,
-    tried_by    text,
-    resolved_at timestamptz,
-    resolved_by text,
-    resolved_as text,
-    primary key (run_id, chunk, record),
-    foreign key (run_id, chunk) references {schema}.chunks on delete cascade
-);
-
--- name: outdated
--- Whether the ledger was made before there were replays, fresh and emptied tables, incremental runs, rules across the run,
--- several tables from one record, seconds of waiting, checksums, merged chunks, what the limits did, what is
--- gathered, workers by our own choice, or records that are opened again.
-select to_regclass({runs}) is not null
-   and exists (
-       select from (values ('runs', 'replay_of'), ('runs', 'fresh_table'), ('runs', 'watermark'), ('runs', 'run_checks'),
-                           ('runs', 'emptied'),
-                           ('chunks', 'tables'), ('chunks', 'wait_seconds'), ('chunks', 'hashed_by'),
-                           ('chunks', 'cuts'), ('runs', 'limits'), ('runs', 'gathered'),
-                           ('runs', 'workers_reason'), ('quarantine', 'resolved_as')) as needed(tab, col)
-        where not exists (
-           select from pg_catalog.pg_attribute a join pg_catalog.pg_class c on c.oid = a.attrelid
-            where c.relnamespace = (select r.relnamespace from pg_catalog.pg_class r where r.oid = to_regclass({runs}))
-              and c.relname = needed.tab and a.attname = needed.col));
-
--- name: upgrade
--- What such a ledger lacks. Only then: each of these waits for every chunk that is being loaded.
-alter table {schema}.runs
-    add column if not exists kind text not null default 'run' check (kind in ('run', 'replay')),
-    add column if not exists replay_of text, add column if not exists since text,
-    add column if not exists watermark text, add column if not exists fresh_table text,
-    add column if not exists run_checks jsonb, add column if not exists checksum jsonb,
-    add column if not exists limits jsonb not null default '{{}}', add column if not exists workers_reason text,
-    add column if not exists gathered jsonb not null default '{{}}',
-    add column if not exists emptied boolean not null default false;
-alter table {schema}.chunks drop constraint if exists chunks_kind_check,
-                            add constraint chunks_kind_check check (kind in ('range', 'nulls', 'keys'));
-alter table {schema}.chunks add column if not exists tables jsonb not null default '[]',
-                            add column if not exists wait_seconds double precision not null default 0,
-                            add column if not exists rows_there bigint, add column if not exists hash_there numeric,
-                            add column if not exists hashed_by text,
-                            add column if not exists cuts integer not null default 1;
-alter table {schema}.quarantine
-    add column if not exists attempts integer not null default 1, add column if not exists tried_by text,
-    add column if not exists resolved_at timestamptz, add column if not exists resolved_by text,
-    add column if not exists resolved_as text;
-
 -- name: exists
--- Whether the ledger's tables are there.
-select to_regclass({runs}) is not null;
+-- Whether the ledger's tables are there, and whether they say of which version they are.
+select to_regclass({runs}) is not null, to_regclass({versions}) is not null;
+
+-- name: version
+-- The newest version that the tables were brought to.
+select max(version) from {schema}.schema_version;
+
+-- name: lock_schema
+-- Only one process at a time changes the ledger's tables.
+select pg_advisory_xact_lock(hashtextextended('keyhaul-ddl', 0));
+
+-- name: brought
+-- A version that the tables have from now on, and which keyhaul has made them so.
+insert into {schema}.schema_version (version, keyhaul) values ({version}, {keyhaul});
 
 -- name: try_lock
 -- Take the job's lock for this session; the other holder, if any, is found by `holder`.
@@ -157,8 +42,8 @@ select host, run_id from {schema}.runs
  where job = {job} and status = 'running' and pid = {pid} and starts_with(host, {host}) order by started_at desc limit 1;
 
 -- name: unfinished
--- The run that the same command goes on with; a replay never is. An older ledger has no column for fresh tables.
-select run_id, fingerprint, config, coalesce(to_jsonb(r) ->> 'fresh_table', '') from {schema}.runs r
+-- The run that the same command goes on with; a replay never is.
+select run_id, fingerprint, config, coalesce(fresh_table, '') from {schema}.runs
  where job = {job} and kind = 'run' and status in ('running', 'stopped') order by started_at desc limit 1;
 
 -- name: settle
@@ -190,30 +75,29 @@ values ({run_id}, {job}, {fingerprint}, {config}::jsonb, 'running', {source}, {t
         {fresh_table}, {since}, {watermark}, {checksum}::jsonb, {emptied});
 
 -- name: last_watermark
--- Where the next incremental run begins: at the newest done run of the same source, column and target. A ledger
--- that is not upgraded yet has no such column, hence to_jsonb.
-select r.run_id, w.watermark, r.config,
+-- Where the next incremental run begins: at the newest done run of the same source, column and target.
+select r.run_id, r.watermark, r.config,
        (select coalesce(sum(c.rows_loaded), 0)::bigint from {schema}.chunks c join {schema}.runs o using (run_id)
          where o.job = r.job and o.target_table = r.target_table and o.config->'incremental' is not null)
-  from {schema}.runs r, lateral (select to_jsonb(r)->>'watermark' as watermark) w
- where r.job = {job} and r.kind = 'run' and r.status = 'done' and w.watermark is not null
+  from {schema}.runs r
+ where r.job = {job} and r.kind = 'run' and r.status = 'done' and r.watermark is not null
    and r.target_table = {target_table} and r.config->'source' = {source}::jsonb
    and r.config->'incremental'->>'column' = {column}
  order by r.started_at desc, r.run_id desc limit 1;
 
 -- name: replaced_since
 -- The newest run that has replaced or emptied the table of an incremental run since the job has last read all rows; what
--- the job has loaded before that is gone. An older ledger has no such columns, hence to_jsonb. One that has replaced it
--- with all rows of the same source does no harm, if nobody loaded it meanwhile: rows that are there may come again.
-select n.run_id, to_jsonb(n)->>'fresh_table' is not null
+-- the job has loaded before that is gone. One that has replaced it with all rows of the same source does no harm, if
+-- nobody loaded it meanwhile: rows that are there may come again.
+select n.run_id, n.fresh_table is not null
   from {schema}.runs r, {schema}.runs n
  where r.run_id = {run_id} and n.target_table = r.target_table and n.kind = 'run'
-   and case when to_jsonb(n)->>'fresh_table' is not null then case when n.status = 'done' then n.ended_at end
-            when (to_jsonb(n)->>'emptied')::boolean then n.started_at end > coalesce(
+   and case when n.fresh_table is not null then case when n.status = 'done' then n.ended_at end
+            when n.emptied then n.started_at end > coalesce(
        (select max(f.started_at) from {schema}.runs f
          where f.job = r.job and f.kind = 'run' and f.status = 'done' and f.target_table = r.target_table
-           and to_jsonb(f)->>'watermark' is not null and to_jsonb(f)->>'since' is null), r.started_at)
-   and not (to_jsonb(n)->>'fresh_table' is not null and to_jsonb(n)->>'since' is null
+           and f.watermark is not null and f.since is null), r.started_at)
+   and not (n.fresh_table is not null and n.since is null
             and n.config->'source' = r.config->'source' and n.config->'transform' = r.config->'transform'
             and r.config->'targets' is null
             and not exists (select from {schema}.runs x where x.target_table = n.target_table and x.run_id <> n.run_id
@@ -222,7 +106,7 @@ select n.run_id, to_jsonb(n)->>'fresh_table' is not null
 
 -- name: since
 -- The bound that a resumed run goes on with.
-select to_jsonb(r)->>'since' from {schema}.runs r where run_id = {run_id};
+select since from {schema}.runs where run_id = {run_id};
 
 -- name: insert_chunks
 -- The plan, from one JSON array.
@@ -262,8 +146,7 @@ with held as materialized (
     select run_id from {schema}.runs
      where run_id = {run_id} and status = 'running' and sittings = {sitting} for key share
 ), claimed as materialized (
-    select chunk, cuts, status, rows_read, rows_loaded, rows_unchanged, rows_duplicate, rows_filtered, rows_quarantined,
-           rows_updated, bytes_read, attempts
+    select chunk, cuts, status, bytes_read, attempts, {counts}
       from {schema}.chunks where run_id = (select run_id from held) and chunk between {chunk} and {last}
      order by chunk for update
 )
@@ -294,9 +177,7 @@ returning c.cuts;
 
 -- name: chunk_done
 -- The record of a loaded chunk, in the transaction that loaded it; what came before the load began before it.
-update {schema}.chunks set status = 'done', attempts = {attempts}, rows_read = {rows_read}, rows_loaded = {rows_loaded}, rows_updated = {rows_updated},
-       rows_unchanged = {rows_unchanged}, rows_duplicate = {rows_duplicate}, rows_filtered = {rows_filtered},
-       rows_quarantined = {rows_quarantined}, warned = {warned}::jsonb, tables = {tables}::jsonb, read_seconds = {read_seconds},
+update {schema}.chunks set status = 'done', attempts = {attempts}, {counted}, warned = {warned}::jsonb, tables = {tables}::jsonb, read_seconds = {read_seconds},
        transform_seconds = {transform_seconds}, stage_seconds = {stage_seconds},
        load_seconds = greatest(extract(epoch from clock_timestamp() - transaction_timestamp()) - {lock_seconds}, 0),
        wait_seconds = {wait_seconds}, bytes_read = {bytes_read},
@@ -326,15 +207,15 @@ update {schema}.chunks set rows_there = rows_there + s.rows - {rows}, hash_there
   from ({state}) s where run_id = {run_id} and chunk = {chunk};
 
 -- name: run_named
--- A run by its name, or the newest of a job (of any, for null) that is no replay; of an older ledger, too.
-select r.run_id, r.job, to_jsonb(r)->>'replay_of' from {schema}.runs r
- where case when {run} = 'last' then r.job = coalesce({job}, r.job) and to_jsonb(r)->>'replay_of' is null
+-- A run by its name, or the newest of a job (of any, for null) that is no replay.
+select r.run_id, r.job, r.replay_of from {schema}.runs r
+ where case when {run} = 'last' then r.job = coalesce({job}, r.job) and r.replay_of is null
             else r.run_id = {run} end
  order by r.started_at desc, r.run_id desc limit 1;
 
 -- name: checksum
--- What is hashed of the rows of a run; null when its chunks have no checksums. An older ledger has no such column.
-select nullif(to_jsonb(r)->'checksum', 'null') from {schema}.runs r where run_id = {run_id};
+-- What is hashed of the rows of a run; null when its chunks have no checksums.
+select checksum from {schema}.runs where run_id = {run_id};
 
 -- name: checksums
 -- Each chunk of a run with its bounds, whether it is loaded, and what it had then.
@@ -403,28 +284,28 @@ select o.run_id, o.records, o.rows_read
 -- The run whose records are sent again: by its name, or the job's newest. `lost`: they belong to a fresh table that
 -- has not taken its place, to one whose place another has taken since, or to one that was emptied since; `newer` is the
 -- run of the job that did that. `given_up_for`: the run of the job that began anew with --fresh. Verify and a run that
--- goes on ask, too, and an older ledger has no such columns, hence to_jsonb.
-select r.run_id, r.job, coalesce(to_jsonb(r)->>'kind', 'run'), coalesce(to_jsonb(r)->>'replay_of', ''), r.key, r.target_table, r.config,
+-- goes on ask, too.
+select r.run_id, r.job, r.kind, coalesce(r.replay_of, ''), r.key, r.target_table, r.config,
        (select coalesce(sum(c.rows_read), 0)::bigint from {schema}.chunks c where c.run_id = r.run_id),
-       case when to_jsonb(r)->>'fresh_table' is not null and r.status <> 'done' then 'it has not replaced its target table'
+       case when r.fresh_table is not null and r.status <> 'done' then 'it has not replaced its target table'
             when o.run_id is null then ''
             else 'run ' || o.run_id || case when o.fresh_table is null then ' has emptied' else ' has replaced' end
                  || ' its target table since' end,
        coalesce(case when o.job = r.job then o.run_id end, ''), coalesce(g.run_id, '')
   from {schema}.runs r
   left join lateral (
-       select n.run_id, n.job, to_jsonb(n)->>'fresh_table' as fresh_table from {schema}.runs n
+       select n.run_id, n.job, n.fresh_table from {schema}.runs n
         where n.target_table = r.target_table and n.run_id <> r.run_id
-          and (to_jsonb(n)->>'fresh_table' is not null and n.status = 'done' and n.ended_at > r.started_at
-               or (to_jsonb(n)->>'emptied')::boolean and n.started_at > r.started_at)
+          and (n.fresh_table is not null and n.status = 'done' and n.ended_at > r.started_at
+               or n.emptied and n.started_at > r.started_at)
         order by n.started_at desc limit 1) o on true
   left join lateral (
        select n.run_id from {schema}.runs n
-        where r.status = 'abandoned' and n.job = r.job and coalesce(to_jsonb(n)->>'kind', 'run') = 'run' and n.started_at > r.started_at
+        where r.status = 'abandoned' and n.job = r.job and n.kind = 'run' and n.started_at > r.started_at
           and n.target_table = r.target_table
           and (n.config->'source') - 'query' is not distinct from (r.config->'source') - 'query'
         order by n.status = 'abandoned', n.started_at limit 1) g on true
- where case when {run} = 'last' then r.job = {job} and coalesce(to_jsonb(r)->>'kind', 'run') = 'run' else r.run_id = {run} end
+ where case when {run} = 'last' then r.job = {job} and r.kind = 'run' else r.run_id = {run} end
  order by r.started_at desc, r.run_id desc limit 1;
 
 -- name: replay_keys
@@ -488,13 +369,13 @@ select distinct chunk from {schema}.quarantine
  where run_id = {run_id} and stage in ('load', 'type') and resolved_at is null;
 
 -- name: verify_replays
--- The replays that have tried a run's records and are done, the newest first, with what they were asked to do; none in
--- an older ledger. One of another run of the job has resolved this run's records of the same keys.
+-- The replays that have tried a run's records and are done, the newest first, with what they were asked to do.
+-- One of another run of the job has resolved this run's records of the same keys.
 select r.run_id, r.config from {schema}.runs r
  where r.status = 'done'
-   and (to_jsonb(r)->>'replay_of' = {run_id}
-        or to_jsonb(r)->>'replay_of' is not null
-           and r.run_id in (select to_jsonb(q)->>'resolved_by' from {schema}.quarantine q where q.run_id = {run_id}))
+   and (r.replay_of = {run_id}
+        or r.replay_of is not null
+           and r.run_id in (select q.resolved_by from {schema}.quarantine q where q.run_id = {run_id}))
  order by r.started_at desc, r.run_id desc;
 
 -- name: verify_job
@@ -567,11 +448,8 @@ update {schema}.quarantine
 
 -- name: totals
 -- The run's balance, summed from its committed chunks.
-select count(*) filter (where status = 'done'), count(*) filter (where status = 'failed'), count(*),
-       coalesce(sum(rows_read), 0)::bigint, coalesce(sum(rows_loaded), 0)::bigint, coalesce(sum(rows_unchanged), 0)::bigint,
-       coalesce(sum(rows_duplicate), 0)::bigint, coalesce(sum(rows_filtered), 0)::bigint,
-       coalesce(sum(rows_quarantined), 0)::bigint, coalesce(sum(rows_updated), 0)::bigint
-  from {schema}.chunks where run_id = {run_id};
+select count(*) filter (where c.status = 'done'), count(*) filter (where c.status = 'failed'), count(*), {sums}
+  from {schema}.chunks c where c.run_id = {run_id};
 
 -- name: count_cuts
 -- How many cuts the plan has; merging chunks does not change it.
@@ -587,11 +465,10 @@ select w.key, sum(w.value::bigint)::bigint from {schema}.chunks c, jsonb_each_te
  where c.run_id = {run_id} group by 1 order by 2 desc, 1;
 
 -- name: sum_tables
--- Rows of the tables of a job with several, in the order of the job. A ledger that only looks back may be older
--- than the column.
+-- Rows of the tables of a job with several, in the order of the job.
 select t->>'table', sum((t->>'inserted')::bigint)::bigint, sum((t->>'updated')::bigint)::bigint,
        sum((t->>'unchanged')::bigint)::bigint, sum((t->>'duplicate')::bigint)::bigint
-  from {schema}.chunks c, jsonb_array_elements(coalesce(to_jsonb(c)->'tables', '[]')) with ordinality as e(t, n)
+  from {schema}.chunks c, jsonb_array_elements(c.tables) with ordinality as e(t, n)
  where c.run_id = {run_id} group by 1 order by min(n), 1;
 
 -- name: has_loaded
@@ -640,33 +517,6 @@ returning run_id;
 -- What the ledger says of a run, when the answer to a COMMIT was lost.
 select status from {schema}.runs where run_id = {run_id};
 
--- name: create_checks
--- Results of `etl check`; a table of its own, so that a ledger without one needs no upgrade. Idempotent.
-create schema if not exists {schema};
-create table if not exists {schema}.checks (
-    check_run  text not null,
-    name       text not null,
-    file       text not null,
-    source     text not null,
-    kind       text not null,
-    severity   text not null check (severity in ('error', 'warn')),
-    status     text not null check (status in ('passed', 'failed', 'warned')),
-    rows       bigint not null,
-    failures   bigint not null,
-    allowed    text not null,
-    message    text not null,
-    statistics jsonb not null,
-    accepted   boolean not null,
-    checked_at timestamptz not null default clock_timestamp(),
-    version    text not null,
-    primary key (check_run, name)
-);
-create index if not exists checks_accepted on {schema}.checks (source, name, checked_at desc) where accepted;
-
--- name: checks_there
--- Whether results have a table, so that nothing has to be created.
-select to_regclass({checks}) is not null;
-
 -- name: insert_checks
 -- One execution's results, from one JSON array.
 insert into {schema}.checks (check_run, name, file, source, kind, severity, status, rows, failures, allowed, message,
@@ -696,7 +546,7 @@ select run_id from {schema}.runs order by started_at desc, run_id desc;
 -- The newest runs, or one run by its name, with what their chunks sum to. A run is alive while a session holds
 -- its job's advisory lock; of several rows that say running, only the newest can be the one that holds it.
 -- Seconds are those of the sittings, without the time between them. Cuts that were merged into another's chunk are no
--- chunks of the plan any more; an older ledger has no such column, hence to_jsonb.
+-- chunks of the plan any more. All columns of the run come along; of two columns of one name the later is meant.
 with picked as (
     select r.*
     from {schema}.runs r
@@ -705,9 +555,8 @@ with picked as (
     limit %(limit)s::bigint
 )
 select
-    p.run_id, p.job, p.source, p.target_table, p.status, p.key, p.chunk_rows, p.chunks_planned - c.merged as chunks_planned,
-    coalesce(p.config->>'chunk' = 'auto', false) as auto, p.estimated_rows,
-    p.sittings, p.workers, p.pid, p.host, p.version, p.started_at, p.ended_at, p.stop_reason,
+    p.*, c.*, p.chunks_planned - c.merged as chunks_planned,
+    coalesce(p.config->>'chunk' = 'auto', false) as auto,
     p.status = 'running'
         and not exists (
             select from {schema}.runs n
@@ -721,13 +570,9 @@ select
               and l.classid::bigint = (k >> 32) & 4294967295
               and l.objid::bigint = k & 4294967295
         ) as alive,
-    c.chunks_done, c.chunks_failed, c.rows_read, c.rows_loaded, c.rows_unchanged, c.rows_duplicate, c.rows_filtered,
-    c.rows_quarantined,
-    p.kind, p.replay_of,
+    p.config::text as config,
     p.config->'incremental'->>'column' as incremental,
-    to_jsonb(p)->>'workers_reason' as workers_reason, to_jsonb(p)->>'since' as since, to_jsonb(p)->>'watermark' as watermark,
-    coalesce(nullif(to_jsonb(p)->'run_checks', 'null'), '[]') as run_checks,
-    coalesce(to_jsonb(p)->'limits', '{{}}') as limits, coalesce(to_jsonb(p)->'gathered', '{{}}') as gathered,
+    coalesce(p.run_checks, '[]') as run_checks,
     q.rows_resolved, q.rows_unresolved,
     case
         when p.sittings = 1 and p.ended_at is not null then extract(epoch from p.ended_at - p.started_at)
@@ -744,15 +589,11 @@ select
 from picked p
 cross join lateral (
     select
-        coalesce(sum(case when p.config->>'chunk' = 'auto' then (to_jsonb(c)->>'cuts')::int - 1 end), 0) as merged,
+        coalesce(sum(case when p.config->>'chunk' = 'auto' then c.cuts - 1 end), 0) as merged,
         count(*) filter (where c.status = 'done') as chunks_done,
         count(*) filter (where c.status = 'failed') as chunks_failed,
-        coalesce(sum(c.rows_read) filter (where c.status = 'done'), 0)::bigint as rows_read,
-        coalesce(sum(c.rows_loaded) filter (where c.status = 'done'), 0)::bigint as rows_loaded,
-        coalesce(sum(c.rows_unchanged) filter (where c.status = 'done'), 0)::bigint as rows_unchanged,
-        coalesce(sum(c.rows_duplicate) filter (where c.status = 'done'), 0)::bigint as rows_duplicate,
-        coalesce(sum(c.rows_filtered) filter (where c.status = 'done'), 0)::bigint as rows_filtered,
-        coalesce(sum(c.rows_quarantined) filter (where c.status = 'done'), 0)::bigint as rows_quarantined
+        count(*) filter (where c.attempts > 1) as chunks_retried,
+        {sums}
     from {schema}.chunks c
     where c.run_id = p.run_id
 ) c
@@ -767,9 +608,8 @@ order by p.started_at desc, p.run_id desc;
 -- name: run_chunks
 -- The chunks of a run in their order: all if they are at most chunk_limit (NULL: always), else the slowest ten,
 -- the failed and the retried.
-select chunk, kind, lower_bound, upper_bound, status, attempts, rows_read, rows_loaded, rows_quarantined,
-       read_seconds, transform_seconds, stage_seconds, load_seconds,
-       coalesce((to_jsonb(c)->>'wait_seconds')::double precision, 0) as wait_seconds, worker, sitting, error
+select run_id, chunk, kind, lower_bound, upper_bound, cuts, estimated_rows, status, attempts, {counts}, warned, bytes_read,
+       {seconds}, worker, sitting, started_at, ended_at, error
 from (
     select c.*,
            count(*) over () as total,
@@ -784,22 +624,6 @@ where %(chunk_limit)s::bigint is null or total <= %(chunk_limit)s::bigint
    or status = 'failed' or attempts > 1 or (slowness <= 10 and status <> 'planned')
 order by chunk;
 
--- name: run_sums
--- What `runs` does not have, for frames and reports: of all runs, or of one by its name. An older ledger has no
--- seconds of waiting, hence to_jsonb.
-select r.run_id, r.fingerprint, r.config::text as config,
-       count(*) filter (where c.attempts > 1) as chunks_retried,
-       coalesce(sum(c.rows_updated) filter (where c.status = 'done'), 0)::bigint as rows_updated,
-       coalesce(sum(c.bytes_read) filter (where c.status = 'done'), 0)::bigint as bytes_read,
-       coalesce(sum(c.read_seconds) filter (where c.status = 'done'), 0) as read_seconds,
-       coalesce(sum(c.transform_seconds) filter (where c.status = 'done'), 0) as transform_seconds,
-       coalesce(sum(c.stage_seconds) filter (where c.status = 'done'), 0) as stage_seconds,
-       coalesce(sum(c.load_seconds) filter (where c.status = 'done'), 0) as load_seconds,
-       coalesce(sum((to_jsonb(c)->>'wait_seconds')::double precision) filter (where c.status = 'done'), 0) as wait_seconds
-from {schema}.runs r left join {schema}.chunks c using (run_id)
-where %(run_id)s::text is null or r.run_id = %(run_id)s::text
-group by r.run_id;
-
 -- name: run_sessions
 -- How many sessions a run has in this database, and its age in seconds by the server's clock.
 select (select count(*) from pg_catalog.pg_stat_activity a
@@ -807,15 +631,6 @@ select (select count(*) from pg_catalog.pg_stat_activity a
            and starts_with(a.application_name, 'keyhaul ' || r.run_id || ' ')),
        extract(epoch from clock_timestamp() - r.started_at)::double precision
 from {schema}.runs r where r.run_id = %(run_id)s;
-
--- name: chunk_frame
--- All chunks of a run in key order, with the columns of `keyhaul.chunks`.
-select run_id, chunk, kind, lower_bound, upper_bound, coalesce((to_jsonb(c)->>'cuts')::bigint, 1) as cuts,
-       estimated_rows, status, attempts, rows_read, rows_loaded, rows_updated, rows_unchanged, rows_duplicate, rows_filtered, rows_quarantined, warned, bytes_read, read_seconds,
-       transform_seconds, stage_seconds, load_seconds,
-       coalesce((to_jsonb(c)->>'wait_seconds')::double precision, 0) as wait_seconds,
-       worker, sitting, started_at, ended_at, error
-from {schema}.chunks c where run_id = %(run_id)s order by chunk;
 
 -- name: quarantine_frame
 -- The records of a run (of a replay: those it tried), with the columns of `keyhaul.quarantine`.
@@ -861,13 +676,13 @@ limit %(row_limit)s::bigint;
 -- name: quarantine_fate
 -- Of a run without unresolved records: the run that it is a replay of, how many records it had quarantined, how many of
 -- those that it quarantined or tried are resolved, and the newest replay of the same run after it.
-select to_jsonb(r)->>'replay_of',
+select r.replay_of,
        (select coalesce(sum(c.rows_quarantined), 0)::bigint from {schema}.chunks c
          where c.run_id = r.run_id and c.status = 'done'),
        (select count(*) from {schema}.quarantine q
          where (q.run_id = r.run_id or q.tried_by = r.run_id) and q.resolved_at is not null),
        (select n.run_id from {schema}.runs n
-         where to_jsonb(n)->>'replay_of' = to_jsonb(r)->>'replay_of'
+         where n.replay_of = r.replay_of
            and (n.started_at, n.run_id) > (r.started_at, r.run_id) order by n.started_at desc, n.run_id desc limit 1)
 from {schema}.runs r where r.run_id = %(run_id)s;
 

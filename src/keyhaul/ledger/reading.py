@@ -8,25 +8,30 @@ from __future__ import annotations
 
 import difflib
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 from psycopg import errors as pg
-from psycopg.rows import class_row, dict_row, scalar_row
+from psycopg.rows import scalar_row
 
-from keyhaul.errors import ConfigError, ConnectError, RefusedError
+from keyhaul.errors import ConfigError, ConnectError, RefusedError, first_line
+from keyhaul.ledger.rows import tables_of
 from keyhaul.ledger.statements import statement
-from keyhaul.model import Counts, TableCounts, Timings
-from keyhaul.text import one_line
+from keyhaul.model import Counts, Timings, fact
+from keyhaul.text import one_line, per_second
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from datetime import datetime
 
+    from psycopg._cursor_base import BaseCursor
     from psycopg.rows import BaseRowFactory
 
+    from keyhaul.model import TableCounts
+
 T = TypeVar("T")
+Facts = TypeVar("Facts", "RunRow", "ChunkRow")
 Connection = psycopg.Connection[Any]
 
 CHUNKS_SHOWN = 50
@@ -35,61 +40,62 @@ ROWS_SHOWN = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRow:
-    """A run as the ledger has it, with its chunks summed up.
+    """The facts of a run as the ledger has it, with its chunks summed up.
 
-    Attributes:
-        alive: a process holds the job's lock; a run that says ``running`` without it was interrupted.
-        seconds: of all sittings, without the time between them.
-        chunks_planned: those of the plan; of an auto chunk the cuts that are open count with the chunks that are not.
-        auto: whether chunks were merged from cuts of `chunk_rows` rows.
-        rows_read: as the other sums of rows, of committed chunks only.
-        incremental: the column that the run reads by; `since` its lowest value that is read (None: all rows are),
-            `watermark` where the next run begins, once this one is done.
-        run_checks: the rules across the run, each with name, on_fail, passed, offenders and message.
-        workers_reason: why there were so many at last; None when the job says how many.
-        kind: ``run`` or ``replay``; a replay is one of the run `replay_of`.
-        rows_resolved, rows_unresolved: of the records that it quarantined; a replay has none of its own.
+    This is the only list of them: the statement ``runs`` gives each by its name, the frame of `keyhaul.runs` has them
+    in this order, and `etl show` and the page print those that have a word for it (docs/contributing.md).
     """
 
-    run_id: str
-    job: str
-    source: str
-    target_table: str
-    status: str
-    key: list[str]
-    chunk_rows: int
-    chunks_planned: int
-    auto: bool
-    estimated_rows: int
-    sittings: int
-    workers: int
-    pid: int
-    host: str
-    version: str
-    started_at: datetime
-    ended_at: datetime | None
-    stop_reason: str | None
-    alive: bool
-    kind: str
-    replay_of: str | None
-    workers_reason: str | None
-    incremental: str | None
-    since: str | None
-    watermark: str | None
-    run_checks: list[dict[str, Any]]
-    limits: dict[str, dict[str, Any]]
-    gathered: dict[str, int]
-    rows_resolved: int
-    rows_unresolved: int
-    chunks_done: int
-    chunks_failed: int
-    rows_read: int
-    rows_loaded: int
-    rows_unchanged: int
-    rows_duplicate: int
-    rows_filtered: int
-    rows_quarantined: int
-    seconds: float
+    run_id: str = fact("the run's name; sorts by time")
+    job: str = fact("the job's name", shown="job")
+    kind: str = fact("`run` or `replay`")
+    replay_of: str | None = fact("the run whose records a replay sent again", shown="replay of")
+    status: str = fact("what the run's process wrote last", framed=False)
+    alive: bool = fact("a process holds the job's lock", framed=False)
+    source: str = fact("what was read, and where", shown="source")
+    target_table: str = fact("the table loaded", shown="target")
+    key: list[str] = fact("columns that the chunks are cut by")
+    chunk_rows: int = fact(
+        "of a chunk of the plan, as the job says or memory allows; with `chunk: auto` of a cut", "rows"
+    )
+    auto: bool = fact("chunks were merged from cuts of `chunk_rows` rows", framed=False)
+    chunks_planned: int = fact(
+        "chunks of the plan; with `chunk: auto` those that were loaded, and the cuts that were not", "chunks"
+    )
+    chunks_done: int = fact("committed", "chunks")
+    chunks_failed: int = fact("given up so far", "chunks")
+    chunks_retried: int = fact("that needed more than one try", "chunks")
+    estimated_rows: int = fact("expected by the plan", "rows")
+    sittings: int = fact("1, and 1 more for each resumption")
+    workers: int = fact("chunks at a time, at the end of the last sitting")
+    workers_reason: str | None = fact("why so many; NULL if the job says how many", shown="workers")
+    counts: Counts = fact("the balance of the committed chunks")
+    rows_resolved: int = fact("of those quarantined, how many a replay has resolved since", "rows")
+    rows_unresolved: int = fact(
+        "of those quarantined, how many are left; 0 of a replay, whose records are its run's", "rows"
+    )
+    bytes_read: int = fact("size of what was read, as Arrow buffers", "bytes")
+    timings: Timings = fact("summed over the workers")
+    seconds: float = fact("of all sittings, without the time between them", "s")
+    started_at: datetime = fact("when the run was planned", "UTC")
+    ended_at: datetime | None = fact("when it ended; NULL while it has not", "UTC")
+    incremental: str | None = fact("the column that an incremental job reads by")
+    since: str | None = fact("its lowest value that was read; NULL if all rows were")
+    watermark: str | None = fact("where the next run begins, less its lag, once this one is done")
+    run_checks: list[dict[str, Any]] = fact(
+        "the rules across the run (`run_rules`), when it was done; `on_fail` is `error` or `warn`"
+    )
+    limits: dict[str, dict[str, Any]] = fact(
+        "what the job's limits were and did, written when a sitting ends: how long workers waited for each, in all "
+        "sittings, and what else it changed"
+    )
+    gathered: dict[str, int] = fact("how far a dedup across chunks has come before it loads any", framed=False)
+    stop_reason: str | None = fact("why it stopped", shown="stopped")
+    host: str = fact("the machine of the last sitting's process")
+    pid: int = fact("that process")
+    version: str = fact("keyhaul's version in the last sitting")
+    fingerprint: str = fact("equal for jobs that may resume each other (SHA-256)")
+    config: str = fact("what makes it the same job, as JSON, without secrets")
 
     @property
     def state(self) -> str:
@@ -97,39 +103,38 @@ class RunRow:
         return "interrupted" if self.status == "running" and not self.alive else self.status
 
     @property
-    def counts(self) -> Counts:
-        """The balance of the committed chunks."""
-        return Counts(
-            read=self.rows_read,
-            loaded=self.rows_loaded,
-            unchanged=self.rows_unchanged,
-            duplicate=self.rows_duplicate,
-            filtered=self.rows_filtered,
-            quarantined=self.rows_quarantined,
-        )
+    def rows_per_second(self) -> float:
+        """Rows read by second of the sittings; 0 if no time has passed."""
+        return per_second(self.counts.read, self.seconds)
+
+    def shown(self) -> dict[str, str]:
+        """Return the facts that are printed as they stand, by the word for each; without those that have no value."""
+        words = {one.metadata["shown"]: getattr(self, one.name) for one in fields(self)}
+        return {word: str(value) for word, value in words.items() if word and value is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkRow:
-    """A chunk as the ledger has it; the worker is None as long as nobody has taken it."""
+    """The facts of a chunk as the ledger has it, in the order of the frame of `keyhaul.chunks`."""
 
-    chunk: int
-    kind: str
-    lower_bound: list[str] | None
-    upper_bound: list[str] | None
-    status: str
-    attempts: int
-    rows_read: int
-    rows_loaded: int
-    rows_quarantined: int
-    read_seconds: float
-    transform_seconds: float
-    stage_seconds: float
-    load_seconds: float
-    wait_seconds: float
-    worker: int | None
-    sitting: int | None
-    error: str | None
+    run_id: str = fact("the run's name")
+    chunk: int = fact("its number in the plan, from 1 in key order; that of its first cut")
+    kind: str = fact("`range`, `nulls` (NULL keys) or `keys` (a batch of a replay)")
+    lower_bound: list[str] | None = fact("the key's lowest values as PostgreSQL text, inclusive; NULL is open")
+    upper_bound: list[str] | None = fact("the same, exclusive; NULL is open")
+    cuts: int = fact("cuts of the plan that it was merged from; 1 without `chunk: auto`")
+    estimated_rows: int = fact("expected by the plan", "rows")
+    status: str = fact("`planned`, `done` or `failed`")
+    attempts: int = fact("tries so far; more than 1 after a transient error", "tries")
+    counts: Counts = fact("its balance")
+    warned: dict[str, int] = fact("rows that failed a rule with `on_fail: warn`, by rule; they are loaded", "rows")
+    bytes_read: int = fact("size of what was read, as Arrow buffers", "bytes")
+    timings: Timings = fact("the worker's")
+    worker: int | None = fact("who moved it, from 1; NULL as long as nobody has")
+    sitting: int | None = fact("in which sitting, from 1; NULL as long as none")
+    started_at: datetime | None = fact("when its last try began; NULL unless done", "UTC")
+    ended_at: datetime | None = fact("when it was committed or given up; NULL as long as neither", "UTC")
+    error: str | None = fact("why it was given up")
 
     @property
     def range(self) -> str:
@@ -142,6 +147,26 @@ class ChunkRow:
         return one_line(f"{lower} to {upper}")
 
 
+def facts_of(kind: type[Facts]) -> BaseRowFactory[Facts]:
+    """Return a row factory for `RunRow` or `ChunkRow`: the terms of a balance as one value, and the seconds."""
+    known = {one.name for one in fields(kind)} - {"counts", "timings"}
+
+    def of(cursor: BaseCursor[Any, Any]) -> Callable[[Sequence[Any]], Facts]:
+        names = [column.name for column in cursor.description or ()]
+
+        def made(values: Sequence[Any]) -> Facts:
+            row = dict(zip(names, values, strict=True))  # of two columns of one name the later
+            return kind(
+                counts=Counts(**{term.name: row[f"rows_{term.name}"] for term in fields(Counts)}),
+                timings=Timings(**{step.name: row[step.name] for step in fields(Timings)}),
+                **{name: row[name] for name in known},
+            )
+
+        return made
+
+    return of
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunDetail:
     """One run with its chunks, or with those worth a look if there are many."""
@@ -149,7 +174,6 @@ class RunDetail:
     run: RunRow
     chunks: tuple[ChunkRow, ...]
     tables: tuple[TableCounts, ...] = ()
-    timings: Timings = field(default_factory=Timings)
 
 
 def find_run(conn: Connection, schema: str, run: str) -> str:
@@ -179,7 +203,7 @@ def list_runs(conn: Connection, schema: str, limit: int = ROWS_SHOWN) -> tuple[R
         RefusedError: there is no ledger.
     """
     values = {"run_id": None, "limit": limit, "schema": schema}
-    return tuple(fetch(conn, schema, "runs", class_row(RunRow), values))
+    return tuple(fetch(conn, schema, "runs", facts_of(RunRow), values))
 
 
 def show_run(conn: Connection, schema: str, run_id: str, *, chunk_limit: int | None = CHUNKS_SHOWN) -> RunDetail:
@@ -195,22 +219,18 @@ def show_run(conn: Connection, schema: str, run_id: str, *, chunk_limit: int | N
         RefusedError: there is no such run, or no ledger.
     """
     values = {"run_id": run_id, "limit": 1, "schema": schema}
-    runs = fetch(conn, schema, "runs", class_row(RunRow), values)
+    runs = fetch(conn, schema, "runs", facts_of(RunRow), values)
     if not runs:
         raise RefusedError(_no_run(conn, schema))
     values = {"run_id": run_id, "chunk_limit": chunk_limit}
-    chunks = tuple(fetch(conn, schema, "run_chunks", class_row(ChunkRow), values))
-    sums = fetch(conn, schema, "run_sums", dict_row, {"run_id": run_id})
-    timings = Timings(**{one.name: sums[0][one.name] for one in fields(Timings)}) if sums else Timings()
-    return RunDetail(run=runs[0], chunks=chunks, tables=read_tables(conn, schema, run_id), timings=timings)
+    chunks = tuple(fetch(conn, schema, "run_chunks", facts_of(ChunkRow), values))
+    return RunDetail(run=runs[0], chunks=chunks, tables=read_tables(conn, schema, run_id))
 
 
 def read_tables(conn: Connection, schema: str, run_id: str) -> tuple[TableCounts, ...]:
     """Return what became of the rows of each table, in the order of the job; empty for a job with one table."""
     with ledger_errors(conn, schema):
-        found = conn.execute(statement("sum_tables", schema, run_id=run_id)).fetchall()
-    names = ("table", "inserted", "updated", "unchanged", "duplicate")
-    return tuple(TableCounts(**dict(zip(names, row, strict=True))) for row in found)
+        return tables_of(conn.execute(statement("sum_tables", schema, run_id=run_id)).fetchall())
 
 
 def fetch(
@@ -236,16 +256,12 @@ def ledger_errors(conn: Connection, schema: str) -> Iterator[None]:
         conn.rollback()
         raise RefusedError(_no_run(conn, schema)) from error
     except psycopg.OperationalError as error:
-        raise ConnectError(f"read the ledger in {_place(conn)}: {_first_line(error)}. Try again.") from error
+        raise ConnectError(f"read the ledger in {_place(conn)}: {first_line(error)}. Try again.") from error
     except psycopg.Error as error:
         raise ConfigError(
-            f"read the ledger {schema} in {_place(conn)}: {_first_line(error)}, expected a ledger that this login may "
+            f"read the ledger {schema} in {_place(conn)}: {first_line(error)}, expected a ledger that this login may "
             f"read. Check the login, or --target."
         ) from error
-
-
-def _first_line(error: psycopg.Error) -> str:
-    return error.diag.message_primary or str(error).partition("\n")[0]
 
 
 def _place(conn: Connection) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from keyhaul.model import Chunk
+from keyhaul.model import FATES, Chunk, TableCounts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from keyhaul.model import Counts, FailedChunk, TableCounts
+    from keyhaul.model import Counts, FailedChunk
 
 
 def chunk_of(row: Sequence[Any]) -> Chunk:
@@ -18,6 +18,11 @@ def chunk_of(row: Sequence[Any]) -> Chunk:
     number, kind, lower, upper, estimated = row
     lower, upper = (None if bound is None else tuple(bound) for bound in (lower, upper))
     return Chunk(number=number, kind=kind, lower=lower, upper=upper, estimated_rows=estimated)
+
+
+def tables_of(rows: Iterable[Sequence[Any]]) -> tuple[TableCounts, ...]:
+    """Return what became of the rows of each table, from the statement `sum_tables`."""
+    return tuple(TableCounts(table=table, **dict(zip(FATES, numbers, strict=True))) for table, *numbers in rows)
 
 
 def lost(run_id: str) -> str:

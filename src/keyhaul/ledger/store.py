@@ -6,14 +6,15 @@ import json
 import os
 import platform
 import secrets
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import keyhaul
 from keyhaul.errors import StopRunError
-from keyhaul.ledger.joblock import JobConnection, exists, runs_of
-from keyhaul.ledger.rows import Older, Replayable, Told, Totals, Unfinished, Watermark, chunk_of, lost
+from keyhaul.ledger import versions
+from keyhaul.ledger.joblock import JobConnection
+from keyhaul.ledger.rows import Older, Replayable, Told, Totals, Unfinished, Watermark, chunk_of, lost, tables_of
 from keyhaul.ledger.statements import statement
 from keyhaul.model import Counts, FailedChunk, TableCounts
 
@@ -37,26 +38,12 @@ class Ledger(JobConnection):
     """The ledger of one job, over a connection in autocommit that also holds the job's lock."""
 
     def exists(self) -> bool:
-        """Whether the ledger's tables are in this database."""
-        return exists(self.connection, self.schema)
+        """Whether the ledger's tables are in this database; refuses those of another version."""
+        return versions.check(self.connection, self.schema)
 
     def create(self) -> None:
-        """Create the schema and its tables, or what an older ledger lacks; does nothing when all is there."""
-        conn = self.connection
-        with conn.transaction():
-            conn.execute("select pg_advisory_xact_lock(hashtextextended('keyhaul-ddl', 0))")
-            there = self._execute("schema_is_there", wanted=self.schema).fetchone()
-            if not there or not there[0]:
-                self._execute("create_schema")
-            if not self.upgrade():
-                self._execute("create")
-
-    def upgrade(self) -> bool:
-        """Add what an older ledger lacks; returns False, and has needed no right, when it lacks nothing."""
-        row = self._execute("outdated", runs=runs_of(self.schema)).fetchone()
-        if row and row[0]:
-            self._execute("upgrade")
-        return bool(row and row[0])
+        """Create the schema and its tables; does nothing when all is there."""
+        versions.create(self.connection, self.schema)
 
     def unfinished(self) -> Unfinished | None:
         """Return the newest run of this job that is not done, or None."""
@@ -166,10 +153,12 @@ class Ledger(JobConnection):
     def totals(self, run_id: str) -> Totals:
         """Sum the run's committed chunks."""
         row = self._execute_again("totals", run_id=run_id).fetchone()
-        done, failed, planned, *numbers = row or (0,) * 10
-        names = ("read", "loaded", "unchanged", "duplicate", "filtered", "quarantined", "updated")
+        done, failed, planned, *numbers = row or (0,) * 20
         return Totals(
-            done=done, failed=failed, planned=planned, counts=Counts(**dict(zip(names, numbers, strict=True)))
+            done=done,
+            failed=failed,
+            planned=planned,
+            counts=Counts(**dict(zip((term.name for term in fields(Counts)), numbers, strict=False))),
         )
 
     def cuts(self, run_id: str) -> int:
@@ -245,8 +234,7 @@ class Ledger(JobConnection):
 
     def tables(self, run_id: str) -> tuple[TableCounts, ...]:
         """Return the rows by table, of a job with several; empty for others."""
-        rows = self._execute_again("sum_tables", run_id=run_id).fetchall()
-        return tuple(TableCounts(table=t, inserted=i, updated=u, unchanged=s, duplicate=d) for t, i, u, s, d in rows)
+        return tables_of(self._execute_again("sum_tables", run_id=run_id).fetchall())
 
     def has_loaded(self, target_table: str) -> bool:
         """Whether a run of this job has that target; False without a ledger."""

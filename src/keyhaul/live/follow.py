@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
-from psycopg.rows import class_row, tuple_row
+from psycopg.rows import tuple_row
 
 from keyhaul.console import can_move_cursor, write_line
 from keyhaul.errors import RefusedError
-from keyhaul.ledger.reading import RunRow, fetch
+from keyhaul.ledger.reading import RunRow, facts_of, fetch
 from keyhaul.live.tally import SHARE_BEFORE
 from keyhaul.text import clock_time, one_line, per_second, plural
 
@@ -60,8 +60,8 @@ class Moment:
         run = self.run
         if run.status == "done":
             return 1.0
-        waiting = SHARE_BEFORE["load"] * max(self.gathered_rows - run.rows_read, 0)
-        rows = (run.rows_read + waiting) / run.estimated_rows if run.estimated_rows else 0.0
+        waiting = SHARE_BEFORE["load"] * max(self.gathered_rows - run.counts.read, 0)
+        rows = (run.counts.read + waiting) / run.estimated_rows if run.estimated_rows else 0.0
         chunks = run.chunks_done / run.chunks_planned if run.chunks_planned else 0.0
         return max(min(rows if 0 < rows <= 1 else chunks, NEARLY_DONE), self.least)
 
@@ -73,14 +73,14 @@ class Moment:
     @property
     def read_rows(self) -> int:
         """Rows read so far, committed or put down."""
-        return max(self.run.rows_read, self.gathered_rows)
+        return max(self.run.counts.read, self.gathered_rows)
 
     @property
     def eta_seconds(self) -> float | None:
         """Seconds to the end at the present rate; None as long as nothing is known."""
-        if self.gathered_rows and not self.run.rows_read:
+        if self.gathered_rows and not self.run.counts.read:
             return None  # reading and loading have speeds of their own
-        left = max(self.run.estimated_rows - self.run.rows_read, 0)
+        left = max(self.run.estimated_rows - self.run.counts.read, 0)
         return left / self.rate if self.rate > 0 and self.run.status == "running" else None
 
 
@@ -139,14 +139,14 @@ def _look(
     conn: psycopg.Connection[Any], schema: str, run_id: str, samples: deque[tuple[float, int]], now: float
 ) -> Moment:
     ((sessions, age_seconds),) = fetch(conn, schema, "run_sessions", tuple_row, {"run_id": run_id}) or [(0, 0.0)]
-    runs = fetch(conn, schema, "runs", class_row(RunRow), {"run_id": run_id, "limit": 1, "schema": schema})
+    runs = fetch(conn, schema, "runs", facts_of(RunRow), {"run_id": run_id, "limit": 1, "schema": schema})
     if not runs:
         raise RefusedError(f"follow run {one_line(run_id)!r}: it is not in the ledger any more. `etl runs` lists them.")
     run = runs[0]
     while len(samples) > 1 and samples[0][0] < now - WINDOW_SECONDS:
         samples.popleft()
     elapsed = age_seconds if run.sittings == 1 and run.ended_at is None else run.seconds
-    read = run.rows_read or run.gathered.get("rows", 0)
+    read = run.counts.read or run.gathered.get("rows", 0)
     if samples and read < samples[-1][1]:
         samples.clear()  # the loading begins: its rows are counted from the first
     samples.append((now, read))
@@ -178,7 +178,7 @@ def line(moment: Moment) -> str:
     where = _gathered(moment) or f"{run.chunks_done:,} of {run.chunks_planned:,} chunks"
     return (
         f"[{clock_time(moment.elapsed_seconds)}] {int(100 * moment.fraction)} %: {where}, read {moment.read_rows:,} of "
-        f"about {run.estimated_rows:,}, loaded {run.rows_loaded:,}, quarantined {run.rows_quarantined:,}; "
+        f"about {run.estimated_rows:,}, loaded {run.counts.loaded:,}, quarantined {run.counts.quarantined:,}; "
         f"{moment.rate:,.0f} rows/s{eta}{failed}{gone}"
     )
 
@@ -246,9 +246,9 @@ def _frame(moment: Moment, width: int) -> list[Text]:
         ("read ", "dim"),
         f"{moment.read_rows:,} of ~{run.estimated_rows:,}",
         ("  loaded ", "dim"),
-        f"{run.rows_loaded:,}",
+        f"{run.counts.loaded:,}",
         ("  quarantined ", "dim"),
-        (f"{run.rows_quarantined:,}", "yellow" if run.rows_quarantined else ""),
+        (f"{run.counts.quarantined:,}", "yellow" if run.counts.quarantined else ""),
     )
     chunks = Text.assemble(
         ("chunks ", "dim"),

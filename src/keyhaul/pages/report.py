@@ -18,8 +18,9 @@ from psycopg.rows import dict_row
 
 import keyhaul
 from keyhaul.errors import RefusedError
-from keyhaul.history.frames import read_chunks, read_runs
-from keyhaul.ledger.reading import fetch, read_tables
+from keyhaul.history.frames import frame_of_runs, read_chunks
+from keyhaul.ledger.reading import RunRow, facts_of, fetch, read_tables
+from keyhaul.model import STEPS, TERMS
 from keyhaul.pages import svg
 from keyhaul.pages.markup import Markup, element, escape
 from keyhaul.pages.tables import (
@@ -31,7 +32,7 @@ from keyhaul.pages.tables import (
     what_was_read,
     worth_a_look,
 )
-from keyhaul.pages.timeline import STEPS, Clock, clock_of, lanes, rates
+from keyhaul.pages.timeline import Clock, clock_of, lanes, rates
 from keyhaul.printing.rejects import quarantine_reasons
 from keyhaul.text import duration, one_line, plural, size
 
@@ -55,7 +56,8 @@ MOST_TROUBLED: Final = 100
 """Chunks listed at most because they failed or were tried again; `etl show RUN` has all."""
 
 _POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
-_FATES: Final = ("loaded", "unchanged", "duplicate", "filtered", "quarantined")
+_SAID_ABOVE: Final = frozenset({"job", "source", "target", "replay of", "workers", "stopped"})
+"""Facts that have a place of their own on the page; what else a run tells stands with the versions."""
 _LIBRARIES: Final = ("polars", "duckdb", "pyarrow", "connectorx", "adbc-driver-postgresql", "pgpq", "psycopg")
 _STEP_MEANS: Final = {
     "read": "from the source",
@@ -73,6 +75,7 @@ class Findings:
 
     Attributes:
         run: a row of `history.runs`.
+        facts: what is told of it as it stands, by the word for each.
         chunks: rows of `history.chunks`, in key order.
         reasons: rule or stage → records, most first.
         tables: what became of the rows of each table, for a job with several.
@@ -82,6 +85,7 @@ class Findings:
     """
 
     run: Row
+    facts: Mapping[str, str]
     chunks: Sequence[Row]
     reasons: Mapping[str, int]
     tables: Sequence[TableCounts]
@@ -103,13 +107,14 @@ def read_findings(conn: psycopg.Connection[Any], schema: str, run_id: str, *, sh
     Raises:
         RefusedError: there is no such run, or no ledger.
     """
-    runs = read_runs(conn, schema, run_id).rows(named=True)
-    if not runs:
+    found = fetch(conn, schema, "runs", facts_of(RunRow), {"run_id": run_id, "limit": 1, "schema": schema})
+    if not found:
         raise RefusedError(f"report run {one_line(run_id)!r}: it is not in the ledger any more. `etl runs` lists them.")
-    whole = runs[0]["kind"] == "run"  # of a replay, what it resolved did not fail in it
+    whole = found[0].kind == "run"  # of a replay, what it resolved did not fail in it
     values = {"run_id": run_id, "resolved": whole, "row_limit": EXAMPLES, "show_values": show_values}
     return Findings(
-        run=runs[0],
+        run=frame_of_runs(found).row(0, named=True),
+        facts=found[0].shown(),
         chunks=read_chunks(conn, schema, run_id).rows(named=True),
         reasons=quarantine_reasons(conn, schema, run_id, resolved=whole),
         tables=read_tables(conn, schema, run_id),
@@ -210,7 +215,7 @@ def _in_sittings(clock: Clock) -> str:
 
 
 def _balance(run: Row) -> Markup:
-    parts = {name: run[f"rows_{name}"] for name in _FATES}
+    parts = {name: run[f"rows_{name}"] for name in TERMS}
     whole = run["rows_read"]
     balanced = whole == sum(parts.values())
     rows = [
@@ -230,7 +235,8 @@ def _balance(run: Row) -> Markup:
     mark = element("p", f"{'✓' if balanced else '✗'} {said}", class_="good" if balanced else "alarm")
     extra = []
     if run["rows_updated"]:
-        extra.append(f"{run['rows_updated']:,} of the rows loaded replaced one that was there.")
+        added, replaced = f"{run['rows_inserted']:,} inserted", f"{run['rows_updated']:,} updated"
+        extra.append(f"Of the rows loaded {added}, {replaced}: these replaced one that was there.")
     if run["rows_resolved"]:
         extra.append(f"{run['rows_resolved']:,} of the quarantined records were resolved by a replay since.")
     table = element("table", element("tbody", *rows), element("tfoot", total), class_="balance")
@@ -378,11 +384,11 @@ def _said(value: Any) -> Any:  # noqa: ANN401 - of a JSON document
 
 def _versions(found: Findings) -> Markup:
     run = found.run
-    facts = {
+    facts = {word: said for word, said in found.facts.items() if word not in _SAID_ABOVE} | {
         "the run": f"keyhaul {run['version']}, process {run['pid']} on {run['host']}",
         "target now": f"PostgreSQL {found.server}",
         "this page": f"keyhaul {keyhaul.__version__}",
         "libraries": ", ".join(f"{name} {version(name)}" for name in _LIBRARIES) + ", where this page was made",
     }
     rows = [element("tr", element("th", name, scope="row"), element("td", said)) for name, said in facts.items()]
-    return _section("Versions", element("table", element("tbody", *rows), class_="facts"))
+    return _section("Facts and versions", element("table", element("tbody", *rows), class_="facts"))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from keyhaul.model import FATES, STEPS
 from keyhaul.pages.markup import Markup, element
-from keyhaul.pages.timeline import STEPS
 from keyhaul.text import duration
 
 if TYPE_CHECKING:
@@ -20,11 +20,7 @@ ROWS_BY_TABLE = "A record gives rows of all these tables, or of none. The balanc
 
 def rows_by_table(tables: Sequence[TableCounts]) -> Markup:
     """Return a table of what became of the rows of each target table; without columns that are 0 throughout."""
-    fates = [
-        fate
-        for fate in ("inserted", "updated", "unchanged", "duplicate")
-        if fate == "inserted" or any(getattr(one, fate) for one in tables)
-    ]
+    fates = [fate for fate in FATES if fate == FATES[0] or any(getattr(one, fate) for one in tables)]
     head = element("tr", *(element("th", name, scope="col") for name in ("table", *fates)))
     rows = [
         element(

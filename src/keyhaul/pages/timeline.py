@@ -6,11 +6,12 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from keyhaul.model import STEPS
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
-STEPS: Final = ("read", "transform", "stage", "load")
 
 _OVERLAP_SECONDS: Final = 0.05
 """Clocks of two processes and of a transaction differ by less than this."""

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg import errors, pq, sql
 
-from keyhaul.errors import ConfigError
+from keyhaul.errors import ConfigError, first_line
 from keyhaul.model import Column
-from keyhaul.postgres.definition import quote_name
 from keyhaul.postgres.pgtypes import MODIFIED_TIME
+from keyhaul.quoting import quote_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -194,7 +194,7 @@ def describe_query(conn: psycopg.Connection[Any], query: str, what: str = "sourc
         check_statement(conn, alone)
         cursor = conn.execute(sql.SQL("select * from {} limit 0").format(item))
     except errors.Error as error:
-        msg = f"read {what}: {error.diag.message_primary or error}, expected one SELECT"
+        msg = f"read {what}: {first_line(error)}, expected one SELECT"
         raise ConfigError(msg) from error
     result = cursor.pgresult
     if result is None:

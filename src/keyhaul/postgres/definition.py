@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from psycopg import sql
 
+from keyhaul.quoting import quote_name
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -339,11 +341,6 @@ def _index(row: Sequence[Any]) -> IndexDefinition:
     _, _, rest = text.partition(f" INDEX {quoted} ON ")
     method = rest.removeprefix("ONLY ").removeprefix(f"{on} ")
     return IndexDefinition(name=name, unique=text.startswith("CREATE UNIQUE"), method=method, columns=frozenset(names))
-
-
-def quote_name(*parts: str) -> str:
-    """Return a qualified SQL name with every part in double quotes."""
-    return ".".join('"' + part.replace('"', '""') + '"' for part in parts)
 
 
 def _type(row: Sequence[Any]) -> TypeDefinition:

@@ -51,13 +51,7 @@ class Measured:
 
 def shares(timings: Timings) -> dict[str, float]:
     """Return step → part of the workers' time, from 0 to 1, largest first; all 0 when no time was measured."""
-    seconds = {
-        "read": timings.read_seconds,
-        "transform": timings.transform_seconds,
-        "stage": timings.stage_seconds,
-        "load": timings.load_seconds,
-        "wait": timings.wait_seconds,
-    }
+    seconds = timings.by_step()
     total = sum(seconds.values())
     found = {step: spent / total if total > 0 else 0.0 for step, spent in seconds.items()}
     return dict(sorted(found.items(), key=lambda pair: -pair[1]))

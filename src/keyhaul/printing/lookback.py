@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TextIO
 from keyhaul.console import fitted, grid, write
 from keyhaul.printing.bottleneck import Measured
 from keyhaul.printing.reporting import balance, by_table, told_bottleneck
-from keyhaul.text import duration, one_line, per_second, plural
+from keyhaul.text import duration, one_line, plural
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -32,11 +32,11 @@ def print_runs(runs: Sequence[RunRow], stream: TextIO) -> None:
             "job": ("<", [Text(one_line(r.job)) for r in runs]),
             "started (UTC)": ("<", [Text(r.started_at.astimezone(UTC).strftime("%Y-%m-%d %H:%M")) for r in runs]),
             "status": ("<", [Text(r.state, _STATE_STYLES.get(r.state, "dim")) for r in runs]),
-            "loaded": (">", [Text(f"{r.rows_loaded:,}") for r in runs]),
-            "quarantined": (">", [Text(f"{r.rows_quarantined:,}", _mark(r.rows_quarantined)) for r in runs]),
+            "loaded": (">", [Text(f"{r.counts.loaded:,}") for r in runs]),
+            "quarantined": (">", [Text(f"{r.counts.quarantined:,}", _mark(r.counts.quarantined)) for r in runs]),
             "unresolved": (">", [Text(f"{r.rows_unresolved:,}", _mark(r.rows_unresolved)) for r in runs]),
             "seconds": (">", [Text(f"{r.seconds:,.1f}") for r in runs]),
-            "rows/s": (">", [Text(f"{per_second(r.rows_read, r.seconds):,.0f}") for r in runs]),
+            "rows/s": (">", [Text(f"{r.rows_per_second:,.0f}") for r in runs]),
         }
         # The run's name begins with its start.
         expendable = ("started (UTC)", "seconds", "rows/s", "quarantined", "job", "unresolved", "loaded")
@@ -70,7 +70,7 @@ def print_run(detail: RunDetail, stream: TextIO, *, all_command: str = "") -> No
         # Where it ran is another machine, as far as the ledger's reader knows: nothing is said of its cores.
         held = {name: limit["waited_seconds"] for name, limit in run.limits.items()}
         yield from told_bottleneck(
-            Measured(timings=detail.timings, chunks=run.chunks_done, workers=run.workers, held=held)
+            Measured(timings=run.timings, chunks=run.chunks_done, workers=run.workers, held=held)
         )
         yield ""
         yield _chunks_table(detail.chunks, console)
@@ -92,19 +92,16 @@ def _facts(run: RunRow) -> Iterable[RenderableType]:
     ended = f", ended {run.ended_at.astimezone(UTC):%Y-%m-%d %H:%M:%S}" if run.ended_at else ""
     failed = f", {run.chunks_failed:,} failed" if run.chunks_failed else ""
     chunks = "chunks merged from cuts" if run.auto else "chunks"
+    shown = run.shown()
     facts = {
-        "job": run.job,
-        "source": run.source,
-        "target": run.target_table,
+        **{name: shown.pop(name) for name in ("job", "source", "target")},
         "key": f"{', '.join(run.key)} in {chunks} of {run.chunk_rows:,} rows",
         "chunks": f"{run.chunks_done:,} of {run.chunks_planned:,} done{failed}",
         "started": f"{run.started_at.astimezone(UTC):%Y-%m-%d %H:%M:%S}{ended} (UTC)",
         "time": f"{duration(run.seconds)} in {plural(run.sittings, 'sitting')}, {plural(run.workers, 'worker')}, "
-        f"{per_second(run.rows_read, run.seconds):,.0f} rows/s",
+        f"{run.rows_per_second:,.0f} rows/s",
         "process": f"{run.pid} on {run.host}, keyhaul {run.version}",
     }
-    if run.workers_reason:
-        facts["workers"] = run.workers_reason
     if run.incremental:
         facts["reads"] = "all rows" if run.since is None else f"rows with {run.incremental} >= {run.since}"
         counts = "" if run.status == "done" else ", not counted before the run is done"
@@ -117,13 +114,10 @@ def _facts(run: RunRow) -> Iterable[RenderableType]:
     for check in run.run_checks:
         word = "passed" if check["passed"] else f"failed ({check['on_fail']}): {check['message']}"
         facts[f"rule {check['name']}"] = word
-    if run.replay_of:
-        facts["replay of"] = run.replay_of
     if run.rows_resolved:
         left = f"quarantined records; {run.rows_unresolved:,} are left"
-        facts["resolved"] = f"{run.rows_resolved:,} of {run.rows_quarantined:,} {left}"
-    if run.stop_reason:
-        facts["stopped"] = run.stop_reason
+        facts["resolved"] = f"{run.rows_resolved:,} of {run.counts.quarantined:,} {left}"
+    facts |= shown
     table = grid(columns="<<")
     for name, value in facts.items():
         table.add_row("", Text(name, "dim"), Text(one_line(value), overflow="fold", no_wrap=False))
@@ -138,12 +132,12 @@ def _chunks_table(chunks: Sequence[ChunkRow], console: Console) -> Table:
         "chunk": (">", [Text(str(c.chunk)) for c in chunks]),
         "keys": ("<", [Text(c.range) for c in chunks]),
         "status": ("<", [Text(c.status, _STATE_STYLES.get(c.status, "dim")) for c in chunks]),
-        "rows": (">", [Text(f"{c.rows_read:,}") for c in chunks]),
-        "read s": (">", [Text(f"{c.read_seconds:.2f}") for c in chunks]),
-        "transf.": (">", [Text(f"{c.transform_seconds:.2f}") for c in chunks]),
-        "stage": (">", [Text(f"{c.stage_seconds:.2f}") for c in chunks]),
-        "load": (">", [Text(f"{c.load_seconds:.2f}") for c in chunks]),
-        "wait": (">", [Text(f"{c.wait_seconds:.2f}") for c in chunks]),
+        "rows": (">", [Text(f"{c.counts.read:,}") for c in chunks]),
+        "read s": (">", [Text(f"{c.timings.read_seconds:.2f}") for c in chunks]),
+        "transf.": (">", [Text(f"{c.timings.transform_seconds:.2f}") for c in chunks]),
+        "stage": (">", [Text(f"{c.timings.stage_seconds:.2f}") for c in chunks]),
+        "load": (">", [Text(f"{c.timings.load_seconds:.2f}") for c in chunks]),
+        "wait": (">", [Text(f"{c.timings.wait_seconds:.2f}") for c in chunks]),
         "tries": (">", [Text(str(c.attempts), _mark(c.attempts > 1)) for c in chunks]),
         "worker": (">", [Text("" if c.worker is None else str(c.worker)) for c in chunks]),
     }

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from keyhaul.console import grid, write
 from keyhaul.memory import peak_memory_bytes
+from keyhaul.model import FATES, TERMS
 from keyhaul.printing.bottleneck import Measured, bottleneck
 from keyhaul.text import duration, one_line, per_second, plural, size
 
@@ -28,22 +29,19 @@ def balance(counts: Counts) -> Iterable[RenderableType]:
     from rich.text import Text
 
     table = grid(columns="<>")
-    for name in ("read", "loaded", "unchanged", "duplicate", "filtered", "quarantined"):
+    for name in ("read", *TERMS):
         number: int = getattr(counts, name)
         style = "bold" if name == "read" else "yellow" if name == "quarantined" and number else ""
         table.add_row("", Text(name, style), Text(f"{number:,}", style))
         if name == "loaded" and counts.updated:
-            table.add_row("", Text("  inserted"), Text(f"{counts.loaded - counts.updated:,}"))
+            table.add_row("", Text("  inserted"), Text(f"{counts.inserted:,}"))
             table.add_row("", Text("  updated"), Text(f"{counts.updated:,}"))
     yield table
     if counts.balanced:
-        text = Text("✓ balanced: read = loaded + unchanged + duplicate + filtered + quarantined", "green")
+        text = Text(f"✓ balanced: read = {' + '.join(TERMS)}", "green")
         yield Padding(text, (0, 0, 0, 2))
     else:
-        rest = counts.read - (
-            counts.loaded + counts.unchanged + counts.duplicate + counts.filtered + counts.quarantined
-        )
-        yield Text(f"  ✗ not balanced: {rest:+,} rows read are not accounted for", "bold red")
+        yield Text(f"  ✗ not balanced: {counts.unaccounted:+,} rows read are not accounted for", "bold red")
 
 
 def by_table(tables: Sequence[TableCounts]) -> Iterable[RenderableType]:
@@ -54,10 +52,9 @@ def by_table(tables: Sequence[TableCounts]) -> Iterable[RenderableType]:
         return
     yield ""
     yield "  The balance counts records. Rows by table:"
-    kinds = ("inserted", "updated", "unchanged", "duplicate")
-    table = grid([("table", "<"), *((kind, ">") for kind in kinds)])
+    table = grid([("table", "<"), *((fate, ">") for fate in FATES)])
     for one in tables:
-        table.add_row("", Text(one_line(one.table)), *(f"{getattr(one, kind):,}" for kind in kinds))
+        table.add_row("", Text(one_line(one.table)), *(f"{getattr(one, fate):,}" for fate in FATES))
     yield table
 
 
@@ -143,13 +140,7 @@ def _facts(report: Report) -> Iterable[RenderableType]:
         chunks += f", {len(report.failed):,} failed"
     table.add_row("", "chunks", f"{chunks}, {plural(report.workers, 'worker')}")
     times = report.timings
-    steps = {
-        "read": times.read_seconds,
-        "transform": times.transform_seconds,
-        "stage": times.stage_seconds,
-        "load": times.load_seconds,
-        "wait": times.wait_seconds,
-    }
+    steps = times.by_step()
     total = sum(steps.values())
     # One line for each step: four on one line are longer than 80 columns.
     for name, seconds in steps.items():

@@ -9,7 +9,7 @@ import psycopg
 from psycopg import sql
 
 from keyhaul.before.runcheck import check_run
-from keyhaul.errors import ConfigError
+from keyhaul.errors import ConfigError, first_line
 from keyhaul.postgres import catalog
 from keyhaul.quality.verdict import Verdict, status_of
 from keyhaul.sessions.connecting import connect, find_ends, session_settings
@@ -67,8 +67,8 @@ def check_across(job: Job, dsn: Dsn, place: str, rules: Sequence[RunRule]) -> tu
             except ConfigError as error:
                 problems.append(f"{rule.at}: {error}")
             except psycopg.Error as error:
-                told = error.diag.message_primary or str(error)
-                problems.append(f"{rule.at}: check run rule {rule.name}: {told}, expected what {relation.label} has")
+                told = f"{first_line(error)}, expected what {relation.label} has"
+                problems.append(f"{rule.at}: check run rule {rule.name}: {told}")
         if problems:
             raise ConfigError("\n".join(problems))
         row = conn.execute(sql.SQL("select count(*) from {}").format(table)).fetchone()

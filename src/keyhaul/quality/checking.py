@@ -26,9 +26,10 @@ from keyhaul.quality.offenders import Asked, export, samples
 from keyhaul.quality.postgres import PostgresSystem
 from keyhaul.quality.records import FileRecords, Keep, LedgerRecords, Records, called, records_of
 from keyhaul.quality.rules import check_rules
-from keyhaul.quality.sql import ROW, System, count_of, distinct_of, overview, quoted, sum_of, text_between_numbers
+from keyhaul.quality.sql import ROW, System, count_of, distinct_of, overview, sum_of, text_between_numbers
 from keyhaul.quality.verdict import Verdict, Verdicts, status_of
-from keyhaul.sessions.connecting import find_target
+from keyhaul.quoting import quote_name
+from keyhaul.sessions.connecting import find_ledger, find_target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -130,7 +131,7 @@ def _check_job(job: Job, path: Path, only: Sequence[str], keep: Keep, asked: Ask
     dsn = find_target(chosen.target.uri, chosen.home)
     uri = keep.ledger or chosen.target.uri
     schema = keep.schema or chosen.ledger_schema
-    kept: Records = LedgerRecords(find_target(uri, chosen.home), schema, called(uri))
+    kept: Records = LedgerRecords(find_ledger(uri, chosen.home, schema, {}), called(uri))
     if keep.state and not keep.ledger:
         kept.close()
         kept = FileRecords(keep.state)
@@ -373,7 +374,7 @@ class _Run:
         try:
             if demand.other[0] not in other.columns:
                 raise ConfigError(f"{check.at}: check {check.name}: no column {demand.other[0]} in {other.label}")
-            query = f"select {sum_of(f'{ROW}.{quoted(demand.other[0])}')} from {other.from_item}"
+            query = f"select {sum_of(f'{ROW}.{quote_name(demand.other[0])}')} from {other.from_item}"
             there = Decimal(str(other.fetch(query)[0][0]))
         finally:
             other.close()

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from keyhaul.errors import ConfigError
-from keyhaul.quality.sql import ROW, System, failing, literal, quoted
+from keyhaul.quality.sql import ROW, System, failing
+from keyhaul.quoting import quote_name, quote_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -63,13 +64,13 @@ def samples(system: System, verdicts: Sequence[Verdict], failed: Sequence[Expect
 
 
 def _sample(system: System, check: Expectation, asked: Asked) -> tuple[dict[str, str | None], ...]:
-    shown = {name: f"{ROW}.{quoted(name)}::varchar" for name in system.key}
+    shown = {name: f"{ROW}.{quote_name(name)}::varchar" for name in system.key}
     number = system.row_number()
     if not shown and number:
         shown = {"row": f"({number})::varchar"}
     if asked.show_values:
         names = check.demand.columns or _named(check.demand.text, tuple(system.columns))
-        shown |= {name: f"{ROW}.{quoted(name)}::varchar" for name in names}
+        shown |= {name: f"{ROW}.{quote_name(name)}::varchar" for name in names}
     if not shown or not asked.sample_rows:
         return ()
     columns = ", ".join(shown.values())
@@ -98,18 +99,18 @@ def export(system: System, failed: Sequence[Expectation], asked: Asked) -> int |
     """
     if asked.export is None:
         return None
-    columns = "".join(f", {ROW}.{quoted(name)} as {quoted(name)}" for name in system.columns)
+    columns = "".join(f", {ROW}.{quote_name(name)} as {quote_name(name)}" for name in system.columns)
     if system.row_number() == "":
-        columns = "".join(f", {ROW}.{quoted(name)}::varchar as {quoted(name)}" for name in system.columns)
+        columns = "".join(f", {ROW}.{quote_name(name)}::varchar as {quote_name(name)}" for name in system.columns)
     number = 0
     with exporting(asked) as write:
         queries = [
-            f"select {literal(check.name)} as {quoted(CHECK)}{columns} from {system.from_item} "
+            f"select {quote_text(check.name)} as {quote_name(CHECK)}{columns} from {system.from_item} "
             f"where {failing(check, system)}"
             for check in failed
         ]
         # With nothing that fails, a file without rows, so that whoever comes after finds its columns.
-        for query in queries or [f"select '' as {quoted(CHECK)}{columns} from {system.from_item} limit 0"]:
+        for query in queries or [f"select '' as {quote_name(CHECK)}{columns} from {system.from_item} limit 0"]:
             for batch in system.stream(query):
                 write(batch)
                 number += batch.num_rows

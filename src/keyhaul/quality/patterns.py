@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final, Literal
 
-from keyhaul.quality.sql import literal
+from keyhaul.quoting import quote_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -113,10 +113,10 @@ def unmatched(column: str, pattern: str) -> str:
     """
     like = as_like(pattern)
     if like is not None:
-        return f"{by_bytes(column)} not like {literal(like)}"
+        return f"{by_bytes(column)} not like {quote_text(like)}"
     found = read(pattern)
     counted = found and _counted(column, found)
-    return f"not ({counted or f'{column} ~ {literal(pattern)}'})"
+    return f"not ({counted or f'{column} ~ {quote_text(pattern)}'})"
 
 
 def as_like(pattern: str) -> str | None:
@@ -173,7 +173,7 @@ def _counted(column: str, pattern: Pattern) -> str | None:
     text = f"substr({column}, {known + 1}" + ("" if pattern.ends else f", {length}") + ")"
     text = column if pattern.ends and not known else text
     starred = "".join(f"{p.text}*" if p.kind == "class" else re.escape(p.text) * p.low for p in pieces[classes[0] :])
-    parts = [f"{by_bytes(column)} like {literal(like)}", f"{text} ~ {literal(f'^{starred}$')}"]
+    parts = [f"{by_bytes(column)} like {quote_text(like)}", f"{text} ~ {quote_text(f'^{starred}$')}"]
     if varying and pieces[varying[0]].high is not None:
         most = sum(piece.high or 0 for piece in pieces)
         parts.insert(1, f"(octet_length({column}) <= {most} or length({column}) <= {most})")

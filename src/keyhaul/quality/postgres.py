@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Final
 
 import psycopg
 
-from keyhaul.errors import ConfigError, without_values
+from keyhaul.errors import ConfigError, first_line, without_values
 from keyhaul.postgres import catalog, pgtypes
 from keyhaul.postgres.dsn import redact
 from keyhaul.quality import patterns as quality_patterns
-from keyhaul.quality.sql import POSTGRES, ROW, literal, quoted
+from keyhaul.quality.sql import POSTGRES, ROW
+from keyhaul.quoting import quote_name, quote_text
 from keyhaul.sessions.connecting import connect
 
 if TYPE_CHECKING:
@@ -127,23 +128,23 @@ class PostgresSystem:
             with self._conn.transaction(force_rollback=True):
                 catalog.check_statement(self._conn, query)
         except psycopg.Error as error:
-            return without_values(redact(error.diag.message_primary or str(error), self._dsn))
+            return without_values(redact(first_line(error), self._dsn))
         return ""
 
     def unmatched(self, column: str, pattern: str) -> str:
         """Return the condition that is true where a pattern (ARE) is nowhere in a column's text; NULL for NULL."""
         key = (column, pattern)
         if key not in self._unmatched:
-            self._unmatched[key] = self._without(f"{ROW}.{quoted(column)}", pattern, self.columns[column])
+            self._unmatched[key] = self._without(f"{ROW}.{quote_name(column)}", pattern, self.columns[column])
         return self._unmatched[key]
 
     def _without(self, column: str, pattern: str, kind: str) -> str:
-        plain = f"not ({column} ~ {literal(pattern)})"
+        plain = f"not ({column} ~ {quote_text(pattern)})"
         if not re.fullmatch(r"text|character varying(\(\d+\))?", kind):
             return plain
         nothing = f"(select {column}::text from {self.from_item} where false)"  # it brings the column's collation
         try:
-            self.fetch(f"select coalesce({nothing}, '') ~ {literal(pattern)}")
+            self.fetch(f"select coalesce({nothing}, '') ~ {quote_text(pattern)}")
             usual = "" if quality_patterns.as_like(pattern) else self._usual(column, pattern)
         except ConfigError:
             # A wrong pattern, or a collation without regular expressions: the check itself will tell. A table that
@@ -176,7 +177,7 @@ class PostgresSystem:
         if not total or int(str(repeated)) * 2 < int(str(total)) or int(str(values)) > MOST_USUAL:
             return ""
         return (
-            f'select s.v collate "C" from {sample} where s.v ~ {literal(pattern)} '
+            f'select s.v collate "C" from {sample} where s.v ~ {quote_text(pattern)} '
             f'group by s.v collate "C" having count(*) > 1'
         )
 
@@ -206,7 +207,7 @@ class PostgresSystem:
     def misread_pattern(self, pattern: str) -> str:
         """Return why a text is no regular expression (ARE), or an empty string."""
         try:
-            self.fetch(f"select '' ~ {literal(pattern)}")
+            self.fetch(f"select '' ~ {quote_text(pattern)}")
         except ConfigError as error:
             return str(error)
         return ""
@@ -222,7 +223,7 @@ class PostgresSystem:
             except ConfigError:
                 return f"there is no type {wanted}"
             return "" if have == meant.pg_type else f"{have}, expected {wanted}"
-        found = self.fetch(f"select pg_catalog.format_type(to_regtype({literal(wanted)}), null)")[0][0]
+        found = self.fetch(f"select pg_catalog.format_type(to_regtype({quote_text(wanted)}), null)")[0][0]
         if found is None:
             return f"there is no type {wanted}"
         plain = re.sub(r"\([0-9,-]+\)", "", have)
@@ -243,8 +244,7 @@ class PostgresSystem:
         self._conn.close()
 
     def _told(self, error: psycopg.Error) -> str:
-        message = error.diag.message_primary or str(error)
-        return without_values(redact(" ".join(message.split()), self._dsn))
+        return without_values(redact(" ".join(first_line(error).split()), self._dsn))
 
 
 def _digest(query: str) -> str:

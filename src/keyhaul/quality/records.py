@@ -16,17 +16,17 @@ from psycopg.rows import dict_row
 
 import keyhaul
 from keyhaul.config.parts import EMBEDDED
-from keyhaul.errors import ConfigError, RefusedError
+from keyhaul.errors import ConfigError, RefusedError, first_line
+from keyhaul.ledger import versions
 from keyhaul.ledger.statements import statement
 from keyhaul.redaction import hide
-from keyhaul.sessions.connecting import connect, find_target
+from keyhaul.sessions.connecting import LedgerPlace, connect, find_ledger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from keyhaul.config.checkfile import CheckFile
-    from keyhaul.postgres.dsn import Dsn
     from keyhaul.quality.verdict import Verdict
 
 Statistics = dict[str, float | None]
@@ -90,21 +90,20 @@ class Records(Protocol):
 class LedgerRecords:
     """Results in the table `checks` of a ledger's schema, which is created when it is missing."""
 
-    def __init__(self, dsn: Dsn, schema: str, place: str = "") -> None:
+    def __init__(self, ledger: LedgerPlace, called: str = "") -> None:
         """Connect.
 
         Args:
-            dsn: the database.
-            schema: of the ledger.
-            place: what the database is called for people; host, port and name by default.
+            ledger: its database and schema.
+            called: what the database is called for people; host, port and name by default.
 
         Raises:
             ConnectError: the database cannot be reached.
         """
-        self.label = f"{place or dsn.label}, {schema}.checks"
-        self._schema = schema
+        self.label = f"{called or ledger.dsn.label}, {ledger.schema}.checks"
+        self._schema = ledger.schema
         self._conn = connect(
-            dsn,
+            ledger.dsn,
             "target",
             application_name="keyhaul check ledger",
             settings={"timezone": "UTC", "statement_timeout": "60s"},
@@ -130,9 +129,7 @@ class LedgerRecords:
         values = json.dumps([_stored(verdict, accepted) for verdict in verdicts])
         try:
             with self._conn.transaction():
-                self._conn.execute("select pg_advisory_xact_lock(hashtextextended('keyhaul-ddl', 0))")
-                if not self._there():
-                    self._conn.execute(statement("create_checks", self._schema))
+                versions.create(self._conn, self._schema)
                 self._conn.execute(
                     statement(
                         "insert_checks",
@@ -155,26 +152,26 @@ class LedgerRecords:
             ConfigError: the database does not let us read.
         """
         try:
-            if not self._there():
-                raise RefusedError(_nothing(self.label))
             with self._conn.cursor(row_factory=dict_row) as cursor:
-                return cursor.execute(statement("kept_checks", self._schema)).fetchall()
+                there = self._there()
+                rows = cursor.execute(statement("kept_checks", self._schema)).fetchall() if there else []
         except psycopg.Error as error:
             raise self._wrapped("read", error) from error
+        if not rows:
+            raise RefusedError(_nothing(self.label))
+        return rows
 
     def close(self) -> None:
         """Close the connection."""
         self._conn.close()
 
     def _there(self) -> bool:
-        name = f'"{self._schema.replace(chr(34), chr(34) * 2)}".checks'
-        row = self._conn.execute(statement("checks_there", self._schema, checks=name)).fetchone()
-        return bool(row and row[0])
+        return versions.check(self._conn, self._schema)
 
     def _wrapped(self, verb: str, error: psycopg.Error) -> ConfigError:
-        reason = error.diag.message_primary or "the connection is lost"
         return ConfigError(
-            f"{verb} results of checks in {self.label}: {reason}. Give another --ledger, or rights on that schema"
+            f"{verb} results of checks in {self.label}: {first_line(error)}. Give another --ledger, or rights on that "
+            "schema"
         )
 
 
@@ -284,8 +281,8 @@ def records_of(file: CheckFile, keep: Keep, home: str | None, environ: Mapping[s
         uri = file.ledger_uri or environ.get("ETL_TARGET_URL") or beside
     if uri is None:
         return None
-    schema = keep.schema or environ.get("ETL_LEDGER_SCHEMA") or file.ledger_schema or "keyhaul"
-    return LedgerRecords(find_target(uri, home), schema, called(uri))
+    schema = keep.schema or environ.get("ETL_LEDGER_SCHEMA") or file.ledger_schema
+    return LedgerRecords(find_ledger(uri, home, schema, environ), called(uri))
 
 
 def called(uri: str) -> str:

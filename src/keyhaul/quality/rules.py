@@ -13,8 +13,8 @@ from keyhaul.errors import ConfigError
 from keyhaul.model import RECORD
 from keyhaul.postgres import catalog, pgtypes
 from keyhaul.quality.offenders import CHECK, Asked, exporting
-from keyhaul.quality.sql import quoted
 from keyhaul.quality.verdict import Verdict, status_of
+from keyhaul.quoting import quote_name
 from keyhaul.sessions.connecting import connect, session_settings, with_login
 from keyhaul.sources.postgres.readers import translate
 from keyhaul.staging.rules import Check, compile_rules
@@ -104,11 +104,11 @@ def _query(columns: Mapping[str, Column], relation: Relation, conn: Any) -> str:
     """Return the query for the columns that rules look at, in the forms of their routes."""
     parts = []
     for name, column in columns.items():
-        told = quoted(name)
+        told = quote_name(name)
         if column.base_type in _MOMENTS:
             # ADBC would wrap others without a word. A load takes these, too (pgtypes.TIMESTAMP_CEILING_MICROSECONDS).
             fits = f"isfinite({told}) and {told} < '248000-01-01'"
-            parts += [f"case when {fits} then {told} end as {told}", f"not ({fits}) as {quoted(_ODD + name)}"]
+            parts += [f"case when {fits} then {told} end as {told}", f"not ({fits}) as {quote_name(_ODD + name)}"]
         else:
             parts.append(f"{told}::text as {told}" if pgtypes.route(column).select_text else told)
     return f"select {', '.join(parts) or '1 as one'} from {relation.from_item.as_string(conn)}"

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final, Protocol
 
+from keyhaul.quoting import quote_name, quote_text
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
@@ -104,20 +106,10 @@ class System(Protocol):
         """Give everything back."""
 
 
-def quoted(name: str) -> str:
-    """Return an identifier."""
-    return '"' + name.replace('"', '""') + '"'
-
-
-def literal(text: str) -> str:
-    """Return a text constant."""
-    return "'" + text.replace("'", "''") + "'"
-
-
 def failing(check: Expectation, system: System) -> str:
     """Return the condition that is true for the rows that fail a check that counts rows."""
     demand = check.demand
-    columns = [f"{ROW}.{quoted(name)}" for name in demand.columns]
+    columns = [f"{ROW}.{quote_name(name)}" for name in demand.columns]
     match check.kind:
         case "not_null":
             condition = " or ".join(f"{column} is null" for column in columns)
@@ -147,11 +139,11 @@ def _constant(value: str | int | Decimal | bool, system: System | None, column: 
         # `rating in (1, 2)` for a column of text means the texts 1 and 2; neither system would say so.
         of_text = system is not None and system.columns[column].startswith(system.dialect.text_types)
         if of_text:
-            return literal(str(value))
+            return quote_text(str(value))
         # `real` is compared as double precision otherwise, in which 0.1 is another number than the real 0.1.
         real = system is not None and system.columns[column] == "real" and abs(Decimal(value)) < LARGEST_REAL
         return f"{Decimal(value):f}" + "::real" * real
-    return literal(value)
+    return quote_text(value)
 
 
 def _unlisted(column: str, demand: Demand, system: System) -> str:
@@ -213,7 +205,7 @@ def _repeated(columns: Sequence[str], demand: Demand, system: System) -> str:
 
 def groups(demand: Demand, system: System, what: str = "") -> str:
     """Return a query for the values that several rows have; a NULL in one of the columns is nobody's duplicate."""
-    names = [f"{ROW}.{quoted(name)}" for name in demand.columns]
+    names = [f"{ROW}.{quote_name(name)}" for name in demand.columns]
     present = " and ".join(f"{name} is not null" for name in names)
     listed = ", ".join(names)
     return f"select {what or listed} from {system.from_item} where {present} group by {listed} having count(*) > 1"
@@ -223,7 +215,7 @@ def _dangling(columns: Sequence[str], demand: Demand, system: System) -> str:
     if demand.where is None:
         raise ValueError(demand)
     present = " and ".join(f"{column} is not null" for column in columns)
-    equal = " and ".join(f"r.{quoted(o)} = {column}" for o, column in zip(demand.other, columns, strict=True))
+    equal = " and ".join(f"r.{quote_name(o)} = {column}" for o, column in zip(demand.other, columns, strict=True))
     return f"{present} and not exists (select 1 from {system.other(demand.where)} as r where {equal})"
 
 
@@ -236,7 +228,7 @@ def count_of(check: Expectation, system: System) -> str:
 
 def distinct_of(column: str, system: System) -> str:
     """Return a query for the number of different values; a subquery, because it groups where count(distinct) sorts."""
-    name = f"{ROW}.{quoted(column)}"
+    name = f"{ROW}.{quote_name(column)}"
     return f"select count(*) from (select {name} from {system.from_item} where {name} is not null group by {name}) as g"
 
 
@@ -249,13 +241,13 @@ def overview(checks: Sequence[Expectation], system: System) -> tuple[str, list[t
     """
     parts: list[tuple[str, str, str]] = []
     for check in checks:
-        column = f"{ROW}.{quoted(check.demand.columns[0])}" if check.demand.columns else ""
+        column = f"{ROW}.{quote_name(check.demand.columns[0])}" if check.demand.columns else ""
         match check.kind:
             case "fresh":
                 limit = (
                     f"now() - interval '{check.demand.seconds} seconds'"
                     if check.demand.since is None
-                    else f"{literal(check.demand.since)}::timestamptz"
+                    else f"{quote_text(check.demand.since)}::timestamptz"
                 )
                 newest = f"max({column})::timestamptz"
                 # PostgreSQL takes infinity from nothing only since 17, DuckDB never.

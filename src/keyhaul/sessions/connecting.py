@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -13,18 +14,23 @@ from keyhaul import redaction
 from keyhaul.config.job import EMBEDDED, PostgresSource
 from keyhaul.embedded import server as embedded
 from keyhaul.errors import ConfigError, ConnectError, RefusedError
-from keyhaul.ledger.joblock import session_name
+from keyhaul.ledger import versions
+from keyhaul.ledger.reading import ledger_errors
+from keyhaul.ledger.store import Ledger
 from keyhaul.postgres import pgtypes
 from keyhaul.postgres.dsn import Dsn, redact
 from keyhaul.sessions import links, seats
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from keyhaul.config.job import Job
 
 CONNECT_TIMEOUT_SECONDS = 2
 """How long a first connection may take (the URI's own connect_timeout wins); a wrong address is told at once."""
+
+LEDGER_SCHEMA: Final = "keyhaul"
+"""The ledger's schema where none is given, as `Job.ledger_schema` has it."""
 
 LEAVE_SECONDS: Final = 5.0
 """How long a session of ours that is ended may take to let go of the job's lock."""
@@ -77,6 +83,46 @@ def find_target(uri: str, home: str | None) -> Dsn:
     server = embedded.start(Path(home) if home else None)
     embedded.ensure_databases(server, [embedded.WAREHOUSE])
     return Dsn.parse(server.uri(embedded.WAREHOUSE), "embedded")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerPlace:
+    """Where a ledger is: the database and the schema in it."""
+
+    dsn: Dsn
+    schema: str
+
+
+def find_ledger(target: str | None, home: str | None, schema: str | None, environ: Mapping[str, str]) -> LedgerPlace:
+    """Return where the ledger is, by what is given, else by the variables, else by default.
+
+    Args:
+        target: a URI; ``ETL_TARGET_URL`` or the embedded server by default, which is started then.
+        home: of the embedded server; ``ETL_HOME`` or the user's cache by default.
+        schema: ``ETL_LEDGER_SCHEMA`` or ``keyhaul`` by default.
+        environ: the variables; none are looked at in an empty one.
+    """
+    uri = target or environ.get("ETL_TARGET_URL") or EMBEDDED
+    return LedgerPlace(
+        dsn=find_target(uri, home or environ.get("ETL_HOME") or None),
+        schema=schema or environ.get("ETL_LEDGER_SCHEMA") or LEDGER_SCHEMA,
+    )
+
+
+@contextmanager
+def look_back(place: LedgerPlace) -> Iterator[psycopg.Connection[Any]]:
+    """Yield a connection to the database with the ledger, in autocommit mode, for who only reads there.
+
+    Raises:
+        ConnectError: the database cannot be reached.
+        RefusedError: the ledger is one that this keyhaul does not read.
+        ConfigError: this login may not read it.
+    """
+    settings = {"timezone": "UTC"}
+    with closing(connect(place.dsn, "target", application_name="keyhaul look back", settings=settings)) as conn:
+        with ledger_errors(conn, place.schema):
+            versions.check(conn, place.schema)
+        yield conn
 
 
 def connect(dsn: Dsn, end: str, *, application_name: str, settings: Mapping[str, str]) -> psycopg.Connection[Any]:
@@ -183,7 +229,7 @@ def connect_ledger(job: Job, target: Dsn, run_id: str) -> psycopg.Connection[Any
         ConnectError: it cannot be reached.
     """
     settings = session_settings(job, lock_timeout=f"{job.lock_timeout_seconds}s")
-    conn = connect(target, "target", application_name=session_name(run_id), settings=settings)
+    conn = connect(target, "target", application_name=Ledger.session_name(run_id), settings=settings)
     try:
         conn.execute(
             "select set_config('search_path', coalesce((select string_agg(quote_ident(s), ', ' order by n)"

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 
 from keyhaul import events
+from keyhaul.errors import first_line
 from keyhaul.postgres.dsn import redact
 from keyhaul.sessions import links
 from keyhaul.sessions.addresses import Addresses
@@ -209,7 +210,7 @@ class Watchdog:
                 with self._connect(wait.end) as conn:
                     conn.execute("select pg_terminate_backend(pid) from unnest(%s::int[]) as s(pid)", [pids])
             except psycopg.Error as error:
-                text = redact(str(error).strip().split("\n", 1)[0], *self._dsns.values())
+                text = redact(first_line(error), *self._dsns.values())
                 message = f"end the session {wait.session} in the {wait.end}: {text}; the server notices by itself"
                 self.observe(events.Notice(message=message, level="warning"))
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 import duckdb
 import polars as pl
 
-from keyhaul.errors import ConfigError
+from keyhaul.errors import ConfigError, first_line
+from keyhaul.quoting import quote_name, quote_text
 from keyhaul.transform.expressions import SHORTER
 
 if TYPE_CHECKING:
@@ -65,11 +66,6 @@ class Check:
     columns: frozenset[str] = frozenset()
 
 
-def quoted(name: str) -> str:
-    """Return a DuckDB identifier."""
-    return '"' + name.replace('"', '""') + '"'
-
-
 def duck_name(name: str, names: Iterable[str]) -> str:
     """Return what a column is called in DuckDB, where names that differ only in case are one name."""
     alone = sum(name.lower() == other.lower() for other in names) == 1
@@ -104,7 +100,7 @@ def _checks(con: duckdb.DuckDBPyConnection, rule: Rule, schema: Mapping[str, pl.
     for column in rule.columns:
         yield Check(
             name=f"not_null:{column}",
-            sql=f"{quoted(duck_name(column, schema) if column in schema else column)} is null",
+            sql=f"{quote_name(duck_name(column, schema) if column in schema else column)} is null",
             on_fail=rule.on_fail,
             message=f"{column} is null",
             at=rule.at,
@@ -167,7 +163,7 @@ def _bind(con: duckdb.DuckDBPyConnection, check: Check, schema: Mapping[str, pl.
         con.execute(f"select 1 from {CHUNK} where {check.sql}").fetchall()
         described = con.execute(f"describe select {condition} as x from {CHUNK}").fetchall()
     except duckdb.Error as error:
-        text = told(str(error).strip().split("\n", 1)[0].rstrip("!."))
+        text = told(first_line(error).rstrip("!."))
         known = f", expected one of {', '.join(schema)}" if "not found in FROM clause" in text else ""
         return f"{check.at}: read rule {check.name}: {text}{known}{_cast_hint(text, check, schema)}"
     if described[0][1] != "BOOLEAN":
@@ -239,7 +235,7 @@ def limited(file: Path, spill: Path, *, memory_mb: int, threads: int) -> duckdb.
     settings = {name: value for name, value in _SETTINGS.items() if name != "enable_external_access"}
     con = duckdb.connect(str(file), config={**settings, "threads": str(threads), "memory_limit": f"{memory_mb}MB"})
     # In this order: without access, the place to spill to cannot be set any more.
-    con.execute("set temp_directory = '" + str(spill).replace("'", "''") + "'")
+    con.execute(f"set temp_directory = {quote_text(str(spill))}")
     con.execute("set enable_external_access = false")
     con.execute("set preserve_insertion_order = false")
     con.execute("set timezone = 'UTC'")

@@ -14,8 +14,9 @@ import polars as pl
 from keyhaul.errors import ChunkError, StopRunError, safe_message
 from keyhaul.halving import halve
 from keyhaul.model import RECORD, Counts, Staged
+from keyhaul.quoting import quote_name, quote_text
 from keyhaul.redaction import hide
-from keyhaul.staging.rules import CHUNK, Check, duck_name, locked_down, quoted, register
+from keyhaul.staging.rules import CHUNK, Check, duck_name, locked_down, register
 from keyhaul.transform.compiled import MAX_ISOLATED_RECORDS
 from keyhaul.transform.mapping import misfitting
 
@@ -216,7 +217,7 @@ class Stager:
             descending = [last and name in dedup.order_by for name in order]
             ordered = copies.sort(order, descending=descending, nulls_last=True)
             return ordered.filter(~ordered.select(first=pl.struct(dedup.on).is_first_distinct())["first"])[RECORD]
-        duck = {name: quoted(duck_name(name, copies.columns)) for name in copies.columns}
+        duck = {name: quote_name(duck_name(name, copies.columns)) for name in copies.columns}
         wanted = [f"{duck[column]} {'desc' if last else 'asc'} nulls last" for column in dedup.order_by]
         query = (
             f"select {RECORD} from {CHUNK} qualify row_number() over "
@@ -227,7 +228,7 @@ class Stager:
 
     def ties(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Return each row's place (``_record``, ``tie``) when the rows are put in order by all their columns."""
-        duck = [quoted(duck_name(name, frame.columns)) for name in frame.columns if name != RECORD]
+        duck = [quote_name(duck_name(name, frame.columns)) for name in frame.columns if name != RECORD]
         query = f"select {RECORD}, row_number() over (order by {', '.join([*duck, RECORD])}) as tie from {CHUNK}"
         return self._query(query, frame)
 
@@ -236,7 +237,7 @@ class Stager:
     def keys(self, source: pl.DataFrame) -> pl.DataFrame:
         """Return each record's key (``_record``, ``key``) as the quarantine would have it; NULL if a part is NULL."""
         rows = source.select(RECORD, *self._key)
-        duck = {name: quoted(duck_name(name, rows.columns)) for name in rows.columns}
+        duck = {name: quote_name(duck_name(name, rows.columns)) for name in rows.columns}
         return self._query(f"select {RECORD}, {self._key_text(rows.schema, duck)} as key from {CHUNK}", rows)
 
     def _key_text(self, schema: Mapping[str, pl.DataType], duck: Mapping[str, str]) -> str:
@@ -255,10 +256,10 @@ class Stager:
             return pl.DataFrame(schema=REJECTED)
         # Records are in the order of their numbers; of gathered chunks, only the accepted ones are there.
         rows = source[source[RECORD].search_sorted(rejected[RECORD])]
-        duck = {name: quoted(duck_name(name, rows.columns)) for name in rows.columns}
+        duck = {name: quote_name(duck_name(name, rows.columns)) for name in rows.columns}
         key = self._key_text(rows.schema, duck)
         fields = ", ".join(
-            f"{_json_key(name)}, {_json_value(duck[name], dtype)}"
+            f"{quote_text(name)}, {_json_value(duck[name], dtype)}"
             for name, dtype in rows.schema.items()
             if name != RECORD
         )
@@ -304,10 +305,6 @@ def _flags(checks: Sequence[Check]) -> list[str]:
 def _listed(texts: Mapping[str, str]) -> pl.Expr:
     """Return the texts of the flags that are true, as a list."""
     return pl.concat_list(pl.when(pl.col(flag)).then(pl.lit(text)) for flag, text in texts.items()).list.drop_nulls()
-
-
-def _json_key(name: str) -> str:
-    return "'" + name.replace("'", "''") + "'"
 
 
 def _json_value(column: str, dtype: pl.DataType) -> str:

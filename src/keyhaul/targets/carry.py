@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from keyhaul.postgres.definition import quote_name
+from keyhaul.quoting import quote_name, quote_text
 from keyhaul.targets.anatomy import KNOWN_OPTIONS
 
 if TYPE_CHECKING:
@@ -198,8 +198,7 @@ def _plain(conn: psycopg.Connection[Any], pair: Pair) -> str:
 
 
 def _tablespace(name: str) -> str:
-    literal = name.replace("'", "''")
-    return f"select set_config('default_tablespace', '{literal}', true)"
+    return f"select set_config('default_tablespace', {quote_text(name)}, true)"
 
 
 def _statistics(conn: psycopg.Connection[Any], pair: Pair) -> list[Step]:
@@ -221,10 +220,10 @@ def identities(conn: psycopg.Connection[Any], pair: Pair) -> list[str]:
     steps = []
     for _, fresh, old, _, _, kind in conn.execute(_IDENTITIES, pair.values()).fetchall():
         steps.append(f"alter sequence {fresh} as {kind}")  # LIKE makes a bigint of every one
-        mine, theirs = fresh.replace("'", "''"), old.replace("'", "''")
         steps.append(
-            f"select setval('{mine}', o.last_value, o.is_called) from {old} o, {fresh} f, pg_catalog.pg_sequence q"  # noqa: S608 - quoted names
-            f" where q.seqrelid = '{theirs}'::regclass"
+            f"select setval({quote_text(fresh)}, o.last_value, o.is_called)"  # noqa: S608 - quoted names
+            f" from {old} o, {fresh} f, pg_catalog.pg_sequence q"
+            f" where q.seqrelid = {quote_text(old)}::regclass"
             " and (not f.is_called or (o.last_value - f.last_value) * sign(q.seqincrement) > 0)"
         )
     return steps

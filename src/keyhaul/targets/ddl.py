@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import psycopg
 from psycopg import errors
 
-from keyhaul.errors import RefusedError
-from keyhaul.postgres.definition import quote_name, read_types
+from keyhaul.errors import RefusedError, first_line
+from keyhaul.postgres.definition import read_types
+from keyhaul.quoting import quote_name, quote_text
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -248,9 +249,8 @@ def _serial(made: _Making, source: ColumnDefinition) -> tuple[str, str]:
     name = quote_name(made.schema, made.free(f"{made.table}_{source.name}", "_seq"))
     if source.sequence is not None:
         made.before.append(f"create sequence {name} as {source.sequence.data_type} {source.sequence.options()}")
-    literal = name.replace("'", "''")
     owned = f"alter sequence {name} owned by {quote_name(made.schema, made.table, source.name)}"
-    return owned, f"nextval('{literal}'::regclass)"
+    return owned, f"nextval({quote_text(name)}::regclass)"
 
 
 def _column(made: _Making, column: Column, source: ColumnDefinition | None) -> str:
@@ -283,11 +283,9 @@ def sequence_steps(
         sequence = definition.columns[name].sequence
         if sequence is None or sequence.last_value is None:
             continue
-        full = quote_name(schema, table).replace("'", "''")
-        literal = name.replace("'", "''")
         value, called = sequence.last_value, "true" if sequence.is_called else "false"
         behind = "<" if sequence.increment > 0 else ">"
-        own = f"select pg_get_serial_sequence('{full}', '{literal}')::regclass"
+        own = f"select pg_get_serial_sequence({quote_text(quote_name(schema, table))}, {quote_text(name)})::regclass"
         text = (
             f"select setval(s, {value}, {called}) from ({own}) as own(s)"  # noqa: S608 - quoted names and numbers
             f" where coalesce(pg_sequence_last_value(s) {behind} {value}, true)"
@@ -374,7 +372,7 @@ def finish(conn: psycopg.Connection[Any], schema: str, table: str, statements: S
         try:
             conn.execute(statement.sql)
         except psycopg.Error as error:
-            msg = f"finish {schema}.{table}: {str(error).strip().splitlines()[0]}, while running: {statement.sql}"
+            msg = f"finish {schema}.{table}: {first_line(error)}, while running: {statement.sql}"
             if isinstance(error, (errors.UndefinedTable, errors.UndefinedFunction, errors.UndefinedObject)):
                 msg += ". Create in the target what it needs, or the table itself"
             raise RefusedError(msg) from error

@@ -9,7 +9,7 @@ import polars as pl
 import psycopg
 from psycopg import errors, sql
 
-from keyhaul.errors import ConfigError, RefusedError
+from keyhaul.errors import ConfigError, RefusedError, first_line
 from keyhaul.model import Column
 from keyhaul.postgres import catalog
 from keyhaul.postgres.pgtypes import ddl_type
@@ -213,7 +213,7 @@ def prepare(conn: psycopg.Connection[Any], target: TargetTable) -> None:
             for ddl in target.ddl.before:
                 _create(conn, ddl)
     except psycopg.Error as error:
-        msg = f"create {target.label}: {str(error).strip().splitlines()[0]}"
+        msg = f"create {target.label}: {first_line(error)}"
         missing = isinstance(error, (errors.UndefinedTable, errors.UndefinedFunction, errors.UndefinedObject))
         hint = ". Create in the target what it needs, or the table itself" if missing else ""
         raise RefusedError(msg + hint) from error

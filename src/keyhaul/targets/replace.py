@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 from psycopg import errors, sql
 
-from keyhaul.errors import RefusedError
+from keyhaul.errors import RefusedError, first_line
 from keyhaul.faults import pass_point
 from keyhaul.targets.anatomy import describe, unknown_options
 from keyhaul.targets.carry import Pair, Step, creation, exchange, identities, qualified
@@ -347,5 +347,5 @@ def _telling(what: str, advice: str = "") -> Iterator[None]:
     except psycopg.OperationalError:
         raise
     except psycopg.Error as error:
-        msg = f"{what}: {str(error).strip().splitlines()[0]}{advice}"
+        msg = f"{what}: {first_line(error)}{advice}"
         raise RefusedError(msg) from error

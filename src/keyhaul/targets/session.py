@@ -10,7 +10,7 @@ import psycopg
 import pyarrow as pa
 from psycopg import sql
 
-from keyhaul.errors import ChunkError, RejectedError, TransientError, safe_message, without_values
+from keyhaul.errors import ChunkError, RejectedError, TransientError, first_line, safe_message, without_values
 from keyhaul.faults import pass_point
 from keyhaul.sessions import seats
 from keyhaul.sessions.links import application_name, awaiting, blocker, watch
@@ -258,7 +258,7 @@ def _message(error: BaseException) -> str:
     said = _SERVER_SAID.search(str(error))
     if said is not None:
         return f"{without_values(said[1])} (SQLSTATE {sqlstate(error)})"
-    return str(error).strip().split("\n", 1)[0][:400]
+    return first_line(error)[:400]
 
 
 def _said(primary: str, state: str, constraint: str | None, column: str | None, table: str | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -12,7 +12,7 @@ from psycopg import sql
 from keyhaul.errors import ChunkError, StaleChunkError, StopRunError
 from keyhaul.faults import pass_point
 from keyhaul.ledger.rows import lost
-from keyhaul.ledger.statements import statement
+from keyhaul.ledger.statements import assigned, statement
 from keyhaul.model import RECORD, ChunkResult, Counts, Timings
 from keyhaul.targets.isolate import write_chunk
 from keyhaul.targets.records import write_records
@@ -79,16 +79,8 @@ def claim(session: Session, entry: LedgerEntry) -> ChunkResult | float:
             msg = f"ask ledger: of the cuts {first} to {last} some are loaded already, in another chunk"
             raise StaleChunkError(msg)
         raise StopRunError(_why_not(session, entry))
-    read, loaded, unchanged, duplicate, filtered, quarantined, updated, size, attempts, _ = rows[0][3:]
-    counts = Counts(
-        read=read,
-        loaded=loaded,
-        unchanged=unchanged,
-        duplicate=duplicate,
-        filtered=filtered,
-        quarantined=quarantined,
-        updated=updated,
-    )
+    size, attempts, *numbers, _ = rows[0][3:]
+    counts = Counts(**dict(zip((term.name for term in fields(Counts)), numbers, strict=True)))
     return ChunkResult(chunk=entry.chunk.number, counts=counts, timings=Timings(), attempts=attempts, bytes_read=size)
 
 
@@ -263,13 +255,7 @@ def _record(
             run_id=entry.run_id,
             chunk=entry.chunk.number,
             attempts=entry.attempts,
-            rows_read=counts.read,
-            rows_loaded=counts.loaded,
-            rows_updated=counts.updated,
-            rows_unchanged=counts.unchanged,
-            rows_duplicate=counts.duplicate,
-            rows_filtered=counts.filtered,
-            rows_quarantined=counts.quarantined,
+            counted=assigned(counts),
             warned=json.dumps(dict(staged.warned)),
             tables=json.dumps([asdict(table) for table in tables]),
             read_seconds=timings.read_seconds,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import polars as pl
 
-from keyhaul.errors import ChunkError, ConfigError, StopRunError, safe_message
+from keyhaul.errors import ChunkError, ConfigError, StopRunError, first_line, safe_message
 from keyhaul.halving import halve
 from keyhaul.model import RECORD
 from keyhaul.transform import expressions
@@ -86,7 +86,7 @@ class Transform:
         except (ChunkError, StopRunError):
             raise  # of a lookup that is read for each chunk: worth another try, or the end
         except Exception as error:
-            msg = f"transform chunk: a Python step raised {type(error).__name__}: {_first_line(error)}"
+            msg = f"transform chunk: a Python step raised {type(error).__name__}: {first_line(error)}"
             raise ChunkError(msg) from error
         _check_records(frame, done, lost)
         return done, lost
@@ -139,10 +139,6 @@ def _check_records(before: pl.DataFrame, after: pl.DataFrame, lost: pl.DataFrame
     if records.null_count() or records.n_unique() != records.len() or not records.is_in(before[RECORD].implode()).all():
         msg = f"transform chunk: a Python step repeated or invented values of {RECORD}. One record may give one row"
         raise ChunkError(msg)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n", 1)[0]
 
 
 # --- compiling -----------------------------------------------------------------------------------
@@ -348,7 +344,7 @@ def _compile_python(target: str, at: str, state: _State) -> Callable[[pl.LazyFra
         empty = pl.DataFrame(schema={RECORD: pl.Int64(), **state.schema}).lazy()
         schema = dict(function(empty).collect_schema())
     except Exception as error:
-        msg = f"{at}: call {target} with an empty frame: {type(error).__name__}: {_first_line(error)}"
+        msg = f"{at}: call {target} with an empty frame: {type(error).__name__}: {first_line(error)}"
         raise ConfigError(msg) from error
     if RECORD not in schema:
         msg = f"{at}: call {target}: its result has no column {RECORD}. Keep it: it says which record a row is"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
-from keyhaul.errors import DIVISION_BY_ZERO, ConfigError
+from keyhaul.errors import DIVISION_BY_ZERO, ConfigError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -79,7 +79,7 @@ def parse(text: str, at: str, columns: Iterable[str]) -> pl.Expr:
     except RecursionError as error:
         raise ConfigError(too_deep(text, at)) from error
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        line = str(error).strip().split("\n", 1)[0]
+        line = first_line(error)
         if "recursion limit" in line:
             raise ConfigError(too_deep(text, at)) from error
         line = line if len(line) <= _SHOWN_CHARACTERS else f"{line[:_SHOWN_CHARACTERS]}…"

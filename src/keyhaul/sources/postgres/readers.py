@@ -8,7 +8,8 @@ import re
 import threading
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from keyhaul.errors import ChunkError, StopRunError, TransientError, without_values
+from keyhaul.errors import ChunkError, StopRunError, TransientError, first_line, without_values
+from keyhaul.quoting import quote_text
 from keyhaul.sessions.links import awaiting
 
 if TYPE_CHECKING:
@@ -129,16 +130,15 @@ def preload(reader: str) -> None:
 
 
 def _begin_statements(snapshot: str) -> list[str]:
-    quoted = snapshot.replace("'", "''")
     return [
         "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
-        f"SET TRANSACTION SNAPSHOT '{quoted}'",
+        f"SET TRANSACTION SNAPSHOT {quote_text(snapshot)}",
     ]
 
 
 def translate(error: BaseException, driver: str) -> Exception:
     """Turn a driver's error or panic into one of ours."""
-    text = without_values(str(error).strip().split("\n", 1)[0])[:400]
+    text = without_values(first_line(error))[:400]
     if "invalid snapshot identifier" in text or ("snapshot" in text and "does not exist" in text):
         return StopRunError(
             "read chunk: the run's snapshot is gone, because the connection that holds it was lost. "
