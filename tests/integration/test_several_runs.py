@@ -115,7 +115,7 @@ def test_replay_last_names_the_older_runs_that_an_incremental_job_has_left_recor
 
 def test_older_runs_do_not_count_once_a_later_one_has_read_all_rows(databases):
     names, flags = incremental(databases)
-    kept = [(row.run_id, row.rows_quarantined, row.rows_unresolved) for row in listed(databases)]
+    kept = [(row.run_id, row.counts.quarantined, row.rows_unresolved) for row in listed(databases)]
     assert kept == [(names[3], 0, 0), (names[2], 1, 1), (names[1], 1, 1), (names[0], 2, 2)]
     run(job(databases, **flags), lambda _event: None, Control(), full=True)
     assert again(databases, **flags).older == ()
