@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from configdoc import configuration
+from flagtable import flag_table
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -506,6 +507,10 @@ def test_the_schema_describes_every_setting_and_tells_no_internals() -> None:
     of_sources = {name for source in sources for name in schema["$defs"][source]["properties"]}
     others = [part for name, part in {"": schema, **schema["$defs"]}.items() if name not in sources]
     assert len(of_sources) + sum(len(part["properties"]) for part in others) == len(list(settings()))
+
+
+def test_the_options_of_the_commands_are_what_the_model_says() -> None:
+    assert (ROOT / "src" / "keyhaul" / "cli" / "flags.py").read_text(encoding="utf-8") == flag_table()
 
 
 def test_the_documentation_is_what_the_model_says() -> None:

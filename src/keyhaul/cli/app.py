@@ -10,7 +10,6 @@ code when nobody reads on.
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import signal
@@ -29,9 +28,10 @@ from keyhaul.cli import (
     reporting,  # noqa: F401 - the same
     verifying,  # noqa: F401 - the same
 )
+from keyhaul.cli.options import given, with_settings
 from keyhaul.cli.outlet import fill_descriptors, hurry, outlet, take_loss
 from keyhaul.cli.retyped import command_line, look_back_options, replay_command, without_password
-from keyhaul.cli.shell import BROKEN, OK, QUARANTINED, STOPPED, WRONG, Home, RunName, app, importing
+from keyhaul.cli.shell import BROKEN, OK, QUARANTINED, STOPPED, WRONG, RunName, app, importing
 from keyhaul.console import write_line
 from keyhaul.errors import ConfigError, EtlError
 from keyhaul.replay.older import permitted, told_older
@@ -59,134 +59,81 @@ class Progress(StrEnum):
 
 
 JobFile = Annotated[Path | None, typer.Argument(metavar="[JOB.yaml]", help="Job file; flags win over it.")]
-WithForeignKeys = Annotated[bool, typer.Option("--with-foreign-keys", help="Create the source's foreign keys as well.")]
-WorkDir = Annotated[str | None, typer.Option(metavar="DIR", help="For rows that wait while copies are told [cache].")]
+AllowPython = Annotated[bool, typer.Option("--allow-python", help="Run the job's Python steps.")]
+Shown = Annotated[Progress, typer.Option("--progress", help="How to show what happens.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only what went wrong.")]
+LogFile = Annotated[Path | None, typer.Option("--log-file", metavar="FILE", help="Append what happens, as JSON lines.")]
 
 
+@app.command("plan", help="Show what a run would do: chunks, routes, DDL. Moves nothing.")
+@app.command("run", help="The same, from a job file.")
+@app.command("chunked", help="Move a table or query in key-range chunks.")
+@with_settings("move")
 def _move(
     ctx: typer.Context,
     job_file: JobFile = None,
-    job: Annotated[str | None, typer.Option(metavar="NAME", help="Name in the ledger [the table's].")] = None,
-    source: Annotated[str | None, typer.Option(metavar="URI", help="Source database [embedded].")] = None,
-    table: Annotated[str | None, typer.Option(metavar="T", help="Table or view to read.")] = None,
-    query: Annotated[str | None, typer.Option(metavar="SQL", help="SELECT to read instead of a table.")] = None,
-    target: Annotated[str | None, typer.Option(metavar="URI", help="Target database [embedded].")] = None,
-    into: Annotated[str | None, typer.Option(metavar="T", help="Table to load [the source's name].")] = None,
-    key: Annotated[str | None, typer.Option(metavar="K[,K2…]", help="Columns that the chunks are cut by.")] = None,
-    chunk: Annotated[str | None, typer.Option(metavar="N|auto", help="Rows of a chunk [50000].")] = None,
-    workers: Annotated[str | None, typer.Option(metavar="N", help="Chunks at a time [chosen].")] = None,
-    memory_limit: Annotated[str | None, typer.Option(metavar="SIZE|P%", help="For chunks under way [80%].")] = None,
-    cpu_limit: Annotated[str | None, typer.Option(metavar="P%", help="Fewer workers while the CPU is above.")] = None,
-    rate_limit: Annotated[str | None, typer.Option(metavar="N", help="Rows a second from the source.")] = None,
-    reader: Annotated[str | None, typer.Option(metavar="NAME", help="connectorx or adbc.")] = None,
-    loader: Annotated[str | None, typer.Option(metavar="NAME", help="copy or adbc.")] = None,
-    set: Annotated[list[str] | None, typer.Option(metavar="'COL = EXPR'", help="Compute a column.")] = None,
-    where: Annotated[list[str] | None, typer.Option(metavar="EXPR", help="Keep rows for which this is true.")] = None,
-    rule: Annotated[list[str] | None, typer.Option(metavar="'NAME: EXPR'", help="Quarantine rows that fail.")] = None,
-    dedup: Annotated[str | None, typer.Option(metavar="C1[,C2…]", help="Keep one row for each value.")] = None,
-    order_by: Annotated[str | None, typer.Option(metavar="C", help="Of copies the highest stays (keep: last).")] = None,
-    order: Annotated[str | None, typer.Option(metavar="asc|desc", help="Lowest or highest keys first.")] = None,
+    *,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start a new run, whatever is unfinished.")] = False,
-    incremental: Annotated[str | None, typer.Option(metavar="C", help="Read only what is new by this column.")] = None,
-    lag: Annotated[str | None, typer.Option(metavar="5m", help="Begin so far below what was read last [0].")] = None,
     full: Annotated[bool, typer.Option("--full", help="Read all rows of an incremental job.")] = False,
-    stop_on_error: Annotated[bool, typer.Option("--stop-on-error", help="Stop at the first failed chunk.")] = False,
-    mode: Annotated[str | None, typer.Option(metavar="append|skip|upsert|replace", help="Rows that are there.")] = None,
-    conflict: Annotated[str | None, typer.Option(metavar="C1[,C2…]", help="What says so [primary key].")] = None,
-    newer_by: Annotated[str | None, typer.Option(metavar="C", help="Upsert only what is newer by it.")] = None,
-    no_create: Annotated[bool, typer.Option("--no-create", help="Refuse a missing target table.")] = False,
-    with_foreign_keys: WithForeignKeys = False,
-    checksum: Annotated[bool, typer.Option("--checksum", help="For etl verify --against-ledger; costs CPU.")] = False,
-    allow_quarantined: Annotated[str | None, typer.Option(metavar="N|P%", help="Still exit code 0 [0].")] = None,
-    allow_python: Annotated[bool, typer.Option("--allow-python", help="Run the job's Python steps.")] = False,
-    progress: Annotated[Progress, typer.Option(help="How to show what happens.")] = Progress.auto,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only what went wrong.")] = False,
-    log_file: Annotated[Path | None, typer.Option(metavar="FILE", help="Append what happens, as JSON lines.")] = None,
-    home: Home = None,
-    work_dir: WorkDir = None,
+    allow_python: AllowPython = False,
+    progress: Shown = Progress.auto,
+    quiet: Quiet = False,
+    log_file: LogFile = None,
+    **flags: Any,  # noqa: ANN401 - the settings'
 ) -> None:
-    _start(ctx, locals())
-
-
-def _start(ctx: typer.Context, values: dict[str, Any]) -> None:
-    """Do what the command `run`, `chunked` or `plan` was given: the values of `_move`'s parameters."""
-    given = {
-        name: value for name, value in values.items() if name not in _NOT_OF_THE_JOB and value not in (None, False)
-    }
-    home, job_file = values["home"], values["job_file"]
-    given["home"] = str(home) if home else None
     command = ctx.info_name
     if command == "run" and job_file is None:
         raise typer.BadParameter("expected a job file: etl run JOB.yaml. Without one, use etl chunked", ctx=ctx)
     with importing():
         from keyhaul.config.job import load_job
 
-    loaded = load_job(job_file, given, os.environ)
-    full: bool = values["full"]
+    job = load_job(job_file, given({**flags, "allow_python": allow_python}), os.environ)
+    if full and job.incremental is None:
+        raise ConfigError("--full: got a job that is not incremental, which reads all rows. Leave it out")
     if command == "plan":
-        _plan(loaded, full=full)
+        _plan(job, full=full)
         return
-    raise typer.Exit(_run(loaded, values, full=full))
+    raise typer.Exit(_run(job, progress, log_file, fresh=fresh, full=full, quiet=quiet))
 
 
-_NOT_OF_THE_JOB = frozenset({"ctx", "job_file", "fresh", "full", "progress", "quiet", "home", "log_file"})
-
-app.command("chunked", help="Move a table or query in key-range chunks.")(_move)
-app.command("run", help="The same, from a job file.")(_move)
-app.command("plan", help="Show what a run would do: chunks, routes, DDL. Moves nothing.")(_move)
-
-
-def _replay(run: str, rule: str | None = None, *, reopen: bool = False, **flags: Any) -> None:  # noqa: ANN401 - of _move
+@app.command("replay", help="Send a run's quarantined records through the job again.")
+@with_settings("replay")
+def _replay(
+    run: RunName,
+    job_file: JobFile = None,
+    *,
+    allow_python: AllowPython = False,
+    progress: Shown = Progress.auto,
+    quiet: Quiet = False,
+    log_file: LogFile = None,
+    rule: Annotated[str | None, typer.Option(metavar="NAME", help="Only records that broke this.")] = None,
+    reopen: Annotated[bool, typer.Option("--reopen", help="Also what a replay closed unloaded.")] = False,
+    **flags: Any,  # noqa: ANN401 - the settings'
+) -> None:
     from keyhaul.config.job import load_job
 
-    given = {name: value for name, value in flags.items() if name not in _NOT_OF_THE_JOB and value not in (None, False)}
-    given["home"] = str(flags["home"]) if flags["home"] else None
-    mode, quiet = flags["progress"], flags["quiet"]
-    job = load_job(flags["job_file"], given, os.environ)
+    job = load_job(job_file, given({**flags, "allow_python": allow_python}), os.environ)
 
     def move(observe: Observer, control: Control) -> Replayed:
         from keyhaul.replay.resending import replay
 
         return replay(job, run, observe, control, rule=rule, reopen=reopen)
 
-    done = _watched(move, mode, flags["log_file"], quiet=quiet)
+    done = _watched(move, progress, log_file, quiet=quiet)
     if done.report is not None:
-        _print_report(done.report, job, mode, quiet=quiet)
-    if mode is not Progress.json and not quiet:
+        _print_report(done.report, job, progress, quiet=quiet)
+    if progress is not Progress.json and not quiet:
         for line in done.told(rule):
             typer.echo(line)
     _say_what_is_unwritten(done.report.run_id if done.report else done.run_id, job)
     if told := told_older(done.older):
-        (_say if mode is Progress.json or quiet else typer.echo)(told)
+        (_say if progress is Progress.json or quiet else typer.echo)(told)
     if done.report is not None and done.report.outcome != "done":
         raise typer.Exit(exit_code(done.report, job))
     raise typer.Exit(OK if permitted(job.allow_quarantined, done.older, done.left, done.rows_read) else QUARANTINED)
 
 
-def _flags_of_replay() -> inspect.Signature:
-    """Return the parameters of `_move` that a replay has, with --rule to choose records and --check for a rule."""
-    own: dict[str, tuple[Any, Any]] = {
-        "run": (RunName, inspect.Parameter.empty),
-        "rule": (Annotated[str | None, typer.Option(metavar="NAME", help="Only records that broke this.")], None),
-        "check": (Annotated[list[str] | None, typer.Option(metavar="'NAME: EXPR'", help="A rule of the job.")], None),
-        "reopen": (Annotated[bool, typer.Option("--reopen", help="Also what a replay closed unloaded.")], False),
-    }
-    moved = inspect.signature(_move, eval_str=True).parameters
-    kept = [moved[name] for name in moved if name not in {"ctx", "rule", "fresh", "full", "order", "checksum"}]
-    mine = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default)
-        for name, (kind, default) in own.items()
-    ]
-    named = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in kept]
-    return inspect.Signature([mine[0], *named, *mine[1:]])
-
-
-_replay.__signature__ = _flags_of_replay()  # type: ignore[attr-defined]
-app.command("replay", help="Send a run's quarantined records through the job again.")(_replay)
-
-
-def _run(job: Job, values: dict[str, Any], *, full: bool) -> int:
-    fresh, mode, quiet, log_file = (values[name] for name in ("fresh", "progress", "quiet", "log_file"))
+def _run(job: Job, mode: Progress, log_file: Path | None, *, fresh: bool, full: bool, quiet: bool) -> int:
     with importing():
         from keyhaul.execution.engine import run
 

@@ -8,6 +8,8 @@ import shlex
 import sys
 from typing import TYPE_CHECKING
 
+from keyhaul.cli.options import only_for_moves
+
 if TYPE_CHECKING:
     from keyhaul.config.job import Job
 
@@ -21,11 +23,12 @@ def command_line() -> str:
 def replay_command(run_id: str) -> str:
     """Return the command that sends the quarantined records of a run again, by the flags of the one that was typed."""
     words, dropped = ["etl", "replay", run_id], False
+    switches, valued = only_for_moves()
     for word in sys.argv[2:]:
         name, equals, value = word.partition("=")
-        if dropped or name in {"--fresh", "--full", "--checksum"}:
+        if dropped or name in {"--fresh", "--full"} | switches:
             dropped = False
-        elif name == "--order":
+        elif name in valued:
             dropped = not equals
         else:
             words.append(f"--check{equals}{value}" if name == "--rule" else word)

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from keyhaul.cli.options import given, with_settings
 from keyhaul.cli.outlet import hurry
-from keyhaul.cli.shell import Home, app, open_ledger
+from keyhaul.cli.shell import app, open_ledger
 from keyhaul.comparison.differences import FIRST_DIFFERENCES, MOST_DIFFERENCES
 from keyhaul.console import write_json, write_line
 from keyhaul.errors import ConfigError, RefusedError
@@ -29,60 +30,21 @@ if TYPE_CHECKING:
     from keyhaul.comparison.ledgercompare import LedgerComparison, Place
 
 EQUAL, DIFFERENT = 0, 1
-_OF_THE_JOB = frozenset(
-    {
-        "job",
-        "source",
-        "table",
-        "query",
-        "target",
-        "into",
-        "key",
-        "workers",
-        "reader",
-        "set",
-        "where",
-        "rule",
-        "dedup",
-        "order_by",
-        "mode",
-        "conflict",
-        "newer_by",
-        "allow_python",
-        "home",
-    }
-)
 _OF_THE_LEDGER = frozenset({"job", "target", "workers", "home"})
+"""Options with which a comparison with the stored checksums can do something."""
+
 MOST_WORKERS = 1024
 _WORDS = {"changed": "changed", "missing": "missing in the target", "extra": "extra in the target"}
 
 
-_LIMIT = ("--limit", "-n")
-
-
 @app.command("verify", help="Compare a run's target with its source, row by row; exit code 1 when they differ.")
+@with_settings("verify")
 def verify(
     what: Annotated[
         list[str] | None,
         typer.Argument(metavar="[RUN|last] [JOB.yaml]", help="Run [the job's last]; a job file (.yaml, .yml)."),
     ] = None,
-    job: Annotated[str | None, typer.Option(metavar="NAME", help="Name in the ledger [the table's].")] = None,
-    source: Annotated[str | None, typer.Option(metavar="URI", help="Source database [embedded].")] = None,
-    table: Annotated[str | None, typer.Option(metavar="T", help="As in the run, like all that follow.")] = None,
-    query: Annotated[str | None, typer.Option(metavar="SQL")] = None,
-    target: Annotated[str | None, typer.Option(metavar="URI", help="Target database [embedded].")] = None,
-    into: Annotated[str | None, typer.Option(metavar="T")] = None,
-    key: Annotated[str | None, typer.Option(metavar="K[,K2…]")] = None,
-    workers: Annotated[str | None, typer.Option(metavar="N", help="Chunks at a time [cores, at most 4].")] = None,
-    reader: Annotated[str | None, typer.Option(metavar="NAME", help="connectorx or adbc.")] = None,
-    set: Annotated[list[str] | None, typer.Option(metavar="'COL = EXPR'")] = None,
-    where: Annotated[list[str] | None, typer.Option(metavar="EXPR")] = None,
-    rule: Annotated[list[str] | None, typer.Option(metavar="'NAME: EXPR'")] = None,
-    dedup: Annotated[str | None, typer.Option(metavar="C1[,C2…]")] = None,
-    order_by: Annotated[str | None, typer.Option(metavar="C")] = None,
-    mode: Annotated[str | None, typer.Option(metavar="MODE")] = None,
-    conflict: Annotated[str | None, typer.Option(metavar="C1[,C2…]")] = None,
-    newer_by: Annotated[str | None, typer.Option(metavar="C")] = None,
+    *,
     allow_python: Annotated[bool, typer.Option("--allow-python", help="Run the job's Python steps.")] = False,
     extra: Annotated[
         bool | None, typer.Option("--extra/--no-extra", help="Whether rows that only the target has count.")
@@ -98,23 +60,26 @@ def verify(
     ] = False,
     show_values: Annotated[bool, typer.Option("--show-values", help="Print the values that differ.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    home: Home = None,
+    **flags: Any,  # noqa: ANN401 - the settings'
 ) -> None:
     """Compare a run's target with its source, row by row; exit code 1 when they differ."""
-    values = locals()
     run, job_file = _named(what or [])
+    asked = given({**flags, "allow_python": allow_python})
     if against_ledger:
-        raise typer.Exit(_against_ledger(run, job_file, values))
-    given = {name: values[name] for name in _OF_THE_JOB if values[name] not in (None, False)}
-    if home:
-        given["home"] = str(home)
-    if job_file is None and not {"table", "query"} & given.keys():
-        given, run = _from_the_ledger(run or "last", given)
+        _refuse_useless(asked, extra=extra, limit=limit)
+        from keyhaul.comparison.ledgercompare import compare_ledger
+
+        with _ended_by_signals():
+            compared = compare_ledger(_place(job_file, asked), run or "last", _notice, show_values=show_values)
+        _print(compared, as_json=as_json)
+        raise typer.Exit(EQUAL if compared.equal else DIFFERENT)
+    if job_file is None and not {"table", "query"} & asked.keys():
+        asked, run = _from_the_ledger(run or "last", asked)
     from keyhaul.comparison.comparing import verify as compare
     from keyhaul.config.job import load_job
 
     named = FIRST_DIFFERENCES if limit is None else limit
-    loaded = load_job(job_file, given, os.environ)
+    loaded = load_job(job_file, asked, os.environ)
     if not as_json:
         write_line(sys.stderr, "comparing with the source as it is now; what was written there since the run differs")
     with _ended_by_signals():
@@ -123,10 +88,10 @@ def verify(
     raise typer.Exit(EQUAL if found.equal else DIFFERENT)
 
 
-def _against_ledger(run: str | None, job_file: Path | None, values: dict[str, Any]) -> int:
-    """Compare with the stored checksums; returns the exit code. The source, and what is read of it, is no matter."""
-    useless = [name for name in _OF_THE_JOB - _OF_THE_LEDGER if values[name] not in (None, False)]
-    useless += [name for name in ("extra", "limit") if values[name] is not None]
+def _refuse_useless(asked: dict[str, Any], *, extra: bool | None, limit: int | None) -> None:
+    """Refuse what says how the source is read: stored checksums are compared without it."""
+    useless = asked.keys() - _OF_THE_LEDGER
+    useless |= {name for name, value in (("extra", extra), ("limit", limit)) if value is not None}
     if useless:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(useless))
         msg = (
@@ -134,30 +99,21 @@ def _against_ledger(run: str | None, job_file: Path | None, values: dict[str, An
             "are named: the ledger has what was loaded, by chunk. Leave it out"
         )
         raise ConfigError(msg)
-    from keyhaul.comparison.ledgercompare import compare_ledger
-
-    with _ended_by_signals():
-        found = compare_ledger(_place(job_file, values), run or "last", _notice, show_values=values["show_values"])
-    _print(found, as_json=values["as_json"])
-    return EQUAL if found.equal else DIFFERENT
 
 
-def _place(job_file: Path | None, values: dict[str, Any]) -> Place:
+def _place(job_file: Path | None, asked: dict[str, Any]) -> Place:
     from keyhaul.comparison.ledgercompare import Place
     from keyhaul.config.job import load_job
     from keyhaul.sessions.connecting import find_ledger
 
-    home: Path | None = values["home"]
     if job_file is not None:
-        given = {name: values[name] for name in ("job", "target", "workers") if values[name] is not None}
         # Nothing of the job is run, so that no permission for its Python steps is needed.
-        given |= {"home": str(home)} if home else {}
-        return Place.of(load_job(job_file, {**given, "allow_python": True}, os.environ, reads_source=False))
-    workers: str | None = values["workers"] or os.environ.get("ETL_WORKERS")
+        return Place.of(load_job(job_file, {**asked, "allow_python": True}, os.environ, reads_source=False))
+    workers: str | None = asked.get("workers") or os.environ.get("ETL_WORKERS")
     if workers and not (workers.isdecimal() and 0 < int(workers) <= MOST_WORKERS):
         raise ConfigError(f"--workers: got {workers!r}, expected a whole number from 1 to {MOST_WORKERS}")
-    ledger = find_ledger(values["target"], str(home) if home else None, None, os.environ)
-    place = Place(ledger=ledger, job=values["job"], workers=int(workers) if workers else None)
+    ledger = find_ledger(asked.get("target"), asked.get("home"), None, os.environ)
+    place = Place(ledger=ledger, job=asked.get("job"), workers=int(workers) if workers else None)
     return place.within(os.environ)
 
 

@@ -8,19 +8,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from keyhaul.config import layers, runrules, steps, tablestep
 from keyhaul.config.allowance import Allowance
 from keyhaul.config.draft import Draft, Place, spell
 from keyhaul.config.fields import Allowed, MemoryOf, Names, PercentOf, Rules, RunRules, Steps, Targets
 from keyhaul.config.identity import file_digest, module_digest
-from keyhaul.config.layers import Setting
-from keyhaul.config.parts import AUTO, EMBEDDED, AutoChunk, ChunkOf, Dedup, Incremental, Part, Target, setting
-from keyhaul.config.sourcekinds import KINDS, AnySource, PostgresSource, Source, SqliteSource, kinds_with
+from keyhaul.config.parts import (
+    AUTO,
+    EMBEDDED,
+    EVERYWHERE,
+    MOVES,
+    AutoChunk,
+    ChunkOf,
+    Dedup,
+    Flag,
+    Incremental,
+    Part,
+    Target,
+    setting,
+)
+from keyhaul.config.settings import Setting, settings_of
+from keyhaul.config.sourcekinds import AnySource, PostgresSource, Source, SqliteSource
 from keyhaul.config.steps import Rule, Step
 from keyhaul.config.yamlfile import read_yaml
 from keyhaul.errors import ConfigError
@@ -31,7 +43,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from pydantic.fields import FieldInfo
     from pydantic_core import ErrorDetails
 
 JOB_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}"
@@ -63,7 +74,7 @@ class Job(Part):
         "",
         "The job's name in the ledger; the table's name, or query-XXXXXXXX, by default.",
         "1 to 63 of letters, digits, _ . - (not . or - first)",
-        "--job",
+        Flag("--job", value="NAME", help="Name in the ledger [the table's].", commands=EVERYWHERE),
         "ETL_JOB",
         pattern=f"^{JOB_NAME}$",
     )
@@ -72,21 +83,24 @@ class Job(Part):
         ...,
         "Column or columns that the chunks are cut by; for kind sqlite the primary key or the rowid by default.",
         "a column or a list of different columns",
-        "--key",
+        Flag("--key", value="K[,K2…]", help="Columns that the chunks are cut by.", commands=EVERYWHERE),
         "ETL_KEY",
     )
     chunk: ChunkOf = setting(
         50_000,
         "Rows of a chunk; or auto, chunks of the time that they take, with the settings below.",
         "a whole number from 1, auto, or a mapping such as {target_seconds: 2}",
-        "--chunk",
+        Flag("--chunk", value="N|auto", help="Rows of a chunk [50000]."),
         "ETL_CHUNK",
     )
     transform: Steps = setting(
         (),
         "Steps, in order: set, where, rename, drop, lookup, python.",
         "a list of steps",
-        "--set, --where",
+        (
+            Flag("--set", value="'COL = EXPR'", help="Compute a column.", many=True, commands=EVERYWHERE),
+            Flag("--where", value="EXPR", help="Keep rows for which this is true.", many=True, commands=EVERYWHERE),
+        ),
     )
     incremental: Incremental | None = setting(
         None,
@@ -95,7 +109,21 @@ class Job(Part):
         "a mapping with column",
     )
     dedup: Dedup | None = setting(None, "Removal of copies.", "a mapping with on")
-    rules: Rules = setting((), "Conditions in DuckDB SQL that each row must meet.", "a mapping", "--rule")
+    rules: Rules = setting(
+        (),
+        "Conditions in DuckDB SQL that each row must meet.",
+        "a mapping",
+        (
+            Flag(
+                "--rule",
+                value="'NAME: EXPR'",
+                help="Quarantine rows that fail.",
+                many=True,
+                commands=("move", "verify"),
+            ),
+            Flag("--check", value="'NAME: EXPR'", help="A rule of the job.", many=True, commands=("replay",)),
+        ),
+    )
     run_rules: RunRules = setting((), "What must hold of the whole target table after the load.", "a list of rules")
     target: Target = setting(Target.model_construct(), "Where the rows go.", "a mapping with uri and table")
     targets: Targets = setting(
@@ -106,7 +134,7 @@ class Job(Part):
         "Chunks at a time; by default one for each core, at most four, and up to 16 while workers wait for a slow "
         "network and more of them help.",
         "a whole number from 1 to 1024",
-        "--workers",
+        Flag("--workers", value="N", help="Chunks at a time [chosen].", commands=EVERYWHERE),
         "ETL_WORKERS",
         ge=1,
         le=1024,
@@ -116,14 +144,14 @@ class Job(Part):
         "Memory of this process that the chunks under way are held within, by the measured width of their rows: chunks "
         "get fewer rows where it needs that, and workers wait. One chunk is always under way.",
         "a size from 1MB such as 2GB or 512MB, or 1% to 100% of the machine's or its cgroup's memory",
-        "--memory-limit",
+        Flag("--memory-limit", value="SIZE|P%", help="For chunks under way [80%]."),
         "ETL_MEMORY_LIMIT",
     )
     cpu_limit: PercentOf | None = setting(
         None,
         "CPU of this whole machine above which a worker less is active, looked at each second; none by default.",
         "a percentage such as 85%",
-        "--cpu-limit",
+        Flag("--cpu-limit", value="P%", help="Fewer workers while the CPU is above."),
         "ETL_CPU_LIMIT",
     )
     rate_limit: int | None = setting(
@@ -131,26 +159,30 @@ class Job(Part):
         "Rows a second that all workers together read from the source, over several chunks: each is read at once, "
         "and the next one waits for it.",
         "a whole number from 1",
-        "--rate-limit",
+        Flag("--rate-limit", value="N", help="Rows a second from the source."),
         "ETL_RATE_LIMIT",
         ge=1,
         le=1_000_000_000,
     )
     order: Literal["asc", "desc"] = setting(
-        "asc", "Lowest or highest keys first.", "asc or desc", "--order", "ETL_ORDER"
+        "asc",
+        "Lowest or highest keys first.",
+        "asc or desc",
+        Flag("--order", value="asc|desc", help="Lowest or highest keys first.", commands=MOVES),
+        "ETL_ORDER",
     )
     stop_on_error: bool = setting(
         False,
         "Stop at the first failed chunk.",
         "true or false",
-        "--stop-on-error",
+        Flag("--stop-on-error", help="Stop at the first failed chunk."),
         "ETL_STOP_ON_ERROR",
     )
     allow_quarantined: Allowed = setting(
         Allowance(),
         "Quarantined rows, or percentage of those read, that still give exit code 0.",
         "a whole number or a percentage such as 5%",
-        "--allow-quarantined",
+        Flag("--allow-quarantined", value="N|P%", help="Still exit code 0 [0]."),
         "ETL_ALLOW_QUARANTINED",
     )
     checksum: bool = setting(
@@ -158,14 +190,14 @@ class Job(Part):
         "Store with each chunk how many rows the target has in its key range, and a hash of them, for "
         "etl verify --against-ledger. Costs the target's server CPU for each row that is there (docs/design.md).",
         "true or false",
-        "--checksum",
+        Flag("--checksum", help="For etl verify --against-ledger; costs CPU.", commands=MOVES),
         "ETL_CHECKSUM",
     )
     ledger_schema: str = setting(
         "keyhaul",
         "Schema of the ledger's tables in the target.",
         "a schema name of 1 to 63 characters",
-        "",
+        (),
         "ETL_LEDGER_SCHEMA",
         min_length=1,
         max_length=_NAME_CHARACTERS,
@@ -174,7 +206,7 @@ class Job(Part):
         3600,
         "Longest time of one SQL statement, in seconds.",
         "a whole number from 1 to 2000000",
-        "",
+        (),
         "ETL_STATEMENT_TIMEOUT_SECONDS",
         ge=1,
         le=2_000_000,
@@ -183,7 +215,7 @@ class Job(Part):
         60,
         "Longest wait for a lock that another session holds, in seconds; who holds it is told.",
         "a whole number from 1 to 86400",
-        "",
+        (),
         "ETL_LOCK_TIMEOUT_SECONDS",
         ge=1,
         le=86_400,
@@ -192,7 +224,7 @@ class Job(Part):
         60,
         "A connection on which nothing moves for so long, while its server waits for us, is cut, in seconds.",
         "a whole number from 1 to 86400",
-        "",
+        (),
         "ETL_NETWORK_TIMEOUT_SECONDS",
         ge=1,
         le=86_400,
@@ -201,7 +233,7 @@ class Job(Part):
         5,
         "Further tries of a chunk after transient errors.",
         "a whole number from 0 to 100",
-        "",
+        (),
         "ETL_RETRIES",
         ge=0,
         le=100,
@@ -210,7 +242,7 @@ class Job(Part):
         None,
         "Folder of the embedded PostgreSQL; the user's cache by default, for root /var/cache/keyhaul.",
         "a folder",
-        "--home",
+        Flag("--home", value="DIR", help="Folder of the embedded PostgreSQL.", commands=EVERYWHERE),
         "ETL_HOME",
         min_length=1,
     )
@@ -219,7 +251,7 @@ class Job(Part):
         "Folder for the rows of a dedup whose columns do not contain the key; the user's cache by default, for root "
         "/var/cache/keyhaul-work.",
         "a folder",
-        "--work-dir",
+        Flag("--work-dir", value="DIR", help="For rows that wait while copies are told [cache]."),
         "ETL_WORK_DIR",
         min_length=1,
     )
@@ -227,7 +259,7 @@ class Job(Part):
         256,
         "Megabytes that the search for copies among them may use; what is more goes to that folder.",
         "a whole number from 64",
-        "",
+        (),
         "ETL_WORK_MEMORY_MB",
         ge=64,
         le=1_048_576,
@@ -276,53 +308,7 @@ def _step_identity(step: Step) -> dict[str, Any]:
 
 def settings() -> Iterator[Setting]:
     """Yield every setting in the order of the model, a part before what is in it."""
-    parts: dict[str, type[BaseModel]] = {
-        "chunk": AutoChunk,
-        "target": Target,
-        "dedup": Dedup,
-        "incremental": Incremental,
-    }
-    for name, info in Job.model_fields.items():
-        yield _setting((name,), info)
-        if name == "source":
-            yield from _settings_of_sources()
-        elif name in parts:
-            yield from (_setting((name, inner), told) for inner, told in parts[name].model_fields.items())
-
-
-def _settings_of_sources() -> Iterator[Setting]:
-    """Yield what the kinds of sources have, each once; what only some have says so."""
-    fields = {name: info for kind in reversed(KINDS.values()) for name, info in kind.model_fields.items()}
-    for name in dict.fromkeys(name for kind in KINDS.values() for name in kind.model_fields):
-        one, kinds = _setting(("source", name), fields[name]), kinds_with(name)
-        if name == "kind":
-            yield replace(one, expected=" or ".join(KINDS), default="")
-        elif len(kinds) < len(KINDS):
-            yield replace(one, meaning=f"Kind {' or '.join(kinds)}: {one.meaning}", required=False)
-        else:
-            yield one
-
-
-def _setting(place: tuple[str, ...], info: FieldInfo) -> Setting:
-    told = info.json_schema_extra
-    if not isinstance(told, dict):
-        raise TypeError(place)
-    return Setting(
-        place=place,
-        meaning=info.description or "",
-        expected=str(told["expected"]),
-        flag=str(told["flag"]),
-        variable=str(told["variable"]),
-        default=_default(info),
-        required=info.is_required(),
-    )
-
-
-def _default(info: FieldInfo) -> str:
-    value = info.default
-    if info.is_required() or isinstance(value, BaseModel) or value in (None, (), ""):
-        return ""
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return settings_of(Job)
 
 
 def load_job(
@@ -395,7 +381,7 @@ def _note(draft: Draft, error: ErrorDetails, known: Mapping[Place, Setting]) -> 
     found = next(known[place[:length]] for length in range(len(place), 0, -1) if place[:length] in known)
     if error["type"] == "missing":
         key = spell(found.place)
-        ways = [way for way in (found.flag, found.variable, f"{key}: in the job file") if way]
+        ways = [way for way in (*found.flag.split(", "), found.variable, f"{key}: in the job file") if way]
         draft.refuse(place, "nothing", found.expected, f"Give {' or '.join(ways)}")
         return
     value = error["input"]

@@ -18,7 +18,7 @@ def json_schema() -> dict[str, Any]:
     for part in (schema, *schema["$defs"].values()):
         part.pop("title", None)
         for value in part["properties"].values():
-            for name in ("title", "expected", "flag", "variable"):
+            for name in ("title", "expected", "flags", "variable"):
                 value.pop(name, None)
             if not isinstance(value.get("default"), str | int) or value["default"] == "":
                 value.pop("default", None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from keyhaul.config import steps
@@ -15,23 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from keyhaul.config.draft import Draft, Place
+    from keyhaul.config.settings import Form, Setting
+
+    Key = tuple[str, ...]
 
 _NAME_CHARACTERS = 63
-_NUMBERS = frozenset({("chunk",), ("workers",), ("rate_limit",), ("retries",), ("work_memory_mb",)})
-_LISTED = frozenset({"set", "where", "rule", "check", "allow_python"})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    """One setting of a job, as the model's fields describe it; `default` is as the file would say it."""
-
-    place: tuple[str, ...]
-    meaning: str
-    expected: str
-    flag: str
-    variable: str
-    default: str
-    required: bool
 
 
 def lay(draft: Draft, flags: Mapping[str, object], environ: Mapping[str, str], settings: Sequence[Setting]) -> None:
@@ -40,21 +27,20 @@ def lay(draft: Draft, flags: Mapping[str, object], environ: Mapping[str, str], s
     Raises:
         ValueError: a flag that does not exist (a mistake of the caller).
     """
+    forms = {setting.place: setting.form for setting in settings}
     variables = {setting.variable: setting.place for setting in settings if setting.variable}
-    known = {
-        setting.flag[2:].replace("-", "_"): setting.place
-        for setting in settings
-        if setting.flag and setting.place not in {("transform",), ("rules",)}
-    }
-    unknown = flags.keys() - known.keys() - _LISTED
+    named = [(flag, setting.place) for setting in settings for flag in setting.flags]
+    known = {flag.word: place for flag, place in named if not flag.many}
+    unknown = flags.keys() - {flag.word for flag, _ in named} - {"allow_python"}
     if unknown:
         raise ValueError(f"unknown flags {sorted(unknown)}")
-    _override(draft, {place: (name, environ[name]) for name, place in variables.items() if environ.get(name)})
+    environment = {place: (name, environ[name]) for name, place in variables.items() if environ.get(name)}
     given = {place: (f"--{name.replace('_', '-')}", flags[name]) for name, place in known.items() if name in flags}
-    _override(draft, given)
+    for layer in (environment, given):
+        _override(draft, layer, forms)
 
 
-def _override(draft: Draft, values: Mapping[tuple[str, ...], tuple[str, object]]) -> None:
+def _override(draft: Draft, values: Mapping[Key, tuple[str, object]], forms: Mapping[Key, Form]) -> None:
     """Lay one layer, variables or flags, over what is there.
 
     A table takes the place of a query and the reverse, a source that of the file's path.
@@ -64,16 +50,16 @@ def _override(draft: Draft, values: Mapping[tuple[str, ...], tuple[str, object]]
         if mine in values and other not in values:
             draft.forget(other)
     for place, (origin, value) in values.items():
-        draft.override(place, _from_text(place, value) if isinstance(value, str) else value, origin)
+        draft.override(place, _from_text(forms[place], value) if isinstance(value, str) else value, origin)
 
 
-def _from_text(place: tuple[str, ...], text: str) -> object:
+def _from_text(form: Form, text: str) -> object:
     """Return the value that a flag or a variable means; what cannot be read stays text, the model refuses it."""
-    if place in {("key",), ("dedup", "on"), ("dedup", "order_by"), ("target", "conflict")}:
+    if form == "names":
         return list(steps.split_names(text) or ())
-    if place in _NUMBERS or (len(place) == 1 and place[0].endswith("_timeout_seconds")):
+    if form == "number":
         return int(text) if re.fullmatch(r"\s*[-+]?[0-9]{1,20}\s*", text) else text
-    if place in {("stop_on_error",), ("checksum",), ("target", "no_create"), ("target", "with_foreign_keys")}:
+    if form == "switch":
         return {"true": True, "1": True, "false": False, "0": False}.get(text.strip().lower(), text)
     return text
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
@@ -21,10 +21,46 @@ AUTO: Final = "auto"
 """The chunk that means: as large as its time allows, by the defaults; and the tag of that kind in pydantic's errors."""
 
 
-def setting(default: Any, meaning: str, expected: str, flag: str = "", variable: str = "", **limits: Any) -> Any:  # noqa: ANN401  # a field of any type
-    """Return a model field that carries what the messages and the documentation say about it."""
-    told: dict[str, Any] = {"expected": expected, "flag": flag, "variable": variable}
-    return Field(default, description=meaning, json_schema_extra=told, **limits)
+Command = Literal["move", "replay", "verify"]
+MOVES: Final[tuple[Command, ...]] = ("move",)
+MOVES_AND_REPLAYS: Final[tuple[Command, ...]] = ("move", "replay")
+EVERYWHERE: Final[tuple[Command, ...]] = ("move", "replay", "verify")
+
+
+class Flag(NamedTuple):
+    """An option of the command line that gives a setting; tools/flagtable.py writes the command line's table of them.
+
+    Attributes:
+        name: with its dashes.
+        value: what the help calls its value; empty for a switch.
+        help: a short sentence.
+        many: it may be given several times.
+        commands: that have it; ``move`` stands for run, chunked and plan.
+    """
+
+    name: str
+    value: str = ""
+    help: str = ""
+    many: bool = False
+    commands: tuple[Command, ...] = MOVES_AND_REPLAYS
+
+    @property
+    def word(self) -> str:
+        """The name as Python has it."""
+        return self.name[2:].replace("-", "_")
+
+
+def setting(
+    default: Any,  # noqa: ANN401  # a field of any type
+    meaning: str,
+    expected: str,
+    flags: Flag | tuple[Flag, ...] = (),
+    variable: str = "",
+    **limits: Any,  # noqa: ANN401
+) -> Any:  # noqa: ANN401
+    """Return a model field that carries what the messages, the command line and the documentation say about it."""
+    told: dict[str, Any] = {"expected": expected, "flags": (flags,) if isinstance(flags, Flag) else flags}
+    return Field(default, description=meaning, json_schema_extra={**told, "variable": variable}, **limits)
 
 
 class Part(BaseModel):
@@ -75,7 +111,7 @@ class Target(Part):
         EMBEDDED,
         "The target database; the ledger is there too.",
         "a postgresql:// URI or embedded",
-        "--target",
+        Flag("--target", value="URI", help="Target database [embedded].", commands=EVERYWHERE),
         "ETL_TARGET_URL",
         repr=False,
     )
@@ -83,7 +119,7 @@ class Target(Part):
         "",
         "Table to load, created when missing; the source's name by default.",
         "a table such as public.flights",
-        "--into",
+        Flag("--into", value="T", help="Table to load [the source's name].", commands=EVERYWHERE),
         "ETL_INTO",
         min_length=1,
     )
@@ -93,21 +129,21 @@ class Target(Part):
         "updates what differs, replace loads a fresh table that takes the place of this one. Without a mode a table "
         "that holds rows is refused; in the embedded warehouse one that this job has loaded before is emptied first.",
         "append, skip, upsert or replace",
-        "--mode",
+        Flag("--mode", value="append|skip|upsert|replace", help="Rows that are there.", commands=EVERYWHERE),
         "ETL_MODE",
     )
     conflict: Names | None = setting(
         None,
         "Columns of the unique index that says what is there already, for skip and upsert; the primary key by default.",
         "a column or a list of columns",
-        "--conflict",
+        Flag("--conflict", value="C1[,C2…]", help="What says so [primary key].", commands=EVERYWHERE),
         "ETL_CONFLICT",
     )
     newer_by: str | None = setting(
         None,
         "For upsert: only a row with a greater value in this column replaces the one that is there.",
         "a column",
-        "--newer-by",
+        Flag("--newer-by", value="C", help="Upsert only what is newer by it.", commands=EVERYWHERE),
         "ETL_NEWER_BY",
         min_length=1,
     )
@@ -115,27 +151,39 @@ class Target(Part):
         False,
         "Refuse a missing table, in place of creating it.",
         "true or false",
-        "--no-create",
+        Flag("--no-create", help="Refuse a missing target table."),
         "ETL_NO_CREATE",
     )
     with_foreign_keys: bool = setting(
         False,
         "Create the source's foreign keys too, after the load, when the table is created.",
         "true or false",
-        "--with-foreign-keys",
+        Flag("--with-foreign-keys", help="Create the source's foreign keys as well."),
         "ETL_WITH_FOREIGN_KEYS",
     )
     loader: Literal["copy", "adbc"] = setting(
-        "copy", "The library that loads.", "copy or adbc", "--loader", "ETL_LOADER"
+        "copy",
+        "The library that loads.",
+        "copy or adbc",
+        Flag("--loader", value="NAME", help="copy or adbc."),
+        "ETL_LOADER",
     )
 
 
 class Dedup(Part):
     """Which rows are copies of one another, and which copy stays."""
 
-    on: Names = setting(..., "Columns whose equal values make rows copies.", "a column or a list of columns", "--dedup")
+    on: Names = setting(
+        ...,
+        "Columns whose equal values make rows copies.",
+        "a column or a list of columns",
+        Flag("--dedup", value="C1[,C2…]", help="Keep one row for each value.", commands=EVERYWHERE),
+    )
     order_by: Names = setting(
-        (), "Columns that order the copies, ascending.", "a column or a list of columns", "--order-by"
+        (),
+        "Columns that order the copies, ascending.",
+        "a column or a list of columns",
+        Flag("--order-by", value="C", help="Of copies the highest stays (keep: last).", commands=EVERYWHERE),
     )
     keep: Literal["first", "last"] = setting("last", "Which copy in that order stays.", "first or last")
 
@@ -147,7 +195,7 @@ class Incremental(Part):
         ...,
         "Column that grows with every change of a row: only rows from the last done run's highest value on are read.",
         "a column",
-        "--incremental",
+        Flag("--incremental", value="C", help="Read only what is new by this column."),
         "ETL_INCREMENTAL",
         min_length=1,
     )
@@ -155,6 +203,6 @@ class Incremental(Part):
         Lag(),
         "How far below that value reading begins, for rows that are committed late.",
         "a duration such as 30s, 5m, 2h or 1d, or a number for a column of numbers",
-        "--lag",
+        Flag("--lag", value="5m", help="Begin so far below what was read last [0]."),
         "ETL_LAG",
     )

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 from pydantic import Discriminator
 
-from keyhaul.config.parts import EMBEDDED, EMBEDDED_TABLE, Part, setting
+from keyhaul.config.parts import EMBEDDED, EMBEDDED_TABLE, EVERYWHERE, Flag, Part, setting
 from keyhaul.errors import ConfigError
 from keyhaul.postgres.dsn import FOREIGN, Dsn
 
@@ -33,7 +33,7 @@ def _uri(default: str | None) -> Any:  # noqa: ANN401  # a field of any type
         default,
         "A server's database or a file; the scheme or the ending says which kind of source it is.",
         "a URI, a path or embedded",
-        "--source",
+        Flag("--source", value="URI|PATH", help="Source: a database or a file [embedded].", commands=EVERYWHERE),
         "ETL_SOURCE_URL",
         repr=False,
     )
@@ -84,7 +84,7 @@ class TablesSource(SourceKind):
         None,
         f"Table or view to read; {EMBEDDED_TABLE} when the source is embedded.",
         "a table such as public.flights",
-        "--table",
+        Flag("--table", value="T", help="Table or view to read.", commands=EVERYWHERE),
         "ETL_TABLE",
         min_length=1,
     )
@@ -92,7 +92,7 @@ class TablesSource(SourceKind):
         None,
         "SELECT to read instead of a table.",
         "a SELECT",
-        "--query",
+        Flag("--query", value="SQL", help="SELECT to read instead of a table.", commands=EVERYWHERE),
         "ETL_QUERY",
         min_length=1,
     )
@@ -100,7 +100,7 @@ class TablesSource(SourceKind):
         None,
         "Zone in which timestamps without a zone are meant, for a target column with one (and the reverse).",
         "a zone such as Europe/Berlin",
-        "",
+        (),
         "ETL_TIME_ZONE",
         min_length=1,
     )
@@ -133,7 +133,7 @@ class PostgresSource(TablesSource):
         None,
         "The library that reads; by default connectorx, and adbc where TLS verifies the server.",
         "connectorx or adbc",
-        "--reader",
+        Flag("--reader", value="NAME", help="connectorx or adbc.", commands=EVERYWHERE),
         "ETL_READER",
     )
 
