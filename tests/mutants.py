@@ -47,9 +47,9 @@ def _accept(change: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
 
 
 def _query(old: str, new: str) -> None:
-    from keyhaul.sources.postgres.sql import SqlSource
+    from keyhaul.sources.postgres.ranges import KeyRanges
 
-    _wrap(SqlSource, "query", lambda right, *args: right(*args).replace(old, new))
+    _wrap(KeyRanges, "query", lambda right, *args: right(*args).replace(old, new))
 
 
 # --- rows ------------------------------------------------------------------------------------------
@@ -57,13 +57,13 @@ def _query(old: str, new: str) -> None:
 
 def drop_a_row_read() -> None:
     """The last row of each chunk is lost on the way from the reader."""
-    from keyhaul.execution.worker import Worker
+    from keyhaul.sources.postgres.reading import PostgresReader
 
     def mistake(right: Callable[..., Any], *args: object) -> object:
         table, text = right(*args)
         return table[:-1], text
 
-    _wrap(Worker, "_read", mistake)
+    _wrap(PostgresReader, "_read", mistake)
 
 
 def drop_a_row_staged() -> None:

@@ -10,7 +10,6 @@ from benchmarks.link import throttled
 from moving import rows, run_sql
 
 from keyhaul import events
-from keyhaul.before.crew import DEFAULT_WORKERS, room_for_workers
 from keyhaul.config.job import load_job
 from keyhaul.control import Control
 from keyhaul.errors import ChunkError
@@ -19,7 +18,10 @@ from keyhaul.execution.engine import run
 from keyhaul.history import frames as history
 from keyhaul.ledger import reading
 from keyhaul.limits import hiring
+from keyhaul.limits.crew import DEFAULT_WORKERS, room_for_workers
 from keyhaul.limits.hiring import MOST_WORKERS
+from keyhaul.postgres.dsn import Dsn
+from keyhaul.sources.postgres.source import PostgresSeats
 
 ROWS = 24_000
 
@@ -100,16 +102,14 @@ def test_connections_of_the_server_and_of_the_database_are_the_bound_and_some_st
     name = psycopg.conninfo.conninfo_to_dict(filled[0])["dbname"]
     elsewhere = filled[1].replace("127.0.0.1", "localhost")
 
-    def ends(target):
-        flags = {"source": filled[0], "target": target, "table": "public.t", "key": "id"}
-        return engine.find_ends(load_job(None, flags, {}))
-
     # The source's session is in a transaction, as the one that holds a snapshot.
     with psycopg.connect(filled[0]) as source, psycopg.connect(filled[1], autocommit=True) as target:
         others = "select count(*) from pg_stat_activity where datid is not null and application_name !~ '^keyhaul r '"
 
         def room(here=filled[1]):
-            found = room_for_workers(ends(here), source, target, "r")
+            found = room_for_workers(
+                PostgresSeats(source, Dsn.parse(filled[0], "x")), target, Dsn.parse(here, "x"), "r"
+            )
             return found, source.execute(others).fetchone()[0]
 
         found, used = room()

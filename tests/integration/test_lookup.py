@@ -13,6 +13,7 @@ from keyhaul.control import Control
 from keyhaul.errors import ConfigError
 from keyhaul.execution.engine import run
 from keyhaul.sessions.connecting import find_ends
+from keyhaul.sources.postgres.sql import SqlSource
 
 DATA = Path(__file__).parents[2] / "data"
 FLIGHTS = 20_000
@@ -125,7 +126,7 @@ def test_a_lookup_in_the_source_is_of_the_runs_own_moment(tmp_path, databases):
     )
     text = "lookup: {source: {table: public.names}, on: ref, take: name}"
     loaded = job(tmp_path, databases, [text], table="public.t")
-    opened = preparing.SqlSource.open
+    opened = SqlSource.open
 
     def open_then_change(*args, **kwargs):
         source = opened(*args, **kwargs)
@@ -133,7 +134,7 @@ def test_a_lookup_in_the_source_is_of_the_runs_own_moment(tmp_path, databases):
         return source
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preparing.SqlSource, "open", staticmethod(open_then_change))
+        patch.setattr(SqlSource, "open", staticmethod(open_then_change))
         run(loaded, lambda _event: None, Control(), fresh=True)
     assert rows(databases[1], "select name, count(*) from public.t group by 1") == [("before", 10)]
     assert rows(databases[0], "select name, count(*) from public.names group by 1") == [("after", 5)]

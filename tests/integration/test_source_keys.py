@@ -114,7 +114,7 @@ def open_source(conn, *, table="public.t", query=None, key=("k",)):
 def read_all(source, plan, column="rid", conn=None):
     """What each chunk's own query returns, in the source's snapshot."""
     return [
-        [row[0] for row in (conn or source.conn).execute(source.query(chunk, [column], frozenset())).fetchall()]
+        [row[0] for row in (conn or source.conn).execute(source.ranges.query(chunk, [column], frozenset())).fetchall()]
         for chunk in plan.chunks
     ]
 
@@ -123,8 +123,8 @@ def check_partition(source, chunk_rows):
     """Plan and read everything: each row once, equal keys together, chunks in the key's order and not too large."""
     plan = source.plan(chunk_rows)
     read = read_all(source, plan)
-    item, key = source.relation.from_item, sql.SQL(", ").join(map(sql.Identifier, source.key))
-    present = sql.SQL(" and ").join(sql.SQL("{} is not null").format(sql.Identifier(k)) for k in source.key)
+    item, key = source.relation.from_item, sql.SQL(", ").join(map(sql.Identifier, source.ranges.names))
+    present = sql.SQL(" and ").join(sql.SQL("{} is not null").format(sql.Identifier(k)) for k in source.ranges.names)
     rows = source.conn.execute(sql.SQL("select rid from {}").format(item)).fetchall()
     assert sorted(rid for chunk in read for rid in chunk) == sorted(rid for (rid,) in rows)
     ranks = dict(

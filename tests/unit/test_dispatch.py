@@ -7,16 +7,14 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from psycopg.sql import SQL
 
 from keyhaul.before.sizing import cut_rows
 from keyhaul.config.parts import AutoChunk
 from keyhaul.limits.dispatch import Dispatch
 from keyhaul.limits.pace import Pace
 from keyhaul.model import Chunk, ChunkResult, Counts, Timings
-from keyhaul.postgres.catalog import Relation
 from keyhaul.sources.cuts import chunks_between, halved, merged, neighbours
-from keyhaul.sources.postgres.sql import SqlSource
+from keyhaul.sources.source import Sample
 
 
 def plan(count, rows=100, *, total=None, nulls=None):
@@ -160,11 +158,8 @@ def test_ranges_that_do_not_touch_or_are_merged_already_are_no_neighbours():
     ],
 )
 def test_a_plan_has_about_two_thousand_cuts_at_the_most_unless_the_rows_are_wide(known, width, rows):
-    relation = Relation(from_item=SQL("t"), label="t", oid=1, kind="r", columns=(), reltuples=known)
-    source = SqlSource(conn=None, relation=relation, key=("id",), snapshot="")
-    assert cut_rows(AutoChunk(), source, width) == rows
-    source.only = SQL("id > 1")
-    assert cut_rows(AutoChunk(), source, 0) == 10_000
+    assert cut_rows(AutoChunk(), Sample(row_bytes=width, rows=known)) == rows
+    assert cut_rows(AutoChunk(), Sample(row_bytes=0)) == 10_000
 
 
 # --- the pace --------------------------------------------------------------------------------------

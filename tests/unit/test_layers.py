@@ -107,6 +107,25 @@ def test_no_modules_import_each_other_in_a_circle():
     assert rooms.circles(rooms.all_imports()) == []
 
 
+def test_nothing_above_the_sources_knows_one_kind_of_them():
+    inside = {"sources", "__main__"}
+    kinds = {f"sources.{path.name}" for path in (rooms.SOURCE / "sources").iterdir() if path.is_dir()}
+    known = {
+        (one.importer, one.imported)
+        for one in rooms.all_imports()
+        if rooms.room_of(one.importer) not in inside and one.imported.rpartition(".")[0] in kinds
+    }
+    assert known == {("quality.rules", "sources.postgres.readers")}  # its own reader of any database
+    names = {"SqlSource", "source_conn", "source_dsn"}
+    found = {
+        (name, node.id if isinstance(node, ast.Name) else node.attr)
+        for name, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name | ast.Attribute) and rooms.room_of(name) != "sources"
+    }
+    assert {pair for pair in found if pair[1] in names} == set()
+
+
 def test_no_room_is_too_large():
     too_large = {
         room

@@ -332,9 +332,7 @@ def test_a_lookup_above_its_limit_is_refused_with_what_to_do():
 
 
 def load(path, want=None, **more):
-    source = LookupSource(
-        conn=None, snapshot="", dsn=None, reader_for=lambda _dsn: "connectorx", settings={}, open_other=None
-    )
+    source = LookupSource(job=None, own=None)
     of = lookup(table=None, file=str(path), **more)
     return source.load(of, want or {name: pl.String() for name in of.on.values()})
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from keyhaul.before.matching import collation_of, find_matching
+from keyhaul.before.matching import find_matching
 from keyhaul.errors import RefusedError
 from keyhaul.postgres import catalog
 from keyhaul.targets.rowhash import Hashing
@@ -150,7 +150,7 @@ def _describe(
         key=tuple(there[name] for name in key),
         indexed=catalog.leads_an_index(conn, found[0], key),
     )
-    order = [collation_of(conn, table, name) if there[name].type_category == "S" else None for name in key]
+    order = [catalog.collation_of(conn, table, name) if there[name].type_category == "S" else None for name in key]
     # A modifier is left out: one that changes values makes them differ, and one that does not is no matter.
     described = {"columns": [[name, there[name].cast_type] for name in columns], "key": key, "order": order}
     return hashing, described

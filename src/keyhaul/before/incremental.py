@@ -6,30 +6,23 @@ Every value travels as PostgreSQL text and is compared by the source, in the col
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from psycopg import sql
 
 from keyhaul.config.identity import difference
 from keyhaul.errors import ConfigError, RefusedError
-from keyhaul.postgres import catalog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import Literal
 
     from keyhaul.config.job import Job
-    from keyhaul.config.parts import Incremental
     from keyhaul.ledger.store import Ledger
-    from keyhaul.model import Column
-    from keyhaul.sources.postgres.sql import SqlSource
+    from keyhaul.sources.source import Increments, Source
     from keyhaul.targets.postgres import TargetTable
 
     Tell = Callable[[str, Literal["info", "warning"]], None]
-
-_LOWEST: Final = {"int2": "-32768", "int4": "-2147483648", "int8": "-9223372036854775808"}
-_MOMENTS: Final = frozenset({"date", "timestamp", "timestamptz"})
-_NUMBERS: Final = frozenset({*_LOWEST, "numeric"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,33 +48,17 @@ class Delta:
         return f"rows with {self.column} >= {self.since}" if self.since is not None else "all rows"
 
 
-def check_incremental(source: SqlSource, wanted: Incremental) -> None:
-    """Refuse a column that is not there, that has no fitting order, or that the lag cannot be taken from.
+def increments_of(source: Source) -> Increments:
+    """Return what reads the new rows of a source.
 
     Raises:
-        ConfigError: the source has no such column.
-        RefusedError: its type is not one of a number or a moment, or the lag is of the other kind.
+        RefusedError: this kind of source cannot be asked for them.
     """
-    column = source.relation.column(wanted.column)
-    if column is None:
-        listed = ", ".join(column.name for column in source.relation.columns)
-        msg = (
-            f"read incrementally: {source.relation.label} has no column {wanted.column}, expected one of {listed}. "
-            "Change --incremental or incremental.column"
-        )
-        raise ConfigError(msg)
-    if column.base_type not in _MOMENTS | _NUMBERS:
-        msg = (
-            f"read incrementally: {column.name} is {column.pg_type}, expected an integer, numeric, date or timestamp "
-            "that grows with every change. Change --incremental or incremental.column"
-        )
+    increments = source.abilities.increments
+    if increments is None:
+        msg = f"read incrementally: {source.describe().label} cannot be asked for what is new. Leave out --incremental"
         raise RefusedError(msg)
-    lag = wanted.lag
-    moments = column.base_type in _MOMENTS
-    if (lag.seconds if moments else lag.number) is None:
-        form = "a duration such as 5m, 2h or 1d" if moments else "a number such as 100"
-        msg = f"read incrementally: the lag of {column.name} ({column.pg_type}) is {lag}, expected {form}. Change --lag"
-        raise RefusedError(msg)
+    return increments
 
 
 def check_full(job: Job, *, full: bool) -> None:
@@ -94,7 +71,7 @@ def check_full(job: Job, *, full: bool) -> None:
         raise ConfigError("--full: got a job that is not incremental, which reads all rows. Leave it out")
 
 
-def find_delta(job: Job, source: SqlSource, target: TargetTable, ledger: Ledger, *, full: bool) -> Delta | None:
+def find_delta(job: Job, source: Source, target: TargetTable, ledger: Ledger, *, full: bool) -> Delta | None:
     """Return what a new run of this job reads; None when the job is not incremental. Writes nothing.
 
     Args:
@@ -128,15 +105,13 @@ def find_delta(job: Job, source: SqlSource, target: TargetTable, ledger: Ledger,
             "incremental run reads only what is new. Give --full to read all rows"
         )
         raise RefusedError(msg)
-    column = source.relation.column(wanted.column)
-    if column is None:  # pragma: no cover - check_incremental has looked
-        raise ConfigError(wanted.column)
-    since = _since(source, column, wanted, last.watermark) if last is not None and not full else None
-    watermark = _highest(source, column, since, last.watermark if last is not None else None)
-    warnings = [*_warnings(source, column, since, watermark)]
+    increments, column = increments_of(source), wanted.column
+    since = increments.since(wanted, last.watermark) if last is not None and not full else None
+    watermark = increments.highest(column, since, last.watermark if last is not None else None)
+    warnings = [*increments.warnings(column, since, watermark)]
     if last is not None and since is not None:
         warnings += _changed(job, last.config)
-    return Delta(column=column.name, since=since, watermark=watermark, warnings=warnings)
+    return Delta(column=column, since=since, watermark=watermark, warnings=warnings)
 
 
 def _emptied(target: TargetTable, ledger: Ledger) -> str:
@@ -154,25 +129,19 @@ def _emptied(target: TargetTable, ledger: Ledger) -> str:
 
 
 def begin_delta(
-    job: Job, source: SqlSource, target: TargetTable, ledger: Ledger, tell: Tell, *, full: bool
+    job: Job, source: Source, target: TargetTable, ledger: Ledger, tell: Tell, *, full: bool
 ) -> Delta | None:
     """Find what a new run reads, as `find_delta` does, tell it, and limit the source to it."""
     delta = find_delta(job, source, target, ledger, full=full)
     if delta is not None:
-        limit(source, delta.column, delta.since)
-        tell(f"reads {delta.reads} of {source.relation.label}", "info")
+        increments_of(source).limit(delta.column, delta.since)
+        tell(f"reads {delta.reads} of {source.describe().label}", "info")
         for warning in delta.warnings:
             tell(warning, "warning")
     return delta
 
 
-def limit(source: SqlSource, column_name: str, since: str | None) -> None:
-    """Make the source plan and read only the rows from `since` on; a replay's batches are not limited."""
-    column = source.relation.column(column_name)
-    source.only = _from(column, since) if column is not None and since is not None else None
-
-
-def limit_again(job: Job, source: SqlSource, ledger: Ledger, run_id: str, *, full: bool) -> str:
+def limit_again(job: Job, source: Source, ledger: Ledger, run_id: str, *, full: bool) -> str:
     """Limit the source to what an unfinished run reads; returns what a person should know of it, or nothing.
 
     Raises:
@@ -188,65 +157,9 @@ def limit_again(job: Job, source: SqlSource, ledger: Ledger, run_id: str, *, ful
             "--fresh as well to start a new run that reads all rows, or leave --full out to go on"
         )
         raise RefusedError(msg)
-    limit(source, wanted.column, since)
+    increments_of(source).limit(wanted.column, since)
     what = f", rows with {wanted.column} >= {since}" if since is not None else ""
     return f"{what}. What has changed in the others since is read by the next run"
-
-
-def _literal(column: Column, text: str) -> sql.Composed:
-    # The bare type: a modifier would round a bound, a domain might refuse it.
-    return sql.SQL("{}::pg_catalog.{}").format(sql.Literal(text), sql.Identifier(column.base_type))
-
-
-def _from(column: Column, since: str) -> sql.Composed:
-    return sql.SQL("{} >= {}").format(sql.Identifier(column.name), _literal(column, since))
-
-
-def _since(source: SqlSource, column: Column, wanted: Incremental, watermark: str) -> str:
-    """Return the watermark less the lag, rounded down to a value of the column's type."""
-    high = _literal(column, watermark)
-    if column.base_type in _MOMENTS:
-        lower = sql.SQL("{} - make_interval(secs => {})").format(high, sql.Literal(float(wanted.lag.seconds or 0)))
-    else:
-        lower = sql.SQL("{}::numeric - {}").format(high, sql.Literal(wanted.lag.number or 0))
-        if column.base_type in _LOWEST:
-            lower = sql.SQL("greatest(floor({}), {})").format(lower, sql.SQL(_LOWEST[column.base_type]))
-    row = _ask(source, sql.SQL("select ({})::pg_catalog.{}::text").format(lower, sql.Identifier(column.base_type)))
-    return str(row[0])
-
-
-def _highest(source: SqlSource, column: Column, since: str | None, before: str | None) -> str | None:
-    """Return the greatest value: from the index when one leads with the column. Infinity and NaN end nothing."""
-    name = sql.Identifier(column.name)
-    conditions = [_from(column, since)] if since is not None else []
-    if column.base_type not in _LOWEST:
-        conditions.append(sql.SQL("{} < {}").format(name, _literal(column, "infinity")))
-    where = sql.SQL(" and ").join(conditions) if conditions else sql.SQL("true")
-    highest = sql.SQL("(select max({}) from {} where {})").format(name, source.relation.from_item, where)
-    if before is not None:  # rows deleted since do not move it back
-        highest = sql.SQL("greatest({}, {})").format(highest, _literal(column, before))
-    row = _ask(source, sql.SQL("select {}::pg_catalog.{}::text").format(highest, sql.Identifier(column.base_type)))
-    return None if row[0] is None else str(row[0])
-
-
-def _warnings(source: SqlSource, column: Column, since: str | None, watermark: str | None) -> list[str]:
-    relation, found = source.relation, []
-    indexed = relation.oid is not None and catalog.leads_an_index(source.conn, relation.oid, [column.name])
-    if not indexed and relation.kind in {"r", "p", "m"} and since is not None:
-        found.append(f"no index of {relation.label} leads with {column.name}: the table is scanned to find what is new")
-    if column.base_type in _MOMENTS and watermark is not None:
-        late = sql.SQL("select {}::timestamptz > now() + interval '1 day'").format(_literal(column, watermark))
-        if _ask(source, late)[0]:
-            found.append(
-                f"the watermark of {column.name} is {watermark}, in the future: rows that change before that, by more "
-                "than the lag, will not be read by the next runs. Correct those rows and give --full"
-            )
-    if indexed and not column.not_null:
-        item, name = relation.from_item, sql.Identifier(column.name)
-        if _ask(source, sql.SQL("select exists(select from {} where {} is null)").format(item, name))[0]:
-            runs = "only the first run or --full reads them" if since is None else "this run does not read them"
-            found.append(f"there are rows of {relation.label} whose {column.name} is NULL: {runs}")
-    return found
 
 
 def _changed(job: Job, config: Mapping[str, Any]) -> list[str]:
@@ -259,8 +172,3 @@ def _changed(job: Job, config: Mapping[str, Any]) -> list[str]:
         "loaded. Give --full to load all again"
     )
     return [told]
-
-
-def _ask(source: SqlSource, query: sql.Composed) -> Sequence[Any]:
-    row = source.conn.execute(query).fetchone()
-    return row if row is not None else (None,)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
-
-from psycopg import sql
+from typing import TYPE_CHECKING, Final
 
 from keyhaul.postgres import catalog
 
 if TYPE_CHECKING:
-    import psycopg
-
     from keyhaul.before.prepare import Prepared
     from keyhaul.model import Column
+    from keyhaul.sources.source import Description
 
 _ORDERED: Final = frozenset(
     {
@@ -48,12 +45,6 @@ _ONE_TEXT: Final = frozenset(
     {"int2", "int4", "int8", "date", "timestamp", "timestamptz", "uuid", "text", "varchar", "name", "bool", "oid"}
 )
 
-_RULES: Final = """
-select to_jsonb(c), to_jsonb(d), pg_collation_actual_version(c.oid)
-  from pg_collation c, pg_database d
- where d.datname = current_database() and c.oid = %s::regcollation
-"""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Matching:
@@ -86,51 +77,38 @@ def find_matching(prepared: Prepared) -> Matching:
     if any(name not in written for name in names):
         return Matching(why_whole="the key is not among the target's columns")
     key = tuple(written[name] for name in names)
+    described = prepared.source.describe()
     origins = [prepared.sources[name] for name in prepared.job.key]
-    problem = next((told for pair in zip(origins, key, strict=True) if (told := _differs(prepared, *pair))), "")
+    if not described.ranged:
+        problem = f"{described.label} may order its keys otherwise than the target"
+    else:
+        pairs = zip(origins, key, strict=True)
+        problem = next((told for pair in pairs if (told := _differs(prepared, described, *pair))), "")
     found = catalog.resolve(prepared.target_conn, prepared.target.identifier.as_string(None))
     return Matching(
         key=key,
         ranged=not problem,
         why_whole=problem,
-        unique=prepared.source.unique(),
+        unique=described.key_unique,
         exact_texts=all(column.base_type in _ONE_TEXT for column in origins),
         nullable=tuple(column.name for column in key if not column.not_null),
         indexed=found is not None and catalog.leads_an_index(prepared.target_conn, found[0], names),
     )
 
 
-def _differs(prepared: Prepared, origin: Column, target: Column) -> str:
+def _differs(prepared: Prepared, described: Description, origin: Column, target: Column) -> str:
     """Return why a range of a key's column may have other rows in the target, or an empty string."""
     base, other = origin.base_type, target.base_type
     if base in _ORDERED and (base == other or other in _WIDER.get(base, ())):
         return ""
     text = {base, other} <= _TEXTS or base == other == "bpchar"
-    here = collation_of(prepared.source_conn, prepared.source.relation.from_item, origin.name) if text else None
-    there = collation_of(prepared.target_conn, prepared.target.identifier, target.name) if text else None
+    here = described.orders.get(origin.name) if text else None
+    there = (
+        catalog.collation_of(prepared.target_conn, prepared.target.identifier, target.name)
+        if here is not None
+        else None
+    )
     if here is not None and here == there:
         return ""
     what = "collation" if text else "type"
     return f"{target.name} has another {what} in the target than {origin.name} in the source, and may sort otherwise"
-
-
-def collation_of(conn: psycopg.Connection[Any], item: sql.Composable, name: str) -> list[Any] | None:
-    """Return what decides the order of a column's texts, JSON-ready; None when it cannot be told."""
-    asked = sql.SQL("select pg_collation_for(min(x)) from (select {} as x from {} limit 0) as none")
-    row = conn.execute(asked.format(sql.Identifier(name), item)).fetchone()
-    rules = conn.execute(_RULES, [row[0]]).fetchone() if row and row[0] else None
-    if rules is None:
-        return None
-    collation, database, version = rules
-    provider, prefix = collation["collprovider"], "coll"
-    if provider == "d":
-        collation, provider, prefix = database, database["datlocprovider"], "dat"
-    place = collation.get(f"{prefix}locale") or collation.get(f"{prefix}iculocale")
-    if provider == "c":
-        place = collation[f"{prefix}collate"]
-    if prefix == "dat":
-        version = collation.get("datcollversion")
-    fixed = provider == "b" or place in {"C", "POSIX"}
-    if not fixed and not version:
-        return None
-    return [provider, place, None if fixed else version, collation.get(f"{prefix}icurules")]

@@ -137,10 +137,11 @@ def surprises(
         )
     if isinstance(job.chunk, AutoChunk):
         yield auto_chunks(job.chunk, sizing.chunk_rows), "info"
-    if not prepared.source.indexed():
+    described = prepared.source.describe()
+    if not described.indexed:
         yield (
             (
-                f"no index of {prepared.source.relation.label} leads with {', '.join(job.key)}: "
+                f"no index of {described.label} leads with {', '.join(job.key)}: "
                 f"each of the {chunks} chunks scans it whole. An index on the key, or larger chunks, help"
             ),
             "warning",

@@ -9,35 +9,32 @@ import difflib
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 from zoneinfo import available_timezones
 
 import polars as pl
 import psycopg
 
-from keyhaul.before.incremental import check_incremental
+from keyhaul.before.incremental import increments_of
 from keyhaul.before.runcheck import check_run_rules
 from keyhaul.errors import ConfigError, RefusedError, first_line
 from keyhaul.fanout.tables import compile_tables, refuse_held, together
 from keyhaul.faults import pass_point
 from keyhaul.ledger.store import Ledger
-from keyhaul.model import RECORD
 from keyhaul.postgres import catalog
 from keyhaul.postgres.dsn import redact
-from keyhaul.postgres.shapes import differences
+from keyhaul.postgres.shapes import differences, parts
 from keyhaul.sessions.connecting import (
-    choose_reader,
-    connect,
     connect_ledger,
     describe_tls,
     noticing,
-    session_settings,
     with_login,
 )
 from keyhaul.sessions.links import blocker
 from keyhaul.sessions.watchdog import Watchdog
+from keyhaul.sources.kinds import open_source, preload
 from keyhaul.sources.lookups import LookupSource
-from keyhaul.sources.postgres.sql import SqlSource
+from keyhaul.sources.source import Opening
 from keyhaul.staging.copies import check_dedup
 from keyhaul.staging.rules import compile_rules
 from keyhaul.targets.modes import with_mode
@@ -53,9 +50,9 @@ if TYPE_CHECKING:
     from keyhaul.fanout.tables import Table
     from keyhaul.model import Column, Observer
     from keyhaul.postgres.definition import TableDefinition
-    from keyhaul.postgres.dsn import Dsn
     from keyhaul.postgres.pgtypes import Route
     from keyhaul.sessions.connecting import Ends
+    from keyhaul.sources.source import Source
     from keyhaul.staging.rules import Check
     from keyhaul.transform.mapping import WriteColumn
 
@@ -72,14 +69,13 @@ MAX_NAME_BYTES = 63
 class Prepared:
     """An open job: both ends connected, the snapshot taken, everything compiled; nothing written yet.
 
-    A context manager: leaving it closes both connections and with them the snapshot and the job's lock.
+    A context manager: leaving it closes both ends and with them the source's moment and the job's lock.
     """
 
     job: Job
     ends: Ends
-    source_conn: psycopg.Connection[Any]
     target_conn: psycopg.Connection[Any]
-    source: SqlSource
+    source: Source
     target: TargetTable
     definition: TableDefinition | None
     routes: Mapping[str, Route]
@@ -94,17 +90,18 @@ class Prepared:
     run_id: str
 
     @property
-    def reader(self) -> Literal["connectorx", "adbc"]:
-        """The library that reads."""
-        return choose_reader(self.job, self.ends.source)
+    def reader(self) -> str:
+        """What reads."""
+        return self.source.describe().driver
 
     @property
     def places(self) -> tuple[str, str]:
         """What is read and what is loaded, for people; with what TLS is worth where a network is between."""
-        ends = self.ends
+        source, target = self.source.describe(), self.ends.target
+        link = "" if target.is_local else describe_tls(target, self.target_conn)
         return (
-            f"{self.source.relation.label} in {_place(ends.source, self.source_conn)}",
-            f"{self.target.label} in {_place(ends.target, self.target_conn)}",
+            f"{source.label} in {source.place}{f' ({source.link})' if source.link else ''}",
+            f"{self.target.label} in {target.label}{f' ({link})' if link else ''}",
         )
 
     def __enter__(self) -> Self:
@@ -134,7 +131,7 @@ class Prepared:
 
     def close(self) -> None:
         """Close both connections."""
-        self.source_conn.close()
+        self.source.close()
         self.target_conn.close()
         self.watchdog.stop()
 
@@ -154,33 +151,29 @@ def prepare(job: Job, ends: Ends, *, run_id: str = "plan", alone: bool = False) 
         ConfigError: a table, key, column, expression or rule does not fit.
         RefusedError: a column cannot be carried, or has no place in the target; or another process has the lock.
     """
-    choose_reader(job, ends.source)
+    preload(Opening(job=job, run_id=run_id, dsn=ends.source))
     with ExitStack() as stack:
-        watchdog = Watchdog({"source": ends.source, "target": ends.target}, job.network_timeout_seconds)
+        watched = {"target": ends.target} if ends.source is None else {"source": ends.source, "target": ends.target}
+        watchdog = Watchdog(watched, job.network_timeout_seconds)
         stack.callback(watchdog.stop)
-        source_conn = connect(
-            ends.source,
-            "source",
-            application_name=f"keyhaul {run_id} snapshot",
-            settings=session_settings(job, idle_in_transaction_session_timeout="0", default_transaction_read_only="on"),
-        )
-        stack.callback(source_conn.close)
         target_conn = connect_ledger(job, ends.target, run_id)
         stack.callback(target_conn.close)
-        ends = replace(ends, source=with_login(ends.source, source_conn), target=with_login(ends.target, target_conn))
+        ends = replace(ends, target=with_login(ends.target, target_conn))
         ledger = Ledger(lambda: target_conn, job.ledger_schema, job.job)
         try:
             if alone:
                 ledger.lock()
                 ledger.settle()
             ledger.exists()  # refuses one of another version
-            ends = replace(ends, source=noticing(ends.source, source_conn), target=noticing(ends.target, target_conn))
-            prepared = _compile(job, ends, source_conn, target_conn, watchdog, ledger, run_id)
+            ends = replace(ends, target=noticing(ends.target, target_conn))
+            source = open_source(Opening(job=job, run_id=run_id, dsn=ends.source))
+            stack.callback(source.close)
+            prepared = _compile(job, ends, source, target_conn, watchdog, ledger, run_id)
             ledger.connect_by(prepared.connect_ledger)
-            check_run_rules(target_conn, prepared.target, prepared.source, job.run_rules)
+            check_run_rules(target_conn, prepared.target, source.abilities.aggregates, job.run_rules)
             pass_point("snapshot.opened")
         except psycopg.Error as error:
-            msg = f"prepare job {job.job}: {redact(first_line(error), ends.source, ends.target)}"
+            msg = f"prepare job {job.job}: {redact(first_line(error), *ends.all)}"
             if isinstance(error, psycopg.errors.LockNotAvailable) and (held := blocker()):
                 msg += f". The lock was held by {held}. Wait for it, or end it"
             raise ConfigError(msg) from None
@@ -188,38 +181,35 @@ def prepare(job: Job, ends: Ends, *, run_id: str = "plan", alone: bool = False) 
         return prepared
 
 
-def _place(dsn: Dsn, conn: psycopg.Connection[Any]) -> str:
-    return dsn.label if dsn.is_local else f"{dsn.label} ({describe_tls(dsn, conn)})"
-
-
 def _compile(
     job: Job,
     ends: Ends,
-    source_conn: psycopg.Connection[Any],
+    source: Source,
     target_conn: psycopg.Connection[Any],
     watchdog: Watchdog,
     ledger: Ledger,
     run_id: str,
 ) -> Prepared:
-    source = _open_source(job, source_conn)
-    routes = source.routes()
-    sources = {column.name: column for column in source.relation.columns}
-    lookups = _lookups(job, ends.source, source)
-    types = {name: route.dtype for name, route in routes.items()}
+    described = source.describe()
+    if job.incremental is not None:
+        increments_of(source).check(job.incremental)
+    sources = {column.name: column for column in described.columns}
+    lookups = LookupSource(job=job, own=source.abilities.lookups)
+    routes = described.routes
+    types = {name: routes[name].dtype for name in sources}
     transform = compile_transform(job.transform, types, lookups.load, lookups.open)
-    read_columns = tuple(name for name in routes if name in transform.needed or name in job.key)
+    read_columns = tuple(name for name in routes if name in transform.needed or name in described.key)
     _refuse_routes(routes, read_columns)
     checks = compile_rules(job.rules, {name: column.dtype for name, column in transform.output.items()})
     check_dedup(job, transform, sources)
     settle = _settle_tables if job.targets else _settle_table
-    target, definition, columns, tables = settle(job, ends, source_conn, target_conn, source, transform)
+    target, definition, columns, tables = settle(job, ends, target_conn, source, transform)
     return Prepared(
         watchdog=watchdog,
         ledger=ledger,
         run_id=run_id,
         job=job,
         ends=ends,
-        source_conn=source_conn,
         target_conn=target_conn,
         source=source,
         target=target,
@@ -237,23 +227,24 @@ def _compile(
 def _settle_table(
     job: Job,
     ends: Ends,
-    source_conn: psycopg.Connection[Any],
     target_conn: psycopg.Connection[Any],
-    source: SqlSource,
+    source: Source,
     transform: Transform,
 ) -> _Settled:
     """Find the job's table, or what creates it, and map the columns."""
-    sources = {column.name: column for column in source.relation.columns}
-    definition = source.definition(_types_of(transform, sources))
+    described, known = source.describe(), source.abilities.catalog
+    sources = {column.name: column for column in described.columns}
+    copied = {column.source for column in transform.output.values() if column.source}
+    definition = known.definition(copied) if known is not None else None
     into = job.target.table
     if into == job.source.table:
-        into = catalog.own_name(source_conn, into)
+        into = described.table
     target = inspect_target(
         target_conn,
         into,
         output=transform.output,
         sources=sources,
-        primary_key=source.relation.primary_key,
+        primary_key=described.primary_key,
         definition=definition,
         create=not job.target.no_create,
         foreign_keys=job.target.with_foreign_keys,
@@ -263,7 +254,7 @@ def _settle_table(
     _check_names([*given, target.schema, target.table, *transform.output])
     columns = build_mapping(transform.output, sources, target.columns, target.label, time_zone=_check_zone(job))
     target = with_mode(target_conn, target, job.target, [column.name for column in columns])
-    _check_shapes(source_conn, target_conn, target, transform.output, sources, columns)
+    _check_shapes(source, target_conn, target, transform.output, columns)
     if not columns:
         msg = f"load {target.label}: no column is left after the transform. Drop fewer"
         raise RefusedError(msg)
@@ -273,78 +264,46 @@ def _settle_table(
 def _settle_tables(
     job: Job,
     ends: Ends,
-    source_conn: psycopg.Connection[Any],
     target_conn: psycopg.Connection[Any],
-    source: SqlSource,
+    source: Source,
     transform: Transform,
 ) -> _Settled:
     """Find the tables under `targets`, which must be there, and compile what goes into each."""
-    sources = {column.name: column for column in source.relation.columns}
+    sources = {column.name: column for column in source.describe().columns}
     tables = compile_tables(target_conn, job.targets, transform.output, sources, _check_zone(job))
     for table in tables:
         _refuse_itself(ends, source, table.target)
         copied = {name: OutputColumn(dtype=pl.String(), source=origin) for name, origin in table.copies.items()}
-        _check_shapes(source_conn, target_conn, table.target, copied, sources, table.columns)
+        _check_shapes(source, target_conn, table.target, copied, table.columns)
     given = [part for name in [job.source.table] if name for part in _parts(target_conn, name)]
     _check_names([*given, *transform.output])
     return together(tables), None, (), tables
 
 
-def _lookups(job: Job, dsn: Dsn, source: SqlSource) -> LookupSource:
-    settings = session_settings(job, default_transaction_read_only="on", lock_timeout="30s")
-
-    def open_other(other: Dsn) -> tuple[psycopg.Connection[Any], Dsn]:
-        conn = connect(other, "lookup", application_name="keyhaul lookup", settings=settings)
-        return conn, with_login(other, conn)
-
-    return LookupSource(
-        conn=source.conn,
-        snapshot=source.snapshot,
-        dsn=dsn,
-        reader_for=partial(choose_reader, job),
-        settings=settings,
-        open_other=open_other,
-    )
-
-
-def _open_source(job: Job, conn: psycopg.Connection[Any]) -> SqlSource:
-    source = SqlSource.open(conn, table=job.source.table, query=job.source.query, key=job.key)
-    own = [column.name for column in source.relation.columns if column.name.lower() == RECORD]
-    if own:
-        msg = f"read {source.relation.label}: a column is called {own[0]}, which is keyhaul's own. Rename it in a query"
-        raise RefusedError(msg)
-    if job.incremental is not None:
-        check_incremental(source, job.incremental)
-    return source
-
-
-def _refuse_itself(ends: Ends, source: SqlSource, target: TargetTable) -> None:
-    if ends.source.identity == ends.target.identity and source.relation.label == target.label:
+def _refuse_itself(ends: Ends, source: Source, target: TargetTable) -> None:
+    described = source.describe()
+    if described.database == ends.target.identity and described.label == target.label:
         msg = f"load {target.label}: it is the table that is read. Give another one in --into, or another --target"
         raise RefusedError(msg)
 
 
-def _types_of(transform: Transform, sources: Mapping[str, Column]) -> list[int]:
-    copied = {column.source for column in transform.output.values() if column.source}
-    return sorted({sources[name].type_oid for name in copied})
-
-
 def _check_shapes(
-    source_conn: psycopg.Connection[Any],
+    source: Source,
     target_conn: psycopg.Connection[Any],
     target: TargetTable,
     output: Mapping[str, OutputColumn],
-    sources: Mapping[str, Column],
     columns: Sequence[WriteColumn],
 ) -> None:
     """Refuse an enum that lacks a label, and a type of the same name that is made of something else."""
-    if target.ddl.before:
-        return  # its types were compared, or will be created
+    known = source.abilities.catalog
+    if target.ddl.before or known is None:
+        return  # its types were compared, or will be created; or it has none that a name could hide
+    sources = {column.name: column for column in source.describe().columns}
     copied = {name: sources[column.source] for name, column in output.items() if column.source}
     pairs = [(copied[column.name], column.target) for column in columns if column.name in copied]
     problems = [
         f"write {target.label}.{problem}. Change the type there, or cast the column to text in both"
-        for problem in differences(source_conn, target_conn, pairs)
+        for problem in differences(pairs, known.shapes, partial(parts, target_conn))
     ]
     if problems:
         raise RefusedError("\n".join(problems))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from keyhaul import events
 from keyhaul.before.checksums import check_checksum
-from keyhaul.before.incremental import check_full, find_delta, limit
+from keyhaul.before.incremental import check_full, find_delta, increments_of
 from keyhaul.before.outset import empties, lacks_mode
 from keyhaul.before.prepare import FILLED, prepare
 from keyhaul.before.sizing import auto_chunks, size_up
@@ -122,7 +122,7 @@ def preview(job: Job, observe: Observer | None = None, *, full: bool = False) ->
             check_checksum(prepared, there=not target.ddl.before)
         delta = find_delta(job, source, target, prepared.ledger, full=full)
         if delta is not None:
-            limit(source, delta.column, delta.since)
+            increments_of(source).limit(delta.column, delta.since)
         sizing = size_up(prepared)
         plan = source.plan(sizing.chunk_rows)
         merged = isinstance(job.chunk, AutoChunk)
@@ -147,7 +147,7 @@ def preview(job: Job, observe: Observer | None = None, *, full: bool = False) ->
 def _notes(prepared: Prepared, plan: Plan, sizing: Sizing) -> Iterator[str]:
     if sizing.notice:
         yield sizing.notice
-    if not prepared.source.indexed() and len(plan.chunks) > 1:
+    if not prepared.source.describe().indexed and len(plan.chunks) > 1:
         yield "no index leads with the key: each chunk scans the whole source"
     if prepared.target.holds_rows:
         what = ""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from keyhaul.config.runrules import RunRule
-    from keyhaul.sources.postgres.sql import SqlSource
+    from keyhaul.sources.source import Aggregates
     from keyhaul.targets.postgres import TargetTable
 
 Connection = psycopg.Connection[Any]
@@ -24,13 +24,13 @@ Connection = psycopg.Connection[Any]
 NEWER = "the source as this sitting reads it, newer than that of the first chunks"
 
 
-def check_run_rules(conn: Connection, target: TargetTable, source: SqlSource, rules: Sequence[RunRule]) -> None:
+def check_run_rules(conn: Connection, target: TargetTable, source: Aggregates | None, rules: Sequence[RunRule]) -> None:
     """Bind every rule to the target and the source, without reading a row.
 
     Args:
         conn: to the target, in autocommit mode.
         target: there already, or what it will be.
-        source: open.
+        source: what computes an aggregate in the source; None: nothing does.
         rules: of the job.
 
     Raises:
@@ -44,9 +44,9 @@ def check_run_rules(conn: Connection, target: TargetTable, source: SqlSource, ru
     problems = []
     for rule in rules:
         try:
-            _explain(conn, _statement(conn, rule, item, target.names))
+            catalog.explain(conn, _statement(conn, rule, item, target.names))
             if rule.kind == "equals_source":
-                _explain(source.conn, _aggregate(rule, source.relation.from_item))
+                _check_aggregate(source, rule, target.label)
         except psycopg.errors.UndefinedObject:
             if not target.ddl.before:  # a type that is created with the table is not there yet
                 raise
@@ -63,7 +63,7 @@ def check_run(
     conn: Connection,
     table: sql.Identifier,
     rules: Sequence[RunRule],
-    source: SqlSource | None,
+    source: Aggregates | None,
     *,
     own: tuple[str, str] | None = None,
     resumed: bool = False,
@@ -76,9 +76,9 @@ def check_run(
         conn: to the target, in autocommit mode.
         table: the one that was loaded, or one that will take its place.
         rules: of the job, bound by `check_run_rules`.
-        source: the run's snapshot, for ``equals_source``; None where no rule is one.
+        source: the run's, for ``equals_source``; None where no rule is one.
         own: schema and name under which a rule refers to this table itself, where it does not have it yet.
-        resumed: whether that snapshot is newer than the one of the first chunks, which a message then says.
+        resumed: whether its moment is newer than the one of the first chunks, which a message then says.
 
     Returns:
         One result for each rule, in order.
@@ -93,7 +93,7 @@ def check_run(
             with conn.transaction():
                 conn.execute("set transaction read only")
                 checks.append(_check(conn, table, rule, source, own, resumed=resumed))
-        except (psycopg.DataError, psycopg.ProgrammingError, psycopg.InternalError) as error:
+        except (psycopg.DataError, psycopg.ProgrammingError, psycopg.InternalError, RefusedError) as error:
             told = first_line(error)
             msg = f"{rule.at}: check run rule {rule.name}: {told}. Mend the rule and run the same command again"
             raise RefusedError(msg) from error
@@ -104,7 +104,7 @@ def _check(
     conn: Connection,
     table: sql.Identifier,
     rule: RunRule,
-    source: SqlSource | None,
+    source: Aggregates | None,
     own: tuple[str, str] | None,
     *,
     resumed: bool,
@@ -127,11 +127,9 @@ def _check(
             bounds.append(f"at most {rule.most:,}" if rule.most is not None else "")
             message = f"{count:,} rows, expected {' and '.join(filter(None, bounds))}"
         case "equals_source":
-            if source is None:
-                raise ValueError(rule)
-            theirs = source.conn.execute(_aggregate(rule, source.relation.from_item)).fetchone() or (None,)
-            passed = _equal(row[0], theirs[0])
-            message = f"{rule.aggregate} is {_shown(row[0])} in the target and {_shown(theirs[0])} in the source"
+            theirs = _able(source).compute(rule.aggregate)
+            passed = _equal(row[0], theirs)
+            message = f"{rule.aggregate} is {_shown(row[0])} in the target and {_shown(theirs)} in the source"
             if resumed:
                 message += f" ({NEWER})"
     return RunCheck(name=rule.name, on_fail=rule.on_fail, passed=passed, offenders=offenders,
@@ -161,7 +159,7 @@ def _statement(
         case "row_count":
             return sql.SQL("select count(*) from {}").format(item)
         case "equals_source":
-            return _aggregate(rule, item)
+            return catalog.aggregate(rule.aggregate, item)
 
 
 def _referenced(conn: Connection, rule: RunRule, item: sql.Composable, own: tuple[str, str] | None) -> sql.Composable:
@@ -176,18 +174,20 @@ def _referenced(conn: Connection, rule: RunRule, item: sql.Composable, own: tupl
     return sql.Identifier(*found[1:])
 
 
-def _aggregate(rule: RunRule, item: sql.Composable) -> sql.Composed:
-    # HAVING makes it one group: a column outside an aggregate is refused, not taken from the first row.
-    return sql.SQL("select (\n{}\n)::text from (select * from {}) as t having true").format(
-        sql.SQL(rule.aggregate),
-        item,
-    )
+def _check_aggregate(source: Aggregates | None, rule: RunRule, label: str) -> None:
+    try:
+        _able(source).check(rule.aggregate)
+    except RefusedError:
+        raise
+    except ConfigError as error:
+        msg = f"bind run rule {rule.name}: {error}, expected what {label} has. Change it"
+        raise ConfigError(msg) from error
 
 
-def _explain(conn: Connection, query: sql.Composed) -> None:
-    with conn.transaction():
-        catalog.check_statement(conn, query.as_string(conn))
-        conn.execute(sql.SQL("explain {}").format(query))
+def _able(source: Aggregates | None) -> Aggregates:
+    if source is None:
+        raise RefusedError("this kind of source computes no aggregates, which equals_source needs. Leave the rule out")
+    return source
 
 
 def _equal(ours: str | None, theirs: str | None) -> bool:

@@ -6,35 +6,20 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-import psycopg
-from psycopg import sql
-
-from keyhaul.before.crew import DEFAULT_WORKERS
+from keyhaul.limits.crew import DEFAULT_WORKERS
 from keyhaul.limits.limiter import FIRST_USE_BYTES, PEAK_FACTOR, SMALLEST_BUDGET_BYTES, Limits
 from keyhaul.memory import machine_memory_bytes, memory_bytes
 from keyhaul.text import plural, size
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from keyhaul.before.prepare import Prepared
     from keyhaul.config.job import Job
     from keyhaul.config.parts import AutoChunk
-    from keyhaul.model import Column
-    from keyhaul.sources.postgres.sql import SqlSource
+    from keyhaul.sources.source import Sample
 
 MOST_CUTS: Final = 2_000
 """Cuts of a table whose size is known: 10,000 rows each up to 20 million rows, 25,000 of 50 million. Each costs a step
 of the walk over the index, a row in the ledger, and nothing when it is merged. Measured in docs/design.md."""
-
-SAMPLED_ROWS: Final = 100
-"""The statistics' width will not do: ANALYZE counts a TOASTed value with the 18 bytes of its pointer."""
-
-_PLAIN: Final = frozenset({"text", "varchar", "bpchar", "bytea"})
-_FIXED: Final = frozenset(
-    {"int2", "int4", "int8", "float4", "float8", "bool", "date", "time", "timestamp", "timestamptz", "oid"}
-)
-_FIXED_BYTES: Final = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,9 +77,10 @@ def size_up(prepared: Prepared) -> Sizing:
     limit = job.memory_limit.of(machine_memory_bytes())
     own = memory_bytes() + FIRST_USE_BYTES
     budget = max(limit - own, SMALLEST_BUDGET_BYTES)
-    width = sampled_row_bytes(prepared.source, prepared.read_columns, prepared.sources)
+    sample = prepared.source.sample(prepared.read_columns)
+    width = sample.row_bytes
     workers = job.workers or DEFAULT_WORKERS
-    wanted = job.chunk if isinstance(job.chunk, int) else cut_rows(job.chunk, prepared.source, width)
+    wanted = job.chunk if isinstance(job.chunk, int) else cut_rows(job.chunk, sample)
     fitting = int(budget / workers / PEAK_FACTOR / width) if width else wanted
     rows = max(1, min(wanted, fitting))
     notices = []
@@ -121,64 +107,14 @@ def auto_chunks(auto: AutoChunk, rows: int) -> str:
     )
 
 
-def cut_rows(auto: AutoChunk, source: SqlSource, row_bytes: float) -> int:
+def cut_rows(auto: AutoChunk, sample: Sample) -> int:
     """Return how many rows lie between two boundaries of a plan whose cuts are merged later.
 
     Args:
         auto: the job's limits for a chunk.
-        source: its statistics say how many rows there are; unknown (a view, a query, a table never analyzed, the rows
-            of an incremental run), it is cut as finely as a small table.
-        row_bytes: of Arrow; 0 when nothing is known.
+        sample: says how many rows there are; unknown (a view, a query, a table never analyzed, the rows of an
+            incremental run), it is cut as finely as a small table.
     """
-    known = source.relation.reltuples if source.only is None else 0.0
-    rows = max(auto.min_rows, math.ceil(known / MOST_CUTS))
-    fitting = int((auto.max_bytes.bytes or 0) / row_bytes) if row_bytes else rows
+    rows = max(auto.min_rows, math.ceil(sample.rows / MOST_CUTS))
+    fitting = int((auto.max_bytes.bytes or 0) / sample.row_bytes) if sample.row_bytes else rows
     return max(1, min(rows, auto.max_rows, fitting))
-
-
-def sampled_row_bytes(source: SqlSource, columns: Sequence[str], described: Mapping[str, Column]) -> float:
-    """Return the mean Arrow bytes of some rows: blocks of a table, the first rows of anything else; 0 without rows.
-
-    A query that fails for its first rows fails again when a chunk is read, and is told there.
-    """
-    relation = source.relation
-    parts = [_width(described[name]) for name in columns]
-    if not parts:
-        return 0.0
-    items: list[sql.Composable] = [relation.from_item]
-    if relation.kind == "r" and relation.reltuples > SAMPLED_ROWS:
-        percent = min(100.0, max(0.001, 100.0 * 2 * SAMPLED_ROWS / relation.reltuples))
-        items.insert(0, sql.SQL("{} tablesample system ({})").format(relation.from_item, sql.Literal(percent)))
-    try:
-        for item in items:
-            # All rows of a narrow table are a few blocks, which a sample may miss: then its first rows are taken.
-            with source.conn.transaction():
-                found = _mean(source.conn, item, columns, parts)
-            if found:
-                return found
-    except psycopg.Error:
-        return float(relation.row_bytes)
-    return 0.0
-
-
-def _mean(
-    conn: psycopg.Connection[Any], item: sql.Composable, columns: Sequence[str], parts: Sequence[sql.Composable]
-) -> float:
-    names = sql.SQL(", ").join(map(sql.Identifier, columns))
-    query = sql.SQL("select avg({})::float8 from (select {} from {} limit {}) s").format(
-        sql.SQL(" + ").join(parts), names, item, sql.Literal(SAMPLED_ROWS)
-    )
-    row = conn.execute(query).fetchone()
-    return float(row[0]) if row and row[0] is not None else 0.0
-
-
-def _width(column: Column) -> sql.Composable:
-    name = sql.Identifier(column.name)
-    if column.base_type in _FIXED:
-        return sql.Literal(_FIXED_BYTES)
-    form = (
-        "coalesce(octet_length({}), 0)::bigint + {}"
-        if column.base_type in _PLAIN
-        else "coalesce(octet_length({}::text), 0)::bigint + {}"
-    )
-    return sql.SQL(form).format(name, sql.Literal(_FIXED_BYTES))

@@ -30,12 +30,12 @@ from keyhaul.comparison.verifiable import find_original
 from keyhaul.control import Control
 from keyhaul.errors import ChunkError, ConfigError, StopRunError, first_line
 from keyhaul.execution.engine import Sitting
-from keyhaul.execution.task import source_application, target_uri
+from keyhaul.execution.task import target_uri
 from keyhaul.ledger.store import new_run_id
 from keyhaul.model import Chunk, Counts
 from keyhaul.postgres.dsn import redact
 from keyhaul.retrying import attempts
-from keyhaul.sessions.connecting import cancel_queries, find_ends
+from keyhaul.sessions.connecting import find_ends
 from keyhaul.targets.compare import RowDifference, Slice, Tally
 from keyhaul.targets.keyrange import within
 from keyhaul.targets.session import CopySession
@@ -102,7 +102,7 @@ def verify(
 def _broken_off(prepared: Prepared, comparison: _Comparison | None, text: str) -> str:
     differing = comparison.differing if comparison else 0
     told = broken_off(f"verify {prepared.target.label}", text, differing)
-    return redact(told, prepared.ends.source, prepared.ends.target)
+    return redact(told, *prepared.ends.all)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,8 +256,8 @@ class _Comparison:
         for session in list(self._sessions):
             session.cancel()
         try:
-            cancel_queries(self._task.source_dsn, source_application(self._task.run_id, "%"))
-        except (ConfigError, psycopg.Error):
+            self._task.source.cancel()
+        except ConfigError:
             return  # the daemon threads end with the process
 
     def again(self, accepted: Accepted, part: _Part, number: int) -> None:

@@ -13,16 +13,17 @@ import psycopg
 from psycopg import sql
 
 from keyhaul import events
-from keyhaul.before.crew import DEFAULT_WORKERS, free_connections
 from keyhaul.comparison.checksummed import NULL_KEYS, find_checksummed
 from keyhaul.comparison.differences import broken_off
 from keyhaul.comparison.verifiable import find_named
 from keyhaul.config.job import load_job
 from keyhaul.errors import ChunkError, StopRunError, first_line
 from keyhaul.ledger.store import new_run_id
+from keyhaul.limits.crew import DEFAULT_WORKERS
 from keyhaul.postgres import pgtypes
 from keyhaul.postgres.dsn import redact
 from keyhaul.retrying import attempts
+from keyhaul.sessions.capacity import free_connections
 from keyhaul.sessions.connecting import LedgerPlace, connect, find_ledger, noticing, with_login
 from keyhaul.sessions.watchdog import Watchdog
 from keyhaul.targets.rowhash import hash_part

@@ -135,7 +135,8 @@ class Ending:
             return ()
         prepared = self._prepared
         conn, own = self._ledger.connection, prepared.target.names
-        with self._halting.cancelling(conn, prepared.source.conn):
-            checks = check_run(conn, table, rules, prepared.source, own=own, resumed=resumed)
+        source = prepared.source
+        with self._halting.cancelling(conn, also=source.cancel):
+            checks = check_run(conn, table, rules, source.abilities.aggregates, own=own, resumed=resumed)
         self._ledger.run_checked(self._run_id, checks)
         return checks

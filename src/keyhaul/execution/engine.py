@@ -12,7 +12,6 @@ from psycopg import sql
 
 from keyhaul import events
 from keyhaul.before import checksums
-from keyhaul.before.crew import DEFAULT_WORKERS, allowed_workers, check_server, room_for_workers
 from keyhaul.before.incremental import begin_delta, check_full, limit_again
 from keyhaul.before.outset import check_new, check_still_empty, check_there, surprises
 from keyhaul.before.prepare import FILLED, Prepared, prepare
@@ -28,13 +27,13 @@ from keyhaul.execution.task import Task
 from keyhaul.faults import pass_point
 from keyhaul.ledger.rows import NewRun, lost
 from keyhaul.ledger.store import new_run_id
+from keyhaul.limits.crew import DEFAULT_WORKERS, allowed_workers, check_server, room_for_workers
 from keyhaul.limits.hiring import MOST_WORKERS, Staffing
 from keyhaul.limits.pace import Pace
 from keyhaul.memory import cpu_seconds
 from keyhaul.model import Report
 from keyhaul.postgres.dsn import redact
-from keyhaul.sessions.connecting import choose_reader, find_ends
-from keyhaul.sources.postgres.readers import preload
+from keyhaul.sessions.connecting import find_ends
 from keyhaul.targets import postgres
 from keyhaul.targets import replace as replacing
 
@@ -71,7 +70,6 @@ def run(job: Job, observe: Observer, control: Control, *, fresh: bool = False, f
     ends = find_ends(job)
     if ends.filled:
         observe(events.Notice(message=FILLED))
-    preload(choose_reader(job, ends.source))
     run_id = new_run_id()
     with prepare(job, ends, run_id=run_id, alone=True) as prepared:
         sitting = Sitting(prepared, observe, control, run_id, started)
@@ -158,7 +156,7 @@ class Sitting:
         message = "going on with an unfinished run; " + (
             "all its rows are gathered, and the source is not read again"
             if gathered
-            else "its remaining chunks are read from a newer snapshot"
+            else self._prepared.source.describe().resumed
         )
         message += limit_again(self._job, self._prepared.source, ledger, self._run_id, full=full)
         self._sitting = ledger.resume(self._run_id, workers)
@@ -175,7 +173,8 @@ class Sitting:
 
         def room() -> tuple[int, str]:
             by_memory = int(min(limits.workers_within(rows), MOST_WORKERS))
-            found = room_for_workers(prepared.ends, prepared.source_conn, self.ledger.connection_now, self._run_id)
+            seats, target = prepared.source.abilities.seats, prepared.ends.target
+            found = room_for_workers(seats, self.ledger.connection_now, target, self._run_id)
             return min((found, "the servers have connections"), (by_memory, "memory_limit has room"))
 
         return Staffing(workers, room=room, machine_cpu=cpu_seconds)
@@ -206,9 +205,8 @@ class Sitting:
 
     def explain(self, error: psycopg.Error | ConfigError) -> EtlError:
         """Return our error for one that ended the run: wrong before the first read, resumable after it."""
-        ends = self._prepared.ends
         text = first_line(error) if isinstance(error, psycopg.Error) else str(error).strip()
-        text = redact(text, ends.source, ends.target)
+        text = redact(text, *self._prepared.ends.all)
         if self._begun:
             msg = f"go on with run {self._run_id}: {text}. Run the same command again: what is committed stays"
             return StopRunError(msg)
@@ -229,7 +227,8 @@ class Sitting:
         empty_first = check_new(prepared)
         delta = begin_delta(job, prepared.source, target, self.ledger, self._notice, full=full)
         plan = prepared.source.plan(self.sizing.chunk_rows)
-        if plan.exact and prepared.source.relation.kind in {"q", "v"}:
+        described = prepared.source.describe()
+        if plan.exact and described.recomputed:
             self._expected_rows = plan.estimated_rows
         workers = self.count_workers(len(plan.chunks))
         conn = self.ledger.connection
@@ -250,7 +249,7 @@ class Sitting:
                     job=job.job,
                     fingerprint=job.fingerprint(),
                     config=job.identity(),
-                    source=f"{prepared.source.relation.label} in {prepared.ends.source.label}",
+                    source=f"{described.label} in {described.place}",
                     target_table=target.label,
                     key=job.key,
                     chunk_rows=self.sizing.chunk_rows,
@@ -284,7 +283,8 @@ class Sitting:
         """Return how many workers there will be, never more than chunks or free connections allow."""
         prepared = self._prepared
         wanted = max(1, min(self._job.workers or DEFAULT_WORKERS, chunks or 1))
-        workers, warnings = allowed_workers(prepared.ends, prepared.source_conn, prepared.target_conn, wanted)
+        seats, target = prepared.source.abilities.seats, prepared.ends.target
+        workers, warnings = allowed_workers(seats, prepared.target_conn, target, wanted)
         for warning in warnings:
             self._notice(warning, "warning")
         return workers
@@ -299,8 +299,6 @@ class Sitting:
             run_id=self._run_id,
             sitting=self._sitting,
             source=prepared.source,
-            source_dsn=prepared.ends.source,
-            reader=prepared.reader,
             target=prepared.target,
             target_dsn=prepared.ends.target,
             read_columns=prepared.read_columns,

@@ -11,7 +11,7 @@ import psycopg
 from psycopg import pq
 
 from keyhaul import events
-from keyhaul.errors import CancelledError
+from keyhaul.errors import CancelledError, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -55,7 +55,8 @@ class Halting:
         self._observe = observe
         self._over = threading.Event()
         self._lock = threading.Lock()
-        self._conns: tuple[psycopg.Connection[Any], ...] = ()
+        self._conn: psycopg.Connection[Any] | None = None
+        self._also: Callable[[], None] | None = None
         self._thread = threading.Thread(target=self._listen, name="keyhaul-halting", daemon=True)
 
     def __enter__(self) -> Self:
@@ -69,15 +70,15 @@ class Halting:
         self._thread.join()
 
     @contextmanager
-    def cancelling(self, *conns: psycopg.Connection[Any]) -> Iterator[None]:
-        """Cancel what these connections run, from the second signal on, until the block is over.
+    def cancelling(self, conn: psycopg.Connection[Any], also: Callable[[], None] | None = None) -> Iterator[None]:
+        """Cancel what this connection runs, from the second signal on, until the block is over; call `also`, too.
 
         Raises:
             CancelledError: a statement was cancelled, or was not begun.
         """
         self.check()
         with self._lock:
-            self._conns = conns
+            self._conn, self._also = conn, also
         try:
             yield
         except psycopg.errors.QueryCanceled as error:  # a statement timeout is one as well
@@ -89,7 +90,7 @@ class Halting:
             raise
         finally:
             with self._lock:
-                self._conns = ()
+                self._conn = self._also = None
 
     def check(self, error: Exception | None = None) -> None:
         """Raise CancelledError from `error` if there was a second signal."""
@@ -111,7 +112,10 @@ class Halting:
 
     def _cancel(self) -> None:
         with self._lock:
-            for conn in self._conns:
-                with suppress(psycopg.Error):
-                    if conn.pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
-                        conn.cancel_safe(timeout=2)
+            conn = self._conn
+            with suppress(psycopg.Error):
+                if conn is not None and conn.pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
+                    conn.cancel_safe(timeout=2)
+            with suppress(ConfigError):
+                if self._also is not None:
+                    self._also()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import psycopg
 
-from keyhaul.errors import CancelledError, ConnectError, RefusedError
+from keyhaul.errors import CancelledError, ConnectError, RefusedError, StopRunError
 from keyhaul.postgres.dsn import redact
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ GATHERED_SECONDS: Final = 1.0
 
 LAST_SECONDS: Final = 5.0
 """How long a beat that is under way is waited for when there are no workers any more."""
-
-LOST: Final = "the connection that holds the source's snapshot was lost; the next sitting reads from a newer one"
 
 
 class Doubt:
@@ -106,10 +104,10 @@ class Heartbeat:
         if not self._reads:
             return
         try:
-            self._task.source.conn.execute("select 1")
-        except psycopg.Error:
+            self._task.source.touch()
+        except StopRunError as error:
             if not self._over:  # what fails now cannot be read again
-                self._control.give_up(LOST)
+                self._control.give_up(str(error))
 
     def _touch_ledger(self, gathered: tuple[int, int]) -> None:
         """Touch the connection that holds the job's lock; a lost one is opened, and the lock taken, again."""
@@ -119,7 +117,7 @@ class Heartbeat:
         try:
             self._ledger.touch(told)
         except RefusedError as error:
-            self._control.give_up(redact(str(error), task.source_dsn, task.target_dsn))
+            self._control.give_up(redact(str(error), task.target_dsn))
         except (ConnectError, psycopg.Error):
             # The next beat tries again, and a worker's own statement says what is wrong.
             self._ledger.patience.missed()

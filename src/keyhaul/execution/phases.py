@@ -72,7 +72,7 @@ class Phases:
         self._observe = observe
         self._control = control
         self._contest = _contest(prepared)
-        self._ordered = prepared.source.unique()
+        self._ordered = prepared.source.describe().key_unique
         self._store: Store | None = None
         self._base = open_work_folder(self._job.work_dir)
 

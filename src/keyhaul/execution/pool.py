@@ -21,14 +21,12 @@ from keyhaul.errors import (
 )
 from keyhaul.execution.halting import Cancelling
 from keyhaul.execution.heartbeat import Heartbeat
-from keyhaul.execution.task import source_application
 from keyhaul.execution.trying import Tries
 from keyhaul.execution.worker import Worker
 from keyhaul.limits.dispatch import Dispatch
 from keyhaul.memory import cpu_percent
 from keyhaul.model import Counts, FailedChunk, Timings
 from keyhaul.postgres.dsn import redact
-from keyhaul.sessions.connecting import cancel_queries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -182,8 +180,8 @@ class Pool:
         for worker in self._workers:
             worker.cancel()
         try:
-            cancel_queries(self._task.source_dsn, source_application(self._task.run_id, "%"))
-        except (ConfigError, psycopg.Error) as error:
+            self._task.source.cancel()
+        except ConfigError as error:
             message = f"cancel the source's queries: {self._clean(error)}; they end at their statement timeout"
             self._observe(events.Notice(message=message, level="warning"))
 
@@ -360,4 +358,4 @@ class Pool:
             self._control.stop(f"{FAILURES_IN_A_ROW} chunks in a row failed, the last with: {failed.error}")
 
     def _clean(self, error: BaseException) -> str:
-        return redact(str(error), self._task.source_dsn, self._task.target_dsn)
+        return redact(str(error), self._task.target_dsn)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 from keyhaul.postgres import pgtypes
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from keyhaul.model import Column
     from keyhaul.postgres.dsn import Dsn
     from keyhaul.postgres.pgtypes import Route
-    from keyhaul.sources.postgres.sql import SqlSource
+    from keyhaul.sources.source import Source
     from keyhaul.staging.rules import Check
     from keyhaul.targets.postgres import TargetTable
     from keyhaul.targets.rowhash import Hashing
@@ -32,7 +32,7 @@ class Task:
     """Everything that the chunks of one run have in common.
 
     Attributes:
-        reader: which of `READERS` reads the source.
+        source: open; its readers belong to the workers.
         read_columns: the source columns that are read: those used, and the key's.
         routes: how each of them travels.
         key: the key's columns.
@@ -45,9 +45,7 @@ class Task:
     job: Job
     run_id: str
     sitting: int
-    source: SqlSource
-    source_dsn: Dsn
-    reader: str
+    source: Source
     target: TargetTable
     target_dsn: Dsn
     read_columns: tuple[str, ...]
@@ -72,16 +70,6 @@ class Task:
             staged |= {*self.dedup.on, *self.dedup.order_by}
         staged = staged.union(*(table.looks_at for table in self.tables))
         return self.transform.used | {source for name, source in copies.items() if name in staged}
-
-    @cached_property
-    def names_objects(self) -> bool:
-        """Whether a text form names other objects: then it is read with an empty search path."""
-        return any(pgtypes.names_objects(self.sources[name]) for name in self.read_columns)
-
-
-def source_application(run_id: str, chunk: int | Literal["%"]) -> str:
-    """Return the application_name under which a chunk is read; with ``%`` a LIKE pattern for those of all chunks."""
-    return f"keyhaul {run_id} chunk {chunk}"
 
 
 def target_uri(task: Task, worker: int) -> str:

@@ -99,4 +99,4 @@ class Tries:
             raise
 
     def _clean(self, error: BaseException) -> str:
-        return redact(str(error), self._task.source_dsn, self._task.target_dsn)
+        return redact(str(error), self._task.target_dsn)

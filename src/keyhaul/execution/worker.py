@@ -12,17 +12,15 @@ import pyarrow as pa
 
 from keyhaul import events
 from keyhaul.errors import ChunkError, RejectedError, safe_message
-from keyhaul.execution.task import CONNECT_SECONDS, source_application, target_uri
+from keyhaul.execution.task import target_uri
 from keyhaul.fanout.spread import Spreader
 from keyhaul.faults import pass_point
 from keyhaul.model import RECORD, ChunkResult, Timings
-from keyhaul.postgres import pgtypes
-from keyhaul.sources.postgres.readers import READERS, UnreadableValueError
 from keyhaul.staging.stage import Stager
 from keyhaul.targets import transaction
 from keyhaul.targets.replayed import Batch, open_keys
 from keyhaul.targets.session import SESSIONS, CopySession
-from keyhaul.transform.decoding import any_out_of_range, decode, parsed
+from keyhaul.transform.decoding import parsed
 from keyhaul.transform.mapping import as_text
 
 if TYPE_CHECKING:
@@ -30,7 +28,8 @@ if TYPE_CHECKING:
 
     from keyhaul.execution.task import Task
     from keyhaul.model import Chunk, Observer, Staged
-    from keyhaul.sources.postgres.readers import Reader
+    from keyhaul.sources.source import Batch as Read
+    from keyhaul.sources.source import Reader
     from keyhaul.targets.session import Session
     from keyhaul.targets.sheets import Sheet
     from keyhaul.transform.mapping import WriteColumn
@@ -99,13 +98,11 @@ class Worker:
         self._step(chunk, "read")
         chunk, crowded = self._without_resolved(chunk)
         pass_point("read.before")
-        table, text_columns = self._read(chunk)
+        read = self._read(chunk)
         pass_point("read.after")
         read_at = time.perf_counter()
-        self._step(chunk, "transform", table.num_rows)
-        source, text_columns = self._decode(table, text_columns)
-        size = table.nbytes
-        del table
+        source, text_columns = read.frame, read.as_text
+        self._step(chunk, "transform", source.height)
         batch = self._batch(chunk, crowded, source)
         if batch is not None and batch.found.height < source.height:
             source = source.filter(pl.col(RECORD).is_in(batch.found[RECORD].implode()))
@@ -121,7 +118,12 @@ class Worker:
             stage_seconds=time.perf_counter() - transformed_at,
         )
         return Produced(
-            source=source, text_columns=text_columns, staged=staged, timings=timings, bytes_read=size, batch=batch
+            source=source,
+            text_columns=text_columns,
+            staged=staged,
+            timings=timings,
+            bytes_read=read.bytes_read,
+            batch=batch,
         )
 
     def _commit(self, chunk: Chunk, attempt: int, produced: Produced) -> ChunkResult:
@@ -153,7 +155,8 @@ class Worker:
             StopRunError: no further chunk can be.
         """
         try:
-            source, text_columns = self._decode(*self._read(chunk))
+            read = self._read(chunk)
+            source, text_columns = read.frame, read.as_text
             columns = self._columns(text_columns)
             return self._open_stager().stage(source, *self._transform(source, text_columns), columns), columns
         except (pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException, duckdb.Error) as error:
@@ -248,65 +251,14 @@ class Worker:
             self._observe(events.Notice(message=strange, level="warning"))
         return batch
 
-    def _read(self, chunk: Chunk) -> tuple[pa.Table, frozenset[str]]:
-        """Read a chunk; again, with the date and time columns as text, when it holds values no Arrow type has."""
-        try:
-            table = self._query(chunk, frozenset())
-        except UnreadableValueError:
-            far = self._datetimes()
-            if not far:
-                raise
-            return self._query(chunk, far), far
-        far = frozenset(
-            name
-            for name in self._datetimes()
-            if any_out_of_range(pl.Series(name, pl.from_arrow(table.column(name))), self._task.routes[name].dtype)
-        )
-        return (self._query(chunk, far), far) if far else (table, far)
-
-    def _datetimes(self) -> frozenset[str]:
-        routes = self._task.routes
-        return frozenset(
-            name
-            for name in self._task.read_columns
-            if routes[name].kind == "direct" and isinstance(routes[name].dtype, (pl.Date, pl.Datetime))
-        )
-
-    def _query(self, chunk: Chunk, more_text: frozenset[str]) -> pa.Table:
+    def _read(self, chunk: Chunk) -> Read:
+        """Read a chunk, and number its records."""
         task = self._task
-        text = more_text | {name for name in task.read_columns if task.routes[name].select_text}
-        query = task.source.query(chunk, task.read_columns, frozenset(text))
-        settings = {
-            **pgtypes.SESSION_SETTINGS,
-            **({"search_path": ""} if task.names_objects else {}),
-            "default_transaction_read_only": "on",
-            "statement_timeout": f"{task.job.statement_timeout_seconds}s",
-            "lock_timeout": f"{task.job.lock_timeout_seconds}s",
-        }
-        application = source_application(task.run_id, chunk.number)
-        uri = task.source_dsn.uri(
-            application_name=application,
-            options=settings,
-            connect_timeout_seconds=min(task.job.network_timeout_seconds, CONNECT_SECONDS),
-        )
         if self._reader is None:
-            self._reader = READERS[task.reader](task.source.snapshot)
-        return self._reader.read(query, uri)
-
-    def _decode(self, table: pa.Table, text_columns: frozenset[str]) -> tuple[pl.DataFrame, frozenset[str]]:
-        """Give every column the exact type of its route.
-
-        A numeric column in which a value is not a number (NaN) stays text for this chunk.
-        """
-        routes, names = self._task.routes, self._task.read_columns
-        typed = {name: routes[name].dtype for name in names if name not in text_columns}
-        decoded, odd = decode(table, typed)
-        wrong = sorted(name for name in odd if not isinstance(routes[name].dtype, pl.Decimal))
-        if wrong:
-            msg = f"decode chunk: {', '.join(wrong)} came from the reader with values that are not of its type"
-            raise ChunkError(msg)
-        numbered = decoded.with_row_index(RECORD).with_columns(pl.col(RECORD).cast(pl.Int64))
-        return numbered, text_columns | odd
+            self._reader = task.source.open(self.number, task.read_columns)
+        read = self._reader.read(chunk)
+        numbered = read.frame.with_row_index(RECORD).with_columns(pl.col(RECORD).cast(pl.Int64))
+        return replace(read, frame=numbered)
 
     def _transform(self, source: pl.DataFrame, text_columns: frozenset[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
         """Return the chunk after the transform, and the records that it could not do."""

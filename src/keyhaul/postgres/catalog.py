@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from psycopg import errors, pq, sql
 
@@ -74,6 +74,13 @@ select exists (
               left join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum) = %(key)s::text[]
        and not exists (select from unnest((i.indoption::int2[])[0:%(width)s - 1]) as o(bits) where o.bits & 1 = 1)
 )
+"""
+
+
+_RULES: Final = """
+select to_jsonb(c), to_jsonb(d), pg_collation_actual_version(c.oid)
+  from pg_collation c, pg_database d
+ where d.datname = current_database() and c.oid = %s::regcollation
 """
 
 
@@ -257,6 +264,45 @@ def leads_an_index(conn: psycopg.Connection[Any], oid: int, key: Sequence[str]) 
     """Whether a whole ascending btree index begins with the key's columns in this order."""
     row = conn.execute(_LEADING_INDEX, {"oid": oid, "key": list(key), "width": len(key)}).fetchone()
     return bool(row and row[0])
+
+
+def collation_of(conn: psycopg.Connection[Any], item: sql.Composable, name: str) -> list[Any] | None:
+    """Return what decides the order of a column's texts, JSON-ready; None when it cannot be told."""
+    asked = sql.SQL("select pg_collation_for(min(x)) from (select {} as x from {} limit 0) as none")
+    row = conn.execute(asked.format(sql.Identifier(name), item)).fetchone()
+    rules = conn.execute(_RULES, [row[0]]).fetchone() if row and row[0] else None
+    if rules is None:
+        return None
+    collation, database, version = rules
+    provider, prefix = collation["collprovider"], "coll"
+    if provider == "d":
+        collation, provider, prefix = database, database["datlocprovider"], "dat"
+    place = collation.get(f"{prefix}locale") or collation.get(f"{prefix}iculocale")
+    if provider == "c":
+        place = collation[f"{prefix}collate"]
+    if prefix == "dat":
+        version = collation.get("datcollversion")
+    fixed = provider == "b" or place in {"C", "POSIX"}
+    if not fixed and not version:
+        return None
+    return [provider, place, None if fixed else version, collation.get(f"{prefix}icurules")]
+
+
+def aggregate(expression: str, item: sql.Composable) -> sql.Composed:
+    """Return a query for one value over all rows of an item, as text."""
+    # HAVING makes it one group: a column outside an aggregate is refused, not taken from the first row.
+    return sql.SQL("select (\n{}\n)::text from (select * from {}) as t having true").format(sql.SQL(expression), item)
+
+
+def explain(conn: psycopg.Connection[Any], query: sql.Composed) -> None:
+    """Let the server parse and plan one statement; no row is read.
+
+    Raises:
+        psycopg.Error: it does not fit.
+    """
+    with conn.transaction():
+        check_statement(conn, query.as_string(conn))
+        conn.execute(sql.SQL("explain {}").format(query))
 
 
 def _columns(

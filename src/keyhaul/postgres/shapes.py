@@ -14,7 +14,7 @@ from keyhaul.postgres.definition import read_types
 from keyhaul.postgres.pgtypes import family
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     import psycopg
 
@@ -25,27 +25,29 @@ _LABEL = re.compile(r"'(?:[^']|'')*'")
 
 
 def differences(
-    source: psycopg.Connection[Any], target: psycopg.Connection[Any], pairs: Iterable[tuple[Column, Column]]
+    pairs: Iterable[tuple[Column, Column]],
+    ours: Callable[[Column], Sequence[TypeDefinition]],
+    theirs: Callable[[Column], Sequence[TypeDefinition]],
 ) -> list[str]:
     """Return one sentence for each pair of columns of one type whose values the target's type would not keep.
 
     Args:
-        source: connection to the source.
-        target: connection to the target.
         pairs: the source's column and the target's.
+        ours: what a type of the source is made of; see `parts`. Asked only where it matters.
+        theirs: the same of the target.
     """
     problems = []
     for origin, column in pairs:
         if origin.base_type != column.base_type or not family(origin):
             continue
-        ours, theirs = (_parts(conn, one) for conn, one in ((source, origin), (target, column)))
-        found = [problem for pair in zip_longest(ours, theirs) if (problem := _difference(*pair))]
+        both = zip_longest(ours(origin), theirs(column))
+        found = [problem for pair in both if (problem := _difference(*pair))]
         if found:
             problems.append(f"{column.name}: {found[0]}")
     return problems
 
 
-def _parts(conn: psycopg.Connection[Any], column: Column) -> list[TypeDefinition]:
+def parts(conn: psycopg.Connection[Any], column: Column) -> list[TypeDefinition]:
     """Return the types that a column is made of, domains left out: what is beneath them counts."""
     return [part for part in read_types(conn, [column.type_oid]) if part.kind != "domain"]
 

@@ -13,7 +13,8 @@ from keyhaul.errors import ConfigError, first_line
 from keyhaul.postgres import catalog
 from keyhaul.quality.verdict import Verdict, status_of
 from keyhaul.sessions.connecting import connect, find_ends, session_settings
-from keyhaul.sources.postgres.sql import SqlSource
+from keyhaul.sources.kinds import open_source
+from keyhaul.sources.source import Opening
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,9 +54,9 @@ def check_across(job: Job, dsn: Dsn, place: str, rules: Sequence[RunRule]) -> tu
         relation = catalog.describe_table(conn, *found)
         source = None
         if any(rule.kind == "equals_source" for rule in rules):
-            other = connect(find_ends(job).source, "source", application_name="keyhaul check", settings=settings)
-            stack.enter_context(other)
-            source = SqlSource.open(other, table=job.source.table, query=job.source.query, key=job.key)
+            opened = open_source(Opening(job=job, run_id="check", dsn=find_ends(job).source))
+            stack.callback(opened.close)
+            source = opened.abilities.aggregates
         conn.execute("begin isolation level repeatable read read only")
         table = sql.Identifier(*found[1:])
         checks: list[RunCheck] = []

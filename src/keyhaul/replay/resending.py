@@ -20,7 +20,6 @@ from keyhaul.faults import pass_point
 from keyhaul.ledger.reading import find_run
 from keyhaul.ledger.rows import NewRun
 from keyhaul.ledger.store import new_run_id
-from keyhaul.model import Chunk, Plan
 from keyhaul.sessions.connecting import find_ends
 from keyhaul.staging.copies import check_replay
 from keyhaul.targets.replayed import CLOSED
@@ -196,7 +195,7 @@ class _Replay:
         return original
 
     def _check(self, original: Replayable) -> None:
-        job, target, source = self._job, self._prepared.target, self._prepared.source
+        job, target, source = self._job, self._prepared.target, self._prepared.source.describe()
         run = f"replay run {original.run_id}"
         if original.kind == "replay":
             msg = f"{run}: it is a replay of run {original.replay_of}. Name that run: what is left is there"
@@ -223,10 +222,10 @@ class _Replay:
             what = f"not {target.label}" if original.target_table != target.label else "which is not there any more"
             msg = f"{run}: it loaded {original.target_table}, {what}. Give the run's target table in --into"
             raise RefusedError(msg)
-        unique = source.unique()
+        unique = source.key_unique
         if not (unique or self._looks_at_what_is_there() or self._target_is_unique()):
             msg = (
-                f"{run}: several rows of {source.relation.label} may have one key, and those that are loaded would be "
+                f"{run}: several rows of {source.label} may have one key, and those that are loaded would be "
                 f"loaded again. Create a unique index on {', '.join(job.key)} in the source, "
                 + (
                     "or give each entry of targets mode: skip or upsert"
@@ -292,33 +291,24 @@ class _Replay:
     def _move(self, original: Replayable, keys: Sequence[str]) -> Report:
         job, ledger, prepared, sitting = self._job, self._ledger, self._prepared, self._sitting
         rows = sitting.sizing.chunk_rows
-        parts = [keys[first : first + rows] for first in range(0, len(keys), rows)]
-        chunks = tuple(
-            Chunk(number=number, kind="keys", keys=tuple(part), estimated_rows=len(part))
-            for number, part in enumerate(parts, start=1)
-        )
-        workers = sitting.count_workers(len(chunks))
-        unique = prepared.source.unique() or self._target_is_unique()
-        described, hashing = self._keep_checksums(original)
+        plan = prepared.source.reread(keys, rows)
+        described = prepared.source.describe()
+        workers = sitting.count_workers(len(plan.chunks))
+        unique = described.key_unique or self._target_is_unique()
+        checksum, hashing = self._keep_checksums(original)
         new = NewRun(
             run_id=self._run_id,
             job=job.job,
             fingerprint=job.fingerprint(),
             config=job.identity(),
-            source=f"{prepared.source.relation.label} in {prepared.ends.source.label}",
+            source=f"{described.label} in {described.place}",
             target_table=prepared.target.label,
             key=job.key,
             chunk_rows=rows,
             workers=workers,
             kind="replay",
             replay_of=original.run_id,
-            checksum=described,
-        )
-        plan = Plan(
-            chunks=chunks,
-            estimated_rows=len(keys),
-            estimated_bytes=len(keys) * prepared.source.relation.row_bytes,
-            exact=True,
+            checksum=checksum,
         )
         ledger.begin(new, plan, fresh=False)
         pass_point("plan.written")
@@ -330,7 +320,7 @@ class _Replay:
             self._control,
             sitting.sizing.limits(job),
         )
-        pool.move(chunks, workers)
+        pool.move(plan.chunks, workers)
         totals = ledger.totals(self._run_id)
         reason = sitting.why_incomplete(totals)
         ledger.limited(self._run_id, sitting.sizing.told(job, pool.limits, workers))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 from psycopg import errors
@@ -13,7 +13,7 @@ from psycopg import errors
 from keyhaul import redaction
 from keyhaul.config.job import EMBEDDED, PostgresSource
 from keyhaul.embedded import server as embedded
-from keyhaul.errors import ConfigError, ConnectError, RefusedError
+from keyhaul.errors import ConnectError
 from keyhaul.ledger import versions
 from keyhaul.ledger.reading import ledger_errors
 from keyhaul.ledger.store import Ledger
@@ -41,15 +41,20 @@ class Ends:
     """Both databases of a job, found and reachable.
 
     Attributes:
-        source, target: their connection strings.
+        source, target: their connection strings; the source's is None where it is no PostgreSQL database.
         embedded_target: whether the target is the embedded server's.
         filled: the flights were loaded into the embedded source just now.
     """
 
-    source: Dsn
+    source: Dsn | None
     target: Dsn
     embedded_target: bool
     filled: bool = False
+
+    @property
+    def all(self) -> tuple[Dsn, ...]:
+        """Those that there are, whose passwords no message may have."""
+        return (self.target,) if self.source is None else (self.source, self.target)
 
 
 def find_ends(job: Job) -> Ends:
@@ -58,10 +63,8 @@ def find_ends(job: Job) -> Ends:
     Raises:
         ConfigError: a URI cannot be read, or the embedded server cannot be started.
     """
-    source = job.source
-    if not isinstance(source, PostgresSource):
-        raise ConfigError(f"open source: got kind {source.kind}, expected postgres. The other kinds come soon")
-    source_embedded, target_embedded = source.uri == EMBEDDED, job.target.uri == EMBEDDED
+    uri = job.source.uri if isinstance(job.source, PostgresSource) else None
+    source_embedded, target_embedded = uri == EMBEDDED, job.target.uri == EMBEDDED
     filled = False
     if source_embedded or target_embedded:
         server = embedded.start(Path(job.home) if job.home else None)
@@ -69,7 +72,7 @@ def find_ends(job: Job) -> Ends:
         here = Dsn.parse(server.uri(embedded.SOURCE), "embedded")
         there = Dsn.parse(server.uri(embedded.WAREHOUSE), "embedded")
     return Ends(
-        source=here if source_embedded else Dsn.parse(source.uri, "source.uri (flag --source)"),
+        source=here if source_embedded else Dsn.parse(uri, "source.uri (flag --source)") if uri else None,
         target=there if target_embedded else Dsn.parse(job.target.uri, "target.uri (flag --target)"),
         embedded_target=target_embedded,
         filled=filled,
@@ -206,18 +209,6 @@ def _reason(error: psycopg.Error, text: str, end: str) -> str:
     return next((told for holds, told in causes if holds), f"{text}. Check {flag}")
 
 
-def cancel_queries(dsn: Dsn, applications: str) -> None:
-    """Cancel what the source's sessions run whose application_name is LIKE `applications`.
-
-    Raises:
-        ConnectError: the source cannot be reached.
-        psycopg.Error: it does not let us.
-    """
-    with connect(dsn, "source", application_name="keyhaul cancel", settings={}) as conn:
-        query = "select pg_cancel_backend(pid) from pg_stat_activity where application_name like %s"
-        conn.execute(query, [applications])
-
-
 def connect_ledger(job: Job, target: Dsn, run_id: str) -> psycopg.Connection[Any]:
     """Connect to the target for the ledger, with the ledger's schema out of the search path.
 
@@ -252,25 +243,6 @@ def session_settings(job: Job, **more: str) -> dict[str, str]:
         "idle_session_timeout": "0",
         **more,
     }
-
-
-def choose_reader(job: Job, dsn: Dsn) -> Literal["connectorx", "adbc"]:
-    """Return the reader for a database: the job's, else connectorx, which cannot verify a server; ADBC can.
-
-    Raises:
-        RefusedError: the job demands connectorx for a server that is to be verified.
-    """
-    wished = job.source.reader if isinstance(job.source, PostgresSource) else None
-    mode = dsn.options.get("sslmode", "")
-    if not mode.startswith("verify"):
-        return wished or "connectorx"
-    if wished == "connectorx":
-        msg = (
-            f"read source: connectorx cannot do sslmode={mode} (with sslmode=require and sslrootcert it checks the CA, "
-            "but not the host's name). Give --reader adbc, which verifies fully"
-        )
-        raise RefusedError(msg)
-    return "adbc"
 
 
 def describe_tls(dsn: Dsn, conn: psycopg.Connection[Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from keyhaul.model import Chunk
+from keyhaul.model import Chunk, Plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -40,6 +40,20 @@ def chunks_between(
     if null_rows is not None:
         chunks.append(Chunk(number=len(chunks) + 1, kind="nulls", estimated_rows=null_rows))
     return tuple(chunks)
+
+
+def batches(keys: Sequence[str], chunk_rows: int, row_bytes: float) -> Plan:
+    """Return the batches of a replay: chunks of at most so many keys, in the order given."""
+    parts = [tuple(keys[first : first + chunk_rows]) for first in range(0, len(keys), chunk_rows)]
+    return Plan(
+        chunks=tuple(
+            Chunk(number=number, kind="keys", keys=part, estimated_rows=len(part))
+            for number, part in enumerate(parts, start=1)
+        ),
+        estimated_rows=len(keys),
+        estimated_bytes=int(len(keys) * row_bytes),
+        exact=True,
+    )
 
 
 def merged(cuts: Sequence[Chunk]) -> Chunk:

@@ -1,39 +1,71 @@
-"""The kinds of sources, each in a folder of its own: which one a job means, and what opens it."""
+"""The kinds of sources, each in a folder of its own: what opens one, and what joins it from another process."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urlsplit
 
 from keyhaul.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from keyhaul.sources.source import Opening, Source
-
-SCHEMES: Final[Mapping[str, str]] = {"postgresql": "postgres", "postgres": "postgres", "embedded": "postgres"}
-"""Scheme of an address (``embedded`` is one by itself) → kind."""
-
-OPENERS: Final[dict[str, Callable[[Opening], Source]]] = {}
-"""Kind → what opens it. An opener imports its kind's folder when it is called: a driver that is not needed is not
-imported."""
+    from keyhaul.sources.source import Opening, Reader, Source, Ticket
 
 
-def kind_of(uri: str) -> str:
-    """Return the kind of source that an address means.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """How sources of one kind are opened; each function imports its folder when it is called, and no sooner.
+
+    Attributes:
+        open: see `open_source`.
+        join: see `join`.
+        preload: begins to import what will read, in the background.
+    """
+
+    open: Callable[[Opening], Source]
+    join: Callable[[Ticket, Mapping[str, str]], Reader]
+    preload: Callable[[Opening], None] = lambda _opening: None
+
+
+def _open_postgres(opening: Opening) -> Source:
+    from keyhaul.sources.postgres.source import open_source as open_postgres
+
+    return open_postgres(opening)
+
+
+def _join_postgres(ticket: Ticket, environ: Mapping[str, str]) -> Reader:
+    from keyhaul.sources.postgres.reading import join as join_postgres
+
+    return join_postgres(ticket, environ)
+
+
+def _preload_postgres(opening: Opening) -> None:
+    from keyhaul.sources.postgres.readers import choose_reader, preload
+
+    if opening.dsn is not None:
+        preload(choose_reader(opening.job, opening.dsn))
+
+
+KINDS: Final[dict[str, Kind]] = {
+    "postgres": Kind(open=_open_postgres, join=_join_postgres, preload=_preload_postgres),
+}
+"""What `source.kind` of a job says → how it is opened. A further kind is a folder and a line here."""
+
+
+def kind_of(opening: Opening) -> Kind:
+    """Return the kind of source that a job means.
 
     Raises:
-        ConfigError: no kind has such addresses.
+        ConfigError: nothing opens it yet.
     """
-    scheme = urlsplit(uri).scheme if ":" in uri else uri
-    if scheme not in SCHEMES:
-        msg = f"read source: an address of scheme {scheme!r}, expected one of {', '.join(SCHEMES)}. Change --source"
-        raise ConfigError(msg)
-    return SCHEMES[scheme]
+    kind = opening.job.source.kind
+    if kind not in KINDS:
+        raise ConfigError(f"open source: got kind {kind}, expected one of {', '.join(KINDS)}. Change source.kind")
+    return KINDS[kind]
 
 
-def open_source(kind: str, opening: Opening) -> Source:
+def open_source(opening: Opening) -> Source:
     """Open a source: look at what it has, and hold its moment where it can.
 
     Raises:
@@ -41,4 +73,27 @@ def open_source(kind: str, opening: Opening) -> Source:
         ConfigError: there is no such table or file, or the key does not fit.
         RefusedError: it must not be read so.
     """
-    return OPENERS[kind](opening)
+    return kind_of(opening).open(opening)
+
+
+def preload(opening: Opening) -> None:
+    """Begin to import the source's driver, while the run waits for the target.
+
+    Raises:
+        RefusedError: the job demands one that cannot read it.
+    """
+    kind_of(opening).preload(opening)
+
+
+def join(ticket: Ticket, environ: Mapping[str, str]) -> Reader:
+    """Open a reader of a source that another process holds open.
+
+    Args:
+        ticket: from `Source.ticket`, perhaps through pickle or JSON.
+        environ: has the variable that the ticket names.
+
+    Raises:
+        ConfigError: it has not, or the source cannot be reached.
+        RefusedError: it is another source.
+    """
+    return KINDS[ticket.kind].join(ticket, environ)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from keyhaul.postgres.definition import TableDefinition, TypeDefinition
     from keyhaul.postgres.dsn import Dsn
     from keyhaul.postgres.pgtypes import Route
-    from keyhaul.transform.perchunk import LookupRows
+    from keyhaul.transform.lookup import LookupRows
 
 REJECTED_BY_SOURCE: Final[dict[str, pl.DataType]] = {
     "reason": pl.String(),
@@ -58,6 +58,7 @@ class Description:
         link: what the connection's protection is worth (``TLS verify-full``); empty where there is no network.
         table: the name of a target table that is called like the source, as SQL (quoted where it must be).
         database: `Dsn.identity` of a PostgreSQL source, to tell that the target is the same database; else empty.
+        driver: what reads it, for people: ``connectorx``.
         columns: in the source's own order, those that can be loaded. `Column` as pg_catalog would describe the column
             of a target that is created for it (see `sources.columns.column_of`); not_null is a guarantee.
         routes: of each of `columns` and `own`: the exact Polars type of a batch's column, and whether it is direct,
@@ -80,6 +81,7 @@ class Description:
     label: str
     place: str
     table: str
+    driver: str
     columns: tuple[Column, ...]
     routes: Mapping[str, Route]
     key: tuple[str, ...]
@@ -348,5 +350,5 @@ class Catalog(Protocol):
     def definition(self, columns: Collection[str]) -> TableDefinition | None:
         """Return how the table is defined, with the types of these columns; None for a view or query."""
 
-    def shapes(self, columns: Collection[str]) -> Mapping[str, Sequence[TypeDefinition]]:
-        """Return what the types of columns are made of (labels, attributes, subtypes), domains left out."""
+    def shapes(self, column: Column) -> Sequence[TypeDefinition]:
+        """Return what a column's type is made of (labels, attributes, subtypes), domains left out."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from keyhaul.config.job import Step
     from keyhaul.config.lookupstep import Lookup
-    from keyhaul.transform.perchunk import LookupRows
+    from keyhaul.transform.lookup import LookupRows
 
     Apply = Callable[[pl.LazyFrame], pl.LazyFrame]
     LoadLookup = Callable[[Lookup, Mapping[str, pl.DataType]], pl.DataFrame]

@@ -7,7 +7,7 @@ chunk's type and back without a change. NULL equals nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import polars as pl
 
@@ -108,6 +108,32 @@ def hold(lookup: Lookup, frame: pl.DataFrame, keys: Mapping[str, pl.DataType]) -
     held = _one_row_each(lookup, pl.DataFrame([*columns, *order]).drop_nulls(_key_names(keys)), _key_names(keys))
     check_size(lookup, held.estimated_size())
     return Held(lookup=lookup, keys=compared, frame=held)
+
+
+class LookupRows(Protocol):
+    """The rows of one lookup in the run's snapshot."""
+
+    @property
+    def schema(self) -> Mapping[str, pl.DataType]:
+        """The columns that the lookup names, with their types."""
+
+    @property
+    def uuids(self) -> frozenset[str]:
+        """The columns that are uuids: other text cannot be compared with them."""
+
+    def fetch(self, keys: pl.DataFrame) -> pl.DataFrame:
+        """Return at least the rows with one of these keys: the lookup's key columns, each row once, no NULL."""
+
+
+def check_columns(lookup: Lookup, known: list[str]) -> None:
+    """Refuse a lookup that names a column which is not among the `known` ones."""
+    unknown = [name for name in lookup.columns if name not in known]
+    if unknown:
+        msg = (
+            f"{lookup.at}: read lookup {lookup.name}: it has no column {', '.join(unknown)}, expected one of "
+            f"{', '.join(known)}. Change on, take or first"
+        )
+        raise ConfigError(msg)
 
 
 def check_size(lookup: Lookup, size_bytes: float) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -14,24 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from keyhaul.config.lookupstep import Lookup
+    from keyhaul.transform.lookup import LookupRows
 
 UUID = "^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
 """As PostgreSQL prints it; text in another form equals no uuid, byte by byte."""
-
-
-class LookupRows(Protocol):
-    """The rows of one lookup in the run's snapshot."""
-
-    @property
-    def schema(self) -> Mapping[str, pl.DataType]:
-        """The columns that the lookup names, with their types."""
-
-    @property
-    def uuids(self) -> frozenset[str]:
-        """The columns that are uuids: other text cannot be compared with them."""
-
-    def fetch(self, keys: pl.DataFrame) -> pl.DataFrame:
-        """Return at least the rows with one of these keys: the lookup's key columns, each row once, no NULL."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,9 +6,10 @@ import contextlib
 import importlib
 import re
 import threading
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
-from keyhaul.errors import ChunkError, StopRunError, TransientError, first_line, without_values
+from keyhaul.config.job import PostgresSource
+from keyhaul.errors import ChunkError, RefusedError, StopRunError, TransientError, first_line, without_values
 from keyhaul.quoting import quote_text
 from keyhaul.sessions.links import awaiting
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import pyarrow as pa
+
+    from keyhaul.config.job import Job
+    from keyhaul.postgres.dsn import Dsn
 
 _TRANSIENT = re.compile(
     r"connection (?:closed|reset|refused|to server|was closed|terminated|abort)|server closed|broken pipe|timed out"
@@ -117,6 +121,25 @@ class AdbcReader:
 READERS: dict[str, Callable[[str], Reader]] = {"connectorx": ConnectorxReader, "adbc": AdbcReader}
 
 _PACKAGES: Final = {"connectorx": "connectorx", "adbc": "adbc_driver_postgresql.dbapi"}
+
+
+def choose_reader(job: Job, dsn: Dsn) -> Literal["connectorx", "adbc"]:
+    """Return the reader for a database: the job's, else connectorx, which cannot verify a server; ADBC can.
+
+    Raises:
+        RefusedError: the job demands connectorx for a server that is to be verified.
+    """
+    wished = job.source.reader if isinstance(job.source, PostgresSource) else None
+    mode = dsn.options.get("sslmode", "")
+    if not mode.startswith("verify"):
+        return wished or "connectorx"
+    if wished == "connectorx":
+        msg = (
+            f"read source: connectorx cannot do sslmode={mode} (with sslmode=require and sslrootcert it checks the CA, "
+            "but not the host's name). Give --reader adbc, which verifies fully"
+        )
+        raise RefusedError(msg)
+    return "adbc"
 
 
 def preload(reader: str) -> None:
