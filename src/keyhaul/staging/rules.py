@@ -11,6 +11,7 @@ import polars as pl
 
 from keyhaul.errors import ConfigError, first_line
 from keyhaul.quoting import quote_name, quote_text
+from keyhaul.staging.functions import refused
 from keyhaul.transform.expressions import SHORTER
 
 if TYPE_CHECKING:
@@ -33,25 +34,11 @@ _SETTINGS: Final = {
 
 _TOO_DEEP: Final = f"got operators nested too deeply, expected 300 in a row at the most. {SHORTER}"
 
-_LISTED: Final = """
-    col_description current_catalog current_connection_id current_database current_query current_query_id current_role
-    current_schema current_schemas current_setting current_transaction_id current_user currval format_type
-    get_block_size getenv getvariable has_any_column_privilege has_column_privilege has_database_privilege
-    has_foreign_data_wrapper_privilege has_function_privilege has_language_privilege has_schema_privilege
-    has_sequence_privilege has_server_privilege has_table_privilege has_tablespace_privilege in_search_path index_key
-    inet_client_addr inet_client_port inet_server_addr inet_server_port json_serialize_plan nextval obj_description
-    pg_collation_is_visible pg_conf_load_time pg_conversion_is_visible pg_function_is_visible pg_get_constraintdef
-    pg_get_expr pg_get_viewdef pg_has_role pg_is_other_temp_schema pg_my_temp_schema pg_opclass_is_visible
-    pg_operator_is_visible pg_opfamily_is_visible pg_postmaster_start_time pg_sleep pg_table_is_visible
-    pg_ts_config_is_visible pg_ts_dict_is_visible pg_ts_parser_is_visible pg_ts_template_is_visible pg_type_is_visible
-    session_user setseed setval shobj_description sleep_ms stats txid_current user vector_type version write_log
-"""
-OUTSIDE: Final = frozenset(_LISTED.split())
-"""Functions of DuckDB 2.0 that read settings, variables, the catalog or the session, wait, write, or see other rows."""
+_LIST: Final = '; what may be called stands in docs/guarantees.md, "Functions of a rule"'
 _WITHOUT_BRACKETS: Final = frozenset(
     {"current_catalog", "current_role", "current_schema", "current_user", "session_user", "user"}
 )
-"""Those of them that a name alone calls, where no column has it."""
+"""Functions that a name alone calls, where no column has it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,10 +189,9 @@ def not_one_expression(con: duckdb.DuckDBPyConnection, expression: str, columns:
         tree = _parsed(con, text)
         if tree.get("error") or len(tree.get("statements", [])) != 1:
             return told(str(tree.get("error_message", "it is not one expression")))
-        outside = sorted(_called(tree, columns) & OUTSIDE)
-        if outside:
+        if outside := refused(con, _called(tree, columns)):
             called = f"it calls {' and '.join(outside)}, expected an expression over one row"
-            return f"{called}. Leave out what reads settings, the catalog or the session, waits or writes"
+            return f"{called}. Leave out what reads settings, the catalog or the session, waits or writes{_LIST}"
         classes = {node.get("class") for node in _nodes(tree)}
         if "SUBQUERY" in classes:
             return "it has a subquery, expected an expression over one row. Compare with another table after the load"
