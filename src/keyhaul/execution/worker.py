@@ -17,6 +17,7 @@ from keyhaul.fanout.spread import Spreader
 from keyhaul.faults import pass_point
 from keyhaul.model import RECORD, ChunkResult, Timings
 from keyhaul.staging.stage import Stager
+from keyhaul.staging.unread import with_unread
 from keyhaul.targets import transaction
 from keyhaul.targets.replayed import Batch, open_keys
 from keyhaul.targets.session import SESSIONS, CopySession
@@ -111,6 +112,7 @@ class Worker:
         transformed_at = time.perf_counter()
         self._step(chunk, "stage", frame.height)
         staged = self._open_stager().stage(source, frame, failed, self._columns(text_columns))
+        staged = with_unread(staged, read.rejected, read.frame.height)
         pass_point("stage.after")
         timings = Timings(
             read_seconds=read_at - started,
@@ -158,7 +160,8 @@ class Worker:
             read = self._read(chunk)
             source, text_columns = read.frame, read.as_text
             columns = self._columns(text_columns)
-            return self._open_stager().stage(source, *self._transform(source, text_columns), columns), columns
+            staged = self._open_stager().stage(source, *self._transform(source, text_columns), columns)
+            return with_unread(staged, read.rejected, source.height), columns
         except (pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException, duckdb.Error) as error:
             msg = f"read chunk {chunk.number}: {type(error).__name__}: {safe_message(error)}"
             raise ChunkError(msg) from error
