@@ -51,7 +51,7 @@ def recalled(verb: str, run: str, job_file: Path | None, given: dict[str, Any]) 
 
 def _check_whole(what: str, verb: str, run_id: str, found: GivenJob) -> None:
     """Refuse a job of which the ledger has not all that a person has given."""
-    from keyhaul.config.given import hidden_in
+    from keyhaul.config.job import hidden_in
 
     advice = f"Give the job: etl {verb} {run_id} JOB.yaml, or the same flags as the run"
     if not found.text:

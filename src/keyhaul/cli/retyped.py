@@ -28,7 +28,7 @@ def command_about(verb: str, run_id: str, job: Job) -> str:
 
     Where the ledger does not have it whole, it is the command as typed, with that verb.
     """
-    from keyhaul.config.given import hidden_in
+    from keyhaul.config.job import hidden_in
 
     if not job.given or hidden_in(job.given):
         return command_line() if verb == "resume" else _typed_again(verb, run_id)

@@ -17,7 +17,7 @@ from keyhaul.config import layers, runrules, steps, tablestep
 from keyhaul.config.allowance import Allowance
 from keyhaul.config.draft import Draft, Place, spell
 from keyhaul.config.fields import Allowed, MemoryOf, Names, PercentOf, Rules, RunRules, Steps, Targets
-from keyhaul.config.given import read_given, write_given
+from keyhaul.config.given import hidden_in, read_given, write_given
 from keyhaul.config.identity import file_digest, module_digest
 from keyhaul.config.parts import (
     AUTO,
@@ -64,6 +64,7 @@ __all__ = [
     "SqliteSource",
     "Step",
     "Target",
+    "hidden_in",
     "load_job",
     "settings",
 ]
