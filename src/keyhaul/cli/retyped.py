@@ -31,7 +31,7 @@ def command_about(verb: str, run_id: str, job: Job) -> str:
     from keyhaul.config.job import hidden_in
 
     if not job.given or hidden_in(job.given):
-        return command_line() if verb == "resume" else _typed_again(verb, run_id)
+        return command_line() if verb == "resume" else typed_again(verb, run_id)
     words = ["etl", verb, run_id]
     if job.source.uri != os.environ.get("ETL_SOURCE_URL") and (place := _place_of(job.source)):
         words += ["--source", without_password(place)]
@@ -53,7 +53,7 @@ def _says_schema(job: Job) -> bool:
     return job.ledger_schema not in {"keyhaul", os.environ.get("ETL_LEDGER_SCHEMA")}
 
 
-def _typed_again(verb: str, run_id: str) -> str:
+def typed_again(verb: str, run_id: str) -> str:
     """Return the command as typed with another verb, for a run."""
     words, dropped = ["etl", verb, run_id], False
     switches, valued = only_for_moves()
