@@ -113,7 +113,11 @@ def command(source, target, scenario, work, log=None):
         *("--source", source, "--target", target, "--table", "public.items", "--key", "id"),
         *(*chunk, "--workers", "1", "--allow-quarantined", "100%"),
         *("--set", "name = upper(name)", "--where", "id % 7 <> 0"),
-        *(("--check", "amount_positive: amount >= -1") if mended else ("--rule", "amount_positive: amount >= 0")),
+        *(
+            ("--check", "amount_positive: amount >= -1", "--changed")
+            if mended
+            else ("--rule", "amount_positive: amount >= 0")
+        ),
         *("--progress", "off", *(("--log-file", str(log)) if log else ())),
     ]
 

@@ -59,17 +59,18 @@ def test_what_is_left_or_closed_by_a_replay_of_another_job_is_said_and_can_be_tr
     run = etl("chunked", *flags(ends, "--rule", "few: id <= 1990", "--where", "ref < 90"))
     run_id = value(ends[1], "select run_id from keyhaul.runs")
     assert f"      etl replay {run_id} --source " in run.stdout
-    still = etl("replay", "last", *flags(ends, "--rule", "few", "--check", "other: id <= 1995"))
+    still = etl("replay", "last", *flags(ends, "--rule", "few", "--check", "other: id <= 1995", "--changed"))
     left = f"1 quarantined records of run {run_id} that broke few are left, 1 of them now break: other\n"
     assert (still.returncode, still.stdout.endswith(left)) == (1, True)
-    closed = etl("replay", "last", *flags(ends, "--where", "id < 0"))
+    closed = etl("replay", "last", *flags(ends, "--where", "id < 0", "--changed"))
     assert closed.returncode == 0
     assert (
         f"1 record closed without being loaded (1 filtered by the job now): `etl replay {run_id} … --reopen`"
         in closed.stdout
     )
-    assert etl("replay", "last", *flags(ends)).stdout == f"0 quarantined records of run {run_id} are left\n"
-    assert "loaded       1\n" in etl("replay", "last", *flags(ends, "--reopen")).stdout
+    nothing = etl("replay", "last", *flags(ends, "--changed")).stdout
+    assert nothing == f"0 quarantined records of run {run_id} are left\n"
+    assert "loaded       1\n" in etl("replay", "last", *flags(ends, "--reopen", "--changed")).stdout
 
 
 def test_an_unknown_run_and_another_job_are_refused(etl, ends):
@@ -101,7 +102,7 @@ def test_replay_last_ends_with_code_1_while_older_runs_of_an_incremental_job_hav
     assert etl("replay", "last", *ends, "--allow-quarantined", "1").returncode == 0
     exported = etl("quarantine", "last", "--target", target, "--export", "none.csv", "--force").stdout
     assert exported.endswith("to none.csv: no record was quarantined\n")
-    assert etl("replay", older, *ends).returncode == 0
+    assert etl("replay", older, *ends, "--changed").returncode == 0
     assert etl("replay", "last", *ends).returncode == 0
 
 

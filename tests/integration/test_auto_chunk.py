@@ -308,7 +308,7 @@ def test_an_incremental_run_and_a_replay_and_mode_replace_take_auto_chunks(fille
     newest = "keyhaul.chunks join (select run_id from keyhaul.runs order by started_at desc limit 1) r using (run_id)"
     assert rows(filled[1], f"select sum(rows_read)::int, sum(cuts)::int > count(*) from {newest}") == [(500, True)]
     first = rows(filled[1], "select run_id from keyhaul.runs order by started_at limit 1")[0][0]
-    mended = replay(job(filled, incremental="changed"), first, lambda _event: None, Control())
+    mended = replay(job(filled, incremental="changed"), first, lambda _event: None, Control(), changed=True)
     assert (mended.left, mended.report.counts.loaded) == (0, 1001)
     assert checksum(filled[1], "public.t") == checksum(filled[0], "public.t")
     swapped = moved(filled, mode="replace", job="swap")

@@ -370,7 +370,7 @@ def test_a_replay_that_could_load_a_second_copy_is_refused(ends, work):
     before = loaded(ends[1])
     for flags in ({}, {"mode": "append"}, {"mode": "upsert"}):
         with pytest.raises(RefusedError, match="copies of the records could be loaded already"):
-            replay(job(ends, work, **source, **flags), "last", lambda _event: None, Control())
+            replay(job(ends, work, **source, **flags), "last", lambda _event: None, Control(), changed=True)
     assert loaded(ends[1]) == before
 
 
@@ -379,7 +379,7 @@ def test_a_replay_in_mode_skip_loads_no_second_copy(ends, work):
     move(ends, work, rule="cheap: amount < 200", **source)
     run_sql(ends[1], "create unique index on public.orders (customer, made)")
     mended = job(ends, work, **source, mode="skip", conflict="customer,made", chunk="50")
-    done = replay(mended, "last", lambda _event: None, Control())
+    done = replay(mended, "last", lambda _event: None, Control(), changed=True)
     assert done.left == 0
     pairs = "select count(*) from public.orders where customer is not null group by customer, made"
     assert set(rows(ends[1], pairs)) == {(1,)}

@@ -220,7 +220,7 @@ def test_a_replay_is_not_limited_by_the_watermark(filled):
     go(filled)
     run_sql(filled[0], "update public.t set note = 'mended' where id = 7")  # and its moment stays
     first = rows(filled[1], "select run_id from keyhaul.runs order by started_at limit 1")[0][0]
-    done = replay(job(filled), first, lambda _event: None, Control())
+    done = replay(job(filled), first, lambda _event: None, Control(), changed=True)
     assert (done.left, done.report.counts.loaded) == (0, 1)
     assert same(filled)
 

@@ -15,7 +15,7 @@ def move(databases, **flags):
 
 
 def again(databases, *, observe=lambda _event: None, broke=None, reopen=False, **flags):
-    return replay(job(databases, **flags), "last", observe, Control(), rule=broke, reopen=reopen)
+    return replay(job(databases, **flags), "last", observe, Control(), rule=broke, reopen=reopen, changed=True)
 
 
 def told(databases, **flags):

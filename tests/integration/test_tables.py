@@ -256,7 +256,7 @@ def test_a_quarantined_record_is_replayed_whole(databases, tmp_path):
     first = tables.go(tmp_path, databases)
     assert (first.counts.loaded, first.counts.quarantined) == (48, 2)
     run_sql(source, "update public.raw_orders set lines = jsonb_set(lines, '{0,qty}', '3') where id = 7")
-    again = replay(load_job(tmp_path / "orders.yaml", {}, {}), "last", lambda _event: None, Control())
+    again = replay(load_job(tmp_path / "orders.yaml", {}, {}), "last", lambda _event: None, Control(), changed=True)
     counts = again.report.counts
     assert (counts.read, counts.loaded, counts.quarantined, again.left) == (2, 1, 1, 1)
     assert_whole(databases, [8])
@@ -273,7 +273,7 @@ def test_a_replay_of_keys_that_may_be_there_twice_asks_for_the_mode_of_each_tabl
     tables.go(tmp_path, databases)
     advice = r"Create a unique index on id in the source, or give each entry of targets mode: skip or upsert$"
     with pytest.raises(RefusedError, match=advice):
-        replay(load_job(tmp_path / "orders.yaml", {}, {}), "last", lambda _event: None, Control())
+        replay(load_job(tmp_path / "orders.yaml", {}, {}), "last", lambda _event: None, Control(), changed=True)
 
 
 def test_the_adbc_loader_does_for_several_tables(databases, tmp_path):

@@ -218,7 +218,7 @@ def test_a_run_that_was_replayed_with_mended_rules_is_equal_by_the_mended_job(da
     assert look(databases, **old).equal
     with pytest.raises(RefusedError, match="rules"):
         look(databases, **new)
-    replay(job(databases, **new), "last", lambda _event: None, Control())
+    replay(job(databases, **new), "last", lambda _event: None, Control(), changed=True)
     found = look(databases, **new)
     assert (found.equal, found.rows, found.run_id) == (True, 300, report.run_id)
     with pytest.raises(RefusedError, match="rules"):
@@ -270,7 +270,7 @@ def test_rows_that_the_target_rejected_are_known_until_a_replay_resolves_them(da
     found = look(databases)
     assert (found.equal, found.rows, found.rejected) == (True, 900, 100)
     in_the_target(databases, "insert into public.parent values (90)")
-    replay(job(databases), "last", lambda _event: None, Control())
+    replay(job(databases), "last", lambda _event: None, Control(), changed=True)
     found = look(databases)
     assert (found.equal, found.rows, found.rejected) == (True, 910, 90)
     in_the_target(databases, "delete from public.t where id = 90")

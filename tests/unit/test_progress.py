@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from keyhaul.cli.retyped import replay_command
+from keyhaul.cli.retyped import typed_again
 from keyhaul.events import (
     ChunkDone,
     ChunkFailed,
@@ -482,7 +482,7 @@ def test_a_replay_is_typed_with_the_flags_of_its_run(monkeypatch):
         "etl chunked --key id --order desc --fresh --rule 'a: x > 0' --rule=b:y --full --source postgresql://u:pw@h/d"
     )
     monkeypatch.setattr("sys.argv", shlex.split(typed))
-    assert replay_command("R1") == (
+    assert typed_again("replay", "R1") == (
         "etl replay R1 --key id --check 'a: x > 0' --check=b:y --source 'postgresql://u:…@h/d'"
     )
 

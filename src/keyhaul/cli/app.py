@@ -30,7 +30,8 @@ from keyhaul.cli import (
 )
 from keyhaul.cli.options import given, with_settings
 from keyhaul.cli.outlet import fill_descriptors, hurry, outlet, take_loss
-from keyhaul.cli.retyped import command_line, look_back_options, replay_command, without_password
+from keyhaul.cli.recalling import recalled
+from keyhaul.cli.retyped import command_about, command_line, look_back_options, without_password
 from keyhaul.cli.shell import BROKEN, OK, QUARANTINED, STOPPED, WRONG, RunName, app, importing
 from keyhaul.console import write_line
 from keyhaul.errors import ConfigError, EtlError
@@ -108,16 +109,15 @@ def _replay(
     log_file: LogFile = None,
     rule: Annotated[str | None, typer.Option(metavar="NAME", help="Only records that broke this.")] = None,
     reopen: Annotated[bool, typer.Option("--reopen", help="Also what a replay closed unloaded.")] = False,
+    changed: Annotated[bool, typer.Option("--changed", help="The job may differ from the run's.")] = False,
     **flags: Any,  # noqa: ANN401 - the settings'
 ) -> None:
-    from keyhaul.config.job import load_job
-
-    job = load_job(job_file, given({**flags, "allow_python": allow_python}), os.environ)
+    job, _ = recalled("replay", run, job_file, given({**flags, "allow_python": allow_python}))
 
     def move(observe: Observer, control: Control) -> Replayed:
         from keyhaul.replay.resending import replay
 
-        return replay(job, run, observe, control, rule=rule, reopen=reopen)
+        return replay(job, run, observe, control, rule=rule, reopen=reopen, changed=changed)
 
     done = _watched(move, progress, log_file, quiet=quiet)
     if done.report is not None:
@@ -133,15 +133,32 @@ def _replay(
     raise typer.Exit(OK if permitted(job.allow_quarantined, done.older, done.left, done.rows_read) else QUARANTINED)
 
 
-def _run(job: Job, mode: Progress, log_file: Path | None, *, fresh: bool, full: bool, quiet: bool) -> int:
+@app.command("resume", help="Go on with an unfinished run; the ledger has its job.")
+@with_settings("replay")
+def _resume(
+    run: RunName,
+    *,
+    allow_python: AllowPython = False,
+    progress: Shown = Progress.auto,
+    quiet: Quiet = False,
+    log_file: LogFile = None,
+    **flags: Any,  # noqa: ANN401 - the settings'
+) -> None:
+    job, run_id = recalled("resume", run, None, given({**flags, "allow_python": allow_python}))
+    raise typer.Exit(_run(job, progress, log_file, fresh=False, full=False, quiet=quiet, only=run_id))
+
+
+def _run(
+    job: Job, mode: Progress, log_file: Path | None, *, fresh: bool, full: bool, quiet: bool, only: str | None = None
+) -> int:
     with importing():
         from keyhaul.execution.engine import run
 
     def move(observe: Observer, control: Control) -> Report:
-        return run(job, observe, control, fresh=fresh, full=full)
+        return run(job, observe, control, fresh=fresh, full=full, only=only)
 
     report = _watched(move, mode, log_file, quiet=quiet)
-    _print_report(report, job, mode, quiet=quiet, again=replay_command(report.run_id))
+    _print_report(report, job, mode, quiet=quiet, again=command_about("replay", report.run_id, job))
     _say_what_is_unwritten(report.run_id, job)
     return exit_code(report, job)
 
@@ -196,7 +213,7 @@ def _print_report(report: Report, job: Job, mode: Progress, *, quiet: bool, agai
         print_report(
             report,
             sys.stdout,
-            resume_command=command_line(),
+            resume_command=command_about("resume", report.run_id, job) if report.resumable else command_line(),
             replay_command=again,
             look_back_options=look_back_options(job),
             quiet=quiet,

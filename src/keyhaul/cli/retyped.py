@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from keyhaul.cli.options import only_for_moves
 
@@ -20,9 +20,42 @@ def command_line() -> str:
     return shlex.join([without_password(word) for word in words])
 
 
-def replay_command(run_id: str) -> str:
-    """Return the command that sends the quarantined records of a run again, by the flags of the one that was typed."""
-    words, dropped = ["etl", "replay", run_id], False
+EMBEDDED: Final = "embedded"  # as in config.parts, whose import takes 50 ms
+
+
+def command_about(verb: str, run_id: str, job: Job) -> str:
+    """Return the command that does something with a run: its name and the addresses are enough, the ledger has the job.
+
+    Where the ledger does not have it whole, it is the command as typed, with that verb.
+    """
+    from keyhaul.config.job import hidden_in
+
+    if not job.given or hidden_in(job.given):
+        return command_line() if verb == "resume" else typed_again(verb, run_id)
+    words = ["etl", verb, run_id]
+    if job.source.uri != os.environ.get("ETL_SOURCE_URL") and (place := _place_of(job.source)):
+        words += ["--source", without_password(place)]
+    if job.target.uri != EMBEDDED and os.environ.get("ETL_TARGET_URL") != job.target.uri:
+        words += ["--target", without_password(job.target.uri)]
+    words += ["--home", job.home] if job.home and os.environ.get("ETL_HOME") != job.home else []
+    words += ["--allow-python"] if any(step.kind == "python" for step in job.transform) else []
+    schema = [f"ETL_LEDGER_SCHEMA={job.ledger_schema}"] if _says_schema(job) else []
+    return shlex.join([*schema, *words])
+
+
+def _place_of(source: object) -> str:
+    """Return the address of a source; empty for the embedded one."""
+    path, uri = getattr(source, "path", None), getattr(source, "uri", None)
+    return str(path or uri) if uri != EMBEDDED else ""
+
+
+def _says_schema(job: Job) -> bool:
+    return job.ledger_schema not in {"keyhaul", os.environ.get("ETL_LEDGER_SCHEMA")}
+
+
+def typed_again(verb: str, run_id: str) -> str:
+    """Return the command as typed with another verb, for a run."""
+    words, dropped = ["etl", verb, run_id], False
     switches, valued = only_for_moves()
     for word in sys.argv[2:]:
         name, equals, value = word.partition("=")
@@ -47,8 +80,6 @@ def without_password(word: str) -> str:
 
 def look_back_options(job: Job) -> str:
     """Return the flags with which `etl show` finds the job's ledger, without those that variables say."""
-    from keyhaul.config.job import EMBEDDED  # 50 ms, and only when a report is printed
-
     words = []
     if job.target.uri != EMBEDDED and os.environ.get("ETL_TARGET_URL") != job.target.uri:
         words += ["--target", without_password(job.target.uri)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -15,11 +14,11 @@ import typer
 
 from keyhaul.cli.options import given, with_settings
 from keyhaul.cli.outlet import hurry
-from keyhaul.cli.shell import app, open_ledger
+from keyhaul.cli.recalling import recalled
+from keyhaul.cli.shell import app
 from keyhaul.comparison.differences import FIRST_DIFFERENCES, MOST_DIFFERENCES
 from keyhaul.console import write_json, write_line
-from keyhaul.errors import ConfigError, RefusedError
-from keyhaul.redaction import HIDDEN
+from keyhaul.errors import ConfigError
 from keyhaul.text import duration, one_line, plural
 
 if TYPE_CHECKING:
@@ -59,6 +58,7 @@ def verify(
         bool, typer.Option("--against-ledger", help="With the checksums of a run with --checksum; needs no source.")
     ] = False,
     show_values: Annotated[bool, typer.Option("--show-values", help="Print the values that differ.")] = False,
+    changed: Annotated[bool, typer.Option("--changed", help="The job may differ from the run's.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     **flags: Any,  # noqa: ANN401 - the settings'
 ) -> None:
@@ -73,17 +73,16 @@ def verify(
             compared = compare_ledger(_place(job_file, asked), run or "last", _notice, show_values=show_values)
         _print(compared, as_json=as_json)
         raise typer.Exit(EQUAL if compared.equal else DIFFERENT)
-    if job_file is None and not {"table", "query"} & asked.keys():
-        asked, run = _from_the_ledger(run or "last", asked)
     from keyhaul.comparison.comparing import verify as compare
-    from keyhaul.config.job import load_job
 
     named = FIRST_DIFFERENCES if limit is None else limit
-    loaded = load_job(job_file, asked, os.environ)
+    loaded, run = recalled("verify", run or "last", job_file, asked)
     if not as_json:
         write_line(sys.stderr, "comparing with the source as it is now; what was written there since the run differs")
     with _ended_by_signals():
-        found = compare(loaded, run or "last", extra=extra, limit=named, show_values=show_values, observe=_notice)
+        found = compare(
+            loaded, run, extra=extra, limit=named, show_values=show_values, changed=changed, observe=_notice
+        )
     _print(found, as_json=as_json)
     raise typer.Exit(EQUAL if found.equal else DIFFERENT)
 
@@ -162,60 +161,6 @@ def _named(words: list[str]) -> tuple[str | None, Path | None]:
         msg = f"verify: got {' '.join(words)}, expected at most one run and one job file. Remove one"
         raise ConfigError(msg)
     return runs[0] if runs else None, Path(files[0]) if files else None
-
-
-def _from_the_ledger(run: str, given: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """Return the flags of the job that a run was asked to do, and the run's name; the URIs are not in the ledger.
-
-    Raises:
-        RefusedError: there is no such run of the job, or its settings cannot be said by flags or are hidden in part:
-            the job file is needed.
-    """
-    from keyhaul.comparison.verifiable import find_named
-    from keyhaul.ledger.reading import ledger_errors
-    from keyhaul.ledger.statements import statement
-
-    home = Path(given["home"]) if "home" in given else None
-    with open_ledger(given.get("target"), home, None) as (conn, schema), ledger_errors(conn, schema):
-        run_id = find_named(conn, schema, run, given.get("job"))
-        row = conn.execute(statement("verify_job", schema, run_id=run_id)).fetchone()
-        replayed = conn.execute(statement("verify_replays", schema, run_id=run_id)).fetchone()
-    job, key, config = row[0], row[2], replayed[1] if replayed else row[6]
-    steps = [name for name in ("transform", "rules", "dedup") if config.get(name)]
-    if steps:
-        msg = (
-            f"verify run {run_id}: its job has {', '.join(steps)}, which the ledger does not keep as written. "
-            f"Give the job: etl verify {run_id} JOB.yaml, or the same flags as the run"
-        )
-        raise RefusedError(msg)
-    read, loaded = config["source"], config["target"]
-    known = {
-        "job": job,
-        "key": key,
-        **{name: read[name] for name in ("table", "query") if read.get(name)},
-        "into": loaded.get("table"),
-        **{name: loaded[name] for name in ("mode", "conflict", "newer_by") if loaded.get(name)},
-    }
-    _refuse_hidden(run_id, {name: value for name, value in known.items() if name not in given})
-    if read["database"] != "embedded" and not (given.get("source") or os.environ.get("ETL_SOURCE_URL")):
-        msg = (
-            f"verify run {run_id}: it read {read['database']}, and the ledger keeps no connection string. "
-            "Give --source URI or ETL_SOURCE_URL"
-        )
-        raise RefusedError(msg)
-    return {**known, **given}, run_id
-
-
-def _refuse_hidden(run_id: str, known: dict[str, Any]) -> None:
-    """Refuse settings that are not what the run had: the ledger has them with their secrets taken out."""
-    hidden = [name for name, value in known.items() if HIDDEN in json.dumps(value)]
-    if hidden:
-        names = ", ".join("source.query" if name == "query" else name for name in hidden)
-        msg = (
-            f"verify run {run_id}: a secret in its {names} is hidden in the ledger. Give the job: "
-            f"etl verify {run_id} JOB.yaml, or the same flags as the run"
-        )
-        raise RefusedError(msg)
 
 
 def _lines(found: Verification) -> Iterator[str]:

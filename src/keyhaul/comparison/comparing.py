@@ -63,6 +63,7 @@ def verify(
     extra: bool | None = None,
     limit: int = FIRST_DIFFERENCES,
     show_values: bool = False,
+    changed: bool = False,
     observe: Observer = lambda _event: None,
 ) -> Verification:
     """Compare a run's target with what the source gives now, in one snapshot, through the same job.
@@ -74,6 +75,7 @@ def verify(
             the load (no mode, or replace).
         limit: how many differences are named; all are counted.
         show_values: whether the named differences have their values, not only key and columns.
+        changed: the job may be another than the run's.
         observe: called with events, from the threads where they happen.
 
     Raises:
@@ -88,7 +90,7 @@ def verify(
         sitting = Sitting(prepared, observe, Control(), run_id, started)
         comparison = None
         try:
-            original = find_original(prepared, sitting.ledger, run, observe)
+            original = find_original(prepared, sitting.ledger, run, observe, changed=changed)
             comparison = _Comparison(
                 prepared, sitting, original, observe, limit=limit, extra=extra, show_values=show_values
             )

@@ -15,9 +15,9 @@ from psycopg import sql
 from keyhaul import events
 from keyhaul.comparison.checksummed import NULL_KEYS, find_checksummed
 from keyhaul.comparison.differences import broken_off
-from keyhaul.comparison.verifiable import find_named
 from keyhaul.config.job import load_job
 from keyhaul.errors import ChunkError, StopRunError, first_line
+from keyhaul.ledger.reading import find_named
 from keyhaul.ledger.store import new_run_id
 from keyhaul.limits.crew import DEFAULT_WORKERS
 from keyhaul.postgres import pgtypes

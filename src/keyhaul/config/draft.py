@@ -46,6 +46,7 @@ class Draft:
         overrides: place → the flag or variable that the value is from.
         secret: places whose text came from the environment; messages do not show it.
         problems: place → the line that tells the user; the first one of a place stays.
+        written: place → a text of the file before its variables were put in, and whether it stood without quotes.
         suggested: how many unknown keys were compared with the known ones.
     """
 
@@ -55,6 +56,7 @@ class Draft:
     overrides: dict[Place, str] = field(default_factory=dict)
     secret: set[Place] = field(default_factory=set)
     problems: dict[Place, str] = field(default_factory=dict)
+    written: dict[Place, tuple[str, bool]] = field(default_factory=dict)
     suggested: int = 0
 
     def override(self, place: Place, value: object, origin: str) -> None:
@@ -76,6 +78,7 @@ class Draft:
         if isinstance(parent, dict):
             parent.pop(place[-1], None)
         self.problems = {at: text for at, text in self.problems.items() if at[: len(place)] != place}
+        self.written = {at: text for at, text in self.written.items() if at[: len(place)] != place}
         self.secret = {at for at in self.secret if at[: len(place)] != place}
         self.overrides.pop(place, None)
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import ValidationError
+from pydantic import PrivateAttr, ValidationError
 
 from keyhaul.config import layers, runrules, steps, tablestep
 from keyhaul.config.allowance import Allowance
 from keyhaul.config.draft import Draft, Place, spell
 from keyhaul.config.fields import Allowed, MemoryOf, Names, PercentOf, Rules, RunRules, Steps, Targets
+from keyhaul.config.given import hidden_in, read_given, write_given
 from keyhaul.config.identity import file_digest, module_digest
 from keyhaul.config.parts import (
     AUTO,
@@ -62,13 +64,23 @@ __all__ = [
     "SqliteSource",
     "Step",
     "Target",
+    "hidden_in",
     "load_job",
     "settings",
 ]
 
 
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """How a job was given; two jobs are the same however they were."""
+
+    text: str = field(default="", compare=False)
+
+
 class Job(Part):
     """What to move: validated, frozen, picklable, and without secrets in its repr."""
+
+    _given: _Given = PrivateAttr(default_factory=_Given)
 
     job: str = setting(
         "",
@@ -294,6 +306,14 @@ class Job(Part):
             **several,
         }
 
+    @property
+    def given(self) -> str:
+        """The job as it was given, as the text of a job file without addresses and secrets; see `keyhaul.config.given`.
+
+        Empty for a job that `load_job` has not made.
+        """
+        return self._given.text
+
     def fingerprint(self) -> str:
         """Return the SHA-256 of `identity`, secrets not hidden, in hex: equal for jobs that may resume each other."""
         return hashlib.sha256(json.dumps(self._whole_identity(), sort_keys=True).encode()).hexdigest()
@@ -312,7 +332,12 @@ def settings() -> Iterator[Setting]:
 
 
 def load_job(
-    path: Path | None, flags: Mapping[str, object], environ: Mapping[str, str], *, reads_source: bool = True
+    path: Path | None,
+    flags: Mapping[str, object],
+    environ: Mapping[str, str],
+    *,
+    reads_source: bool = True,
+    text: str = "",
 ) -> Job:
     """Return the job that a file, flags and the environment describe together; flag > variable > file > default.
 
@@ -323,26 +348,29 @@ def load_job(
             permits Python steps.
         environ: the environment, for ``ETL_*`` (an empty one counts as unset) and ``${NAME}``.
         reads_source: whether a source that is a file must be there.
+        text: of a job file, in its place: `Job.given`, as a ledger has it.
 
     Raises:
         ConfigError: anything is wrong; one line for each mistake, with its line, flag or variable.
         ValueError: `flags` has a name that is no flag (a mistake of the caller).
     """
-    draft = read_yaml(path, environ) if path else Draft()
     given = {name: value for name, value in flags.items() if value is not None}
+    draft = read_yaml(path, environ) if path else read_given(text, environ, given) if text else Draft()
     layers.lay(draft, given, environ, tuple(settings()))
-    found = (*steps.read_steps(draft), *steps.steps_from_flags(draft, _texts(given, "set"), _texts(given, "where")))
+    found = steps.read_steps(draft)
+    more = steps.steps_from_flags(draft, _texts(given, "set"), _texts(given, "where"))
     if not given.get("allow_python"):
         layers.refuse_python(draft)
-    rules = steps.read_rules(draft)
+    rules = of_file = steps.read_rules(draft)
     for flag in ("rule", "check"):
         rules += steps.rules_from_flags(draft, _texts(given, flag), rules, f"--{flag}")
     run_rules = runrules.read_run_rules(draft)
     tables = tablestep.read_targets(draft)
     tablestep.check_neighbours(draft, tables)
+    as_given = "" if draft.problems else write_given(draft, more, rules[len(of_file) :])
     layers.fill_in(draft, must_exist=reads_source)
     layers.check_uris(draft)
-    read = {"transform": found, "rules": rules, "run_rules": run_rules, "targets": tables}
+    read = {"transform": (*found, *more), "rules": rules, "run_rules": run_rules, "targets": tables}
     job = _validate(draft, {**draft.data, **read})
     if job is not None and isinstance(job.chunk, AutoChunk) and job.chunk.min_rows > job.chunk.max_rows:
         least, most = job.chunk.min_rows, job.chunk.max_rows
@@ -351,6 +379,7 @@ def load_job(
     draft.raise_if_wrong()
     if job is None:  # pragma: no cover - a failed validation always notes a problem
         raise ConfigError("read job: got values that do not fit")
+    job._given = _Given(as_given)  # noqa: SLF001 - its own module's
     return job
 
 

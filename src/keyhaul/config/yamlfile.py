@@ -76,7 +76,15 @@ def read_yaml(path: Path, environ: Mapping[str, str]) -> Draft:
         ConfigError: the file cannot be read, is too large, is not YAML, or uses what this module refuses.
     """
     name = str(path)
-    text = _read_text(path, name)
+    return read_text(_read_text(path, name), name, environ)
+
+
+def read_text(text: str, name: str, environ: Mapping[str, str]) -> Draft:
+    """Return what `read_yaml` does of a text; `name` is what messages call it.
+
+    Raises:
+        ConfigError: the text is not YAML, or uses what this module refuses.
+    """
     root = _Loader(_checked_events(text, name)).get_single_node()
     draft = Draft(file=name)
     if not isinstance(root, yaml.MappingNode):
@@ -199,6 +207,7 @@ def _mapping(node: yaml.MappingNode, place: Place, draft: Draft, environ: Mappin
 def _scalar(node: yaml.Node, place: Place, draft: Draft, environ: Mapping[str, str]) -> object:
     text, tag = _joined(str(node.value), place, draft), str(node.tag)
     if tag == _STR and "${" in text:
+        draft.written[place] = text, isinstance(node, yaml.ScalarNode) and node.style is None
         text = _interpolate(text, place, draft, environ)
         if isinstance(node, yaml.ScalarNode) and node.style is None and text:
             # Written without quotes, `chunk: ${ROWS}` is the number that the variable holds.

@@ -19,7 +19,7 @@ from keyhaul.before.sizing import size_up
 from keyhaul.config.identity import check_same
 from keyhaul.config.parts import AutoChunk
 from keyhaul.control import Control
-from keyhaul.errors import ConfigError, EtlError, StopRunError, first_line
+from keyhaul.errors import ConfigError, EtlError, RefusedError, StopRunError, first_line
 from keyhaul.execution.ending import Ended, Ending
 from keyhaul.execution.phases import Phases, sweep
 from keyhaul.execution.pool import Pool
@@ -48,7 +48,9 @@ if TYPE_CHECKING:
 __all__ = ["Control", "run"]
 
 
-def run(job: Job, observe: Observer, control: Control, *, fresh: bool = False, full: bool = False) -> Report:
+def run(
+    job: Job, observe: Observer, control: Control, *, fresh: bool = False, full: bool = False, only: str | None = None
+) -> Report:
     """Move what the job says; start a run, or go on with the unfinished one.
 
     Args:
@@ -57,6 +59,7 @@ def run(job: Job, observe: Observer, control: Control, *, fresh: bool = False, f
         control: may be told to stop from a signal handler or another thread.
         fresh: start a new run even when an unfinished one is there.
         full: of an incremental job: read all rows, not only those above the watermark.
+        only: the run to go on with; none is started.
 
     Returns:
         The report; the ledger says the same.
@@ -74,7 +77,7 @@ def run(job: Job, observe: Observer, control: Control, *, fresh: bool = False, f
     with prepare(job, ends, run_id=run_id, alone=True) as prepared:
         sitting = Sitting(prepared, observe, control, run_id, started)
         try:
-            return sitting.execute(fresh=fresh, full=full)
+            return sitting.execute(fresh=fresh, full=full, only=only)
         except (psycopg.Error, ConfigError) as error:
             raise sitting.explain(error) from error
 
@@ -108,13 +111,16 @@ class Sitting:
 
     # --- before the first read -------------------------------------------------------------------
 
-    def execute(self, *, fresh: bool, full: bool = False) -> Report:
+    def execute(self, *, fresh: bool, full: bool = False, only: str | None = None) -> Report:
         """Move what is left of the unfinished run, or start a new one."""
         ledger = self.ledger
         self.check_server()
         phases = Phases.of(self._prepared, self._observe, self._control)
         unfinished = ledger.unfinished() if ledger.exists() and not fresh else None
         resumed = unfinished is not None
+        if only is not None and (unfinished is None or unfinished.run_id != only):
+            msg = f"resume run {only}: it is done or was given up, expected an unfinished run. `etl runs` lists them"
+            raise RefusedError(msg)
         workers = (
             self._begin(fresh=fresh, full=full) if unfinished is None else self._go_on(unfinished, phases, full=full)
         )
@@ -249,6 +255,7 @@ class Sitting:
                     job=job.job,
                     fingerprint=job.fingerprint(),
                     config=job.identity(),
+                    given=job.given,
                     source=f"{described.label} in {described.place}",
                     target_table=target.label,
                     key=job.key,

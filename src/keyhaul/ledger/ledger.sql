@@ -69,10 +69,10 @@ select run_id from {schema}.runs
 -- A new run, before its chunks and before the first read.
 insert into {schema}.runs (run_id, job, fingerprint, config, status, source, target_table, key, chunk_rows,
                            chunks_planned, estimated_rows, workers, pid, host, version, finish, kind, replay_of,
-                           fresh_table, since, watermark, checksum, emptied)
+                           fresh_table, since, watermark, checksum, emptied, given)
 values ({run_id}, {job}, {fingerprint}, {config}::jsonb, 'running', {source}, {target_table}, {key}::text[], {chunk_rows},
         {chunks_planned}, {estimated_rows}, {workers}, {pid}, {host}, {version}, {finish}::jsonb, {kind}, {replay_of},
-        {fresh_table}, {since}, {watermark}, {checksum}::jsonb, {emptied});
+        {fresh_table}, {since}, {watermark}, {checksum}::jsonb, {emptied}, {given});
 
 -- name: last_watermark
 -- Where the next incremental run begins: at the newest done run of the same source, column and target.
@@ -378,9 +378,15 @@ select r.run_id, r.config from {schema}.runs r
            and r.run_id in (select q.resolved_by from {schema}.quarantine q where q.run_id = {run_id}))
  order by r.started_at desc, r.run_id desc;
 
--- name: verify_job
--- What a run was asked to do, for a command that names the run alone.
-select job, kind, key, chunk_rows, source, target_table, config from {schema}.runs where run_id = {run_id};
+-- name: job_of_run
+-- What a run was asked to do, or the newest replay of it that is done, for a command that names the run alone.
+select r.job, d.config, coalesce(d.given, '')
+  from {schema}.runs r
+ cross join lateral (
+    select n.config, n.given from {schema}.runs n
+     where n.run_id = r.run_id or n.replay_of = r.run_id and n.status = 'done'
+     order by n.run_id <> r.run_id desc, n.started_at desc, n.run_id desc limit 1) d
+ where r.run_id = {run_id};
 
 -- name: resolve_elsewhere
 -- Records of other runs that the row of a record which this replay has resolved just now answers, too: those of the same

@@ -38,7 +38,7 @@ create table {schema}.runs (
     workers_reason text,
     gathered       jsonb not null default '{{}}',
     emptied        boolean not null default false,
-    given          jsonb,
+    given          text,
     started_at     timestamptz not null default clock_timestamp(),
     ended_at       timestamptz,
     stop_reason    text

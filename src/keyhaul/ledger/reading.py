@@ -196,6 +196,48 @@ def find_run(conn: Connection, schema: str, run: str) -> str:
     )
 
 
+def find_named(conn: Connection, schema: str, run: str, job: str | None, verb: str = "verify") -> str:
+    """Return the name of the run that is meant: itself, or for ``last`` the newest of a job that is no replay.
+
+    Args:
+        conn: to the database with the ledger.
+        schema: the ledger's.
+        run: a run's name, or ``last``.
+        job: whose runs alone are meant; None: those of any.
+        verb: what it is for, for messages.
+
+    Raises:
+        RefusedError: there is no such run, it is a replay, or it is another job's.
+    """
+    newest = find_run(conn, schema, run)  # raises when there is none
+    row = conn.execute(statement("run_named", schema, run=run, job=job)).fetchone()
+    if row is None:
+        what = f"job {job}: no run of this job" if job else "last: no run that is not a replay"
+        raise RefusedError(f"{verb} {what} is in the ledger, the newest is {newest}. `etl runs` lists them")
+    run_id, its_job, replay_of = row
+    what = f"{verb} run {run_id}"
+    if replay_of:
+        raise RefusedError(f"{what}: it is a replay of run {replay_of}. Name that run")
+    if job not in {None, its_job}:
+        raise RefusedError(f"{what}: it is of job {its_job}, expected {job}. Give that job, or --job {its_job}")
+    return str(run_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GivenJob:
+    """The job of a run as its ledger has it: its name, its identity, and the text that `Job.given` had."""
+
+    job: str
+    config: Mapping[str, Any]
+    text: str
+
+
+def job_of(conn: Connection, schema: str, run_id: str) -> GivenJob:
+    """Return the job of a run, or of its newest replay that is done: a person may have mended it in between."""
+    job, config, text = conn.execute(statement("job_of_run", schema, run_id=run_id)).fetchall()[0]
+    return GivenJob(job=job, config=config, text=text)
+
+
 def list_runs(conn: Connection, schema: str, limit: int = ROWS_SHOWN) -> tuple[RunRow, ...]:
     """Return the newest `limit` runs, the newest first; an empty ledger gives none.
 

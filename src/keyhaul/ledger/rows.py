@@ -59,7 +59,7 @@ class NewRun:
     """What the ledger records of a run before its first read; holds no secret.
 
     `checksum` describes what is hashed of the rows (`keyhaul.before.checksums`); None for a run without checksums.
-    `emptied`: its table was emptied when it began.
+    `emptied`: its table was emptied when it began. `given` is the job as `Job.given` has it.
     """
 
     run_id: str
@@ -79,6 +79,7 @@ class NewRun:
     watermark: str | None = None
     checksum: Mapping[str, Any] | None = None
     emptied: bool = False
+    given: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

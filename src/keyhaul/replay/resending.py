@@ -89,7 +89,14 @@ _CLOSED: Final = {
 
 
 def replay(
-    job: Job, run: str, observe: Observer, control: Control, *, rule: str | None = None, reopen: bool = False
+    job: Job,
+    run: str,
+    observe: Observer,
+    control: Control,
+    *,
+    rule: str | None = None,
+    reopen: bool = False,
+    changed: bool = False,
 ) -> Replayed:
     """Send the unresolved quarantined records of a run through a job again.
 
@@ -103,6 +110,7 @@ def replay(
         control: may be told to stop.
         rule: only records that broke this rule or constraint.
         reopen: also those that replays of the run have resolved without loading them.
+        changed: the job may be another than that of the run and of its replays.
 
     Raises:
         ConfigError: the command, job or databases do not fit; nothing was moved.
@@ -113,7 +121,9 @@ def replay(
     with prepare(job, find_ends(job), run_id=run_id, alone=True) as prepared:
         sitting = Sitting(prepared, observe, control, run_id, started)
         try:
-            return _Replay(prepared, sitting, observe, control, run_id).execute(run, rule, reopen=reopen)
+            return _Replay(prepared, sitting, observe, control, run_id).execute(
+                run, rule, reopen=reopen, changed=changed
+            )
         except (psycopg.Error, ConfigError) as error:
             raise sitting.explain(error) from error
 
@@ -128,14 +138,14 @@ class _Replay:
         self._control = control
         self._run_id = run_id
 
-    def execute(self, run: str, rule: str | None, *, reopen: bool) -> Replayed:
+    def execute(self, run: str, rule: str | None, *, reopen: bool, changed: bool) -> Replayed:
         ledger = self._ledger
         self._sitting.check_server()
         if not ledger.exists():
             find_run(ledger.connection, ledger.schema, run)
         ledger.create()
         original = self._find(run)
-        self._check(original)
+        self._check(original, changed=changed)
         self._warn_of_rivals()
         if rule is not None:
             self._check_rule(original.run_id, rule)
@@ -148,14 +158,12 @@ class _Replay:
         keys = ledger.replay_keys(original.run_id, rule)
         if not keys:
             ledger.abandon("replay")  # one that was killed after its last batch has nothing to be gone on with
-        else:
-            self._warn_of_another_job(original)
         report = self._move(original, keys) if keys else None
-        changed, breaks = 0, list[str]()
+        otherwise, breaks = 0, list[str]()
         if rule is None:
             left, without_key = ledger.unresolved(original.run_id, None)
         else:
-            left, changed, breaks = ledger.chosen(original.run_id, rule, keys)
+            left, otherwise, breaks = ledger.chosen(original.run_id, rule, keys)
             left += without_key
         return Replayed(
             run_id=original.run_id,
@@ -164,7 +172,7 @@ class _Replay:
             left=left,
             without_key=without_key,
             rows_read=original.rows_read,
-            changed=changed,
+            changed=otherwise,
             breaks=breaks,
             closed=ledger.closed(original.run_id, self._run_id) if report else {},
         )
@@ -194,7 +202,7 @@ class _Replay:
             raise RefusedError(msg)
         return original
 
-    def _check(self, original: Replayable) -> None:
+    def _check(self, original: Replayable, *, changed: bool) -> None:
         job, target, source = self._job, self._prepared.target, self._prepared.source.describe()
         run = f"replay run {original.run_id}"
         if original.kind == "replay":
@@ -222,6 +230,7 @@ class _Replay:
             what = f"not {target.label}" if original.target_table != target.label else "which is not there any more"
             msg = f"{run}: it loaded {original.target_table}, {what}. Give the run's target table in --into"
             raise RefusedError(msg)
+        self._check_job(original, changed=changed)
         unique = source.key_unique
         if not (unique or self._looks_at_what_is_there() or self._target_is_unique()):
             msg = (
@@ -236,23 +245,31 @@ class _Replay:
             raise RefusedError(msg)
         check_replay(job, self._prepared.transform, target.conflict, original.config, unique=unique)
 
-    def _warn_of_another_job(self, original: Replayable) -> None:
-        """Say what of the job is not the run's: a mended rule, or a flag that was forgotten."""
-        # What has no part in what becomes of a record, or is looked at by itself.
-        aside = {"source": None, "key": None, "chunk": None, "checksum": None, "incremental": None}
+    def _check_job(self, original: Replayable, *, changed: bool) -> None:
+        """Refuse a job that is neither the run's nor that of a replay of it, unless that is meant.
+
+        Rows would be loaded that no step has changed, or that no rule has seen, and nothing takes them back.
+        """
+        own, *others = (
+            difference(self._compared(config), self._compared(self._job.identity()))
+            for config in (original.config, *(config for _, config in self._ledger.replays(original.run_id)))
+        )
+        if not own:
+            return
+        told = f"this job differs from that of run {original.run_id}, and the records go through this one: "
+        told += "; ".join(own)
+        if all(others) and not changed:
+            msg = f"replay run {original.run_id}: {told}. Give the run's own job, or --changed if that is meant"
+            raise RefusedError(msg)
+        self._observe(events.Notice(message=told, level="warning"))
+
+    def _compared(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what of a job has a part in what becomes of a record, and is not looked at by itself."""
         place: dict[str, Any] = {"table": None}
         if self._job.target.mode == "skip":  # what a replay is told to give, and it changes no row that is there
             place |= {"mode": None, "conflict": None, "newer_by": None}
-        old, new = (
-            {**config, **aside, "target": {**config.get("target", {}), **place}}
-            for config in (original.config, self._job.identity())
-        )
-        if changed := difference(old, new):
-            message = (
-                f"this job differs from that of run {original.run_id}, and the records go through this one: "
-                f"{'; '.join(changed)}"
-            )
-            self._observe(events.Notice(message=message, level="warning"))
+        aside = {"source": None, "key": None, "chunk": None, "checksum": None, "incremental": None}
+        return {**config, **aside, "target": {**config.get("target", {}), **place}}
 
     def _looks_at_what_is_there(self) -> bool:
         modes: list[str | None] = [table.target.mode for table in self._prepared.tables] or [self._job.target.mode]
@@ -301,6 +318,7 @@ class _Replay:
             job=job.job,
             fingerprint=job.fingerprint(),
             config=job.identity(),
+            given=job.given,
             source=f"{described.label} in {described.place}",
             target_table=prepared.target.label,
             key=job.key,
