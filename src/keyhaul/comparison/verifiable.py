@@ -92,7 +92,7 @@ def find_original(prepared: Prepared, ledger: Ledger, run: str, observe: Observe
 def _check_job(original: Replayable, ledger: Ledger, given: Mapping[str, Any], observe: Observer) -> None:
     """Refuse a job that is neither the run's nor that of a replay of it."""
     # All rows that the source has are compared in the run's chunks, whatever these are.
-    aside = {"chunk": 0, "checksum": None, "incremental": None}
+    aside = {"contents": None, "chunk": 0, "checksum": None, "incremental": None}
     replays = ledger.replays(original.run_id)
     changed, *others = (
         difference({**config, **aside}, {**given, **aside})
