@@ -1,63 +1,187 @@
-"""What every kind of source promises behind the seam; a further kind is one more fixture."""
+"""What every source promises, run on each kind; see `keyhaul.sources.source`."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
 from dataclasses import asdict
 
+import polars as pl
+import psycopg
 import pytest
-from support import database_of
 
 from keyhaul.config.job import load_job
+from keyhaul.errors import ConfigError, RefusedError, StopRunError
 from keyhaul.postgres.dsn import Dsn
-from keyhaul.sources.kinds import join, open_source
-from keyhaul.sources.source import Opening, Ticket
+from keyhaul.sources.kinds import open_source
+from keyhaul.sources.source import REJECTED_BY_SOURCE, Opening, Ticket
 
-ROWS = "create table public.t (id int primary key, v text); insert into t select n, 'v' || n from generate_series(1, 250) n"
-
-
-def read_elsewhere(ticket, chunks, answers):
-    """What another process makes of a ticket that went through JSON."""
-    reader = join(Ticket(**json.loads(ticket)), os.environ)
-    answers.put([reader.read(chunk).frame.rows() for chunk in chunks])
-    reader.close()
+TABLE = "create table t (id integer primary key, name text, amount numeric(12,2), made timestamp)"
+ROWS = [(n, f"name {n}", f"{n}.25", "2024-02-29 12:34:56") for n in range(1, 101)]
 
 
-@pytest.fixture(params=["postgres"])
-def source(request, server, monkeypatch):
-    assert request.param == "postgres"
-    with database_of(server, "seam", ROWS) as uri:
-        monkeypatch.setenv("ETL_SOURCE_URL", uri)
-        job = load_job(None, {"source": uri, "target": uri, "table": "public.t", "key": "id", "into": "other"}, {})
-        opened = open_source(Opening(job=job, run_id="r", dsn=Dsn.parse(uri, "test")))
-        yield opened
-        opened.close()
+class Postgres:
+    """A table in the embedded PostgreSQL."""
+
+    kind = "postgres"
+
+    def __init__(self, uri):
+        self.uri = uri
+        self.environ = {"ETL_SOURCE_URL": uri}
+        with psycopg.connect(uri, autocommit=True) as conn:
+            conn.execute(TABLE)
+            with conn.cursor() as cursor:
+                cursor.executemany("insert into t values (%s, %s, %s, %s)", ROWS)
+
+    def execute(self, statement):
+        with psycopg.connect(self.uri, autocommit=True) as conn:
+            conn.execute(statement)
+
+    def open(self, _folder, **flags):
+        given = {"source": self.uri, "target": self.uri, "table": "t", "key": "id", "into": "u", **flags}
+        return open_source(Opening(job=load_job(None, given, {}), run_id="contract", dsn=Dsn.parse(self.uri, "test")))
 
 
-def test_each_record_is_in_exactly_one_chunk_and_the_same_when_it_is_read_again(source):
-    reader = source.open(1, ["id", "v"])
-    batches = [reader.read(chunk) for chunk in source.plan(40).chunks]
-    assert sorted(row for batch in batches for row in batch.frame.rows()) == [(n, f"v{n}") for n in range(1, 251)]
-    again = [reader.read(chunk).frame.rows() for chunk in source.plan(40).chunks]
-    assert again == [batch.frame.rows() for batch in batches]
-    types = {name: source.describe().routes[name].dtype for name in ("id", "v")}
-    assert all(dict(batch.frame.schema) == types and not batch.rejected.height for batch in batches)
-    reader.close()
+class Sqlite:
+    """A file."""
+
+    kind = "sqlite"
+    environ = {}  # noqa: RUF012
+
+    def __init__(self, path):
+        self.path = path
+        with closing(sqlite3.connect(path)) as conn:
+            conn.execute(TABLE)
+            conn.executemany("insert into t values (?, ?, ?, ?)", ROWS)
+            conn.commit()
+
+    def execute(self, statement):
+        with closing(sqlite3.connect(self.path)) as conn:
+            conn.execute(statement)
+            conn.commit()
+
+    def open(self, folder, **flags):
+        given = {"source": str(self.path), "target": "postgresql://localhost/x", "table": "t", "into": "u", **flags}
+        return open_source(Opening(job=load_job(None, given, {"ETL_WORK_DIR": str(folder)}), run_id="contract"))
 
 
-def test_another_process_reads_the_same_from_plain_data_without_secrets(source):
-    ticket, chunks = json.dumps(asdict(source.ticket(["id", "v"]))), source.plan(100).chunks
-    password = Dsn.parse(os.environ["ETL_SOURCE_URL"], "test").password
-    assert password
-    assert password not in ticket
-    context = multiprocessing.get_context("spawn")
-    answers = context.Queue()
-    process = context.Process(target=read_elsewhere, args=(ticket, chunks, answers))
-    process.start()
-    found = answers.get(timeout=60)
-    process.join()
-    reader = source.open(1, ["id", "v"])
-    assert found == [reader.read(chunk).frame.rows() for chunk in chunks]
-    reader.close()
+@pytest.fixture(params=["postgres", "sqlite"])
+def kind(request, database, tmp_path):
+    if request.param == "postgres":
+        return Postgres(database(request.getfixturevalue("server"), "sources"))
+    return Sqlite(tmp_path / "t.db")
+
+
+@pytest.fixture
+def source(kind, tmp_path):
+    opened = kind.open(tmp_path / "work")
+    yield opened
+    opened.close()
+    opened.close()
+
+
+COLUMNS = ("id", "name", "amount", "made")
+
+
+def read(source, chunk):
+    reader = source.open(1, COLUMNS)
+    try:
+        return reader.read(chunk)
+    finally:
+        reader.close()
+        reader.close()
+
+
+def test_its_description_has_a_route_for_each_column_and_the_key_among_them(source):
+    described = source.describe()
+    assert described == source.describe()
+    assert [column.name for column in described.columns] == list(COLUMNS)
+    assert set(described.routes) == {*COLUMNS, *described.own}
+    assert described.key == ("id",)
+    assert described.primary_key == ("id",)
+    assert (described.key_unique, described.ranged) == (True, True)
+    assert json.dumps(dict(source.identity())) == json.dumps(dict(source.identity()))
+
+
+@pytest.mark.parametrize("rows", [1, 7, 1000])
+def test_each_record_is_in_exactly_one_chunk_in_the_types_of_the_description(source, rows):
+    plan = source.plan(rows)
+    assert plan.estimated_rows == 100
+    batches = [read(source, chunk) for chunk in plan.chunks]
+    for batch in batches:
+        assert dict(batch.frame.schema) == {name: source.describe().routes[name].dtype for name in COLUMNS}
+        assert dict(batch.rejected.schema) == REJECTED_BY_SOURCE
+    found = pl.concat([batch.frame for batch in batches])
+    assert sorted(found["id"].to_list()) == list(range(1, 101))
+
+
+def test_a_chunk_is_the_same_each_time_and_in_another_process(source, kind):
+    chunk = source.plan(30).chunks[1]
+    first = read(source, chunk).frame
+    assert read(source, chunk).frame.equals(first)
+    ticket = Ticket(**json.loads(json.dumps(asdict(source.ticket(COLUMNS)))))
+    program = (
+        "import json, sys\n"
+        "from keyhaul.model import Chunk\n"
+        "from keyhaul.sources.kinds import join\n"
+        "from keyhaul.sources.source import Ticket\n"
+        "given = json.loads(sys.stdin.read())\n"
+        "chunk = Chunk(number=2, lower=tuple(given['lower']), upper=tuple(given['upper']))\n"
+        "reader = join(Ticket(**given['ticket']), given['environ'])\n"
+        "print(reader.read(chunk).frame.write_json())\n"
+        "reader.close()\n"
+    )
+    given = {"ticket": asdict(ticket), "lower": chunk.lower, "upper": chunk.upper, "environ": kind.environ}
+    other = subprocess.run(
+        [sys.executable, "-c", program], input=json.dumps(given), capture_output=True, text=True, check=False
+    )
+    assert other.returncode == 0, other.stderr
+    assert json.loads(other.stdout) == json.loads(first.write_json())
+
+
+def test_what_is_written_after_it_was_opened_is_in_no_chunk(source, kind):
+    plan = source.plan(30)
+    kind.execute("update t set name = 'later' where id = 50")
+    kind.execute("insert into t values (1000, 'later', 1, '2024-01-01 00:00:00')")
+    found = pl.concat([read(source, chunk).frame for chunk in plan.chunks])
+    assert found.height == 100
+    assert "later" not in found["name"]
+    source.touch()
+
+
+def test_records_are_found_again_by_their_keys_and_a_key_that_is_gone_gives_nothing(source):
+    plan = source.reread(["7", "93", "5000"], 2)
+    assert [chunk.kind for chunk in plan.chunks] == ["keys", "keys"]
+    found = pl.concat([read(source, chunk).frame for chunk in plan.chunks])
+    assert sorted(found["id"].to_list()) == [7, 93]
+
+
+def test_a_sample_knows_the_width_of_a_record(source):
+    assert 10 < source.sample(COLUMNS).row_bytes < 200
+
+
+def test_a_table_or_key_that_is_not_there_is_told_before_anything_is_read(kind, tmp_path):
+    with pytest.raises(ConfigError, match="nowhere"):
+        kind.open(tmp_path / "work", table="nowhere")
+    with pytest.raises((ConfigError, RefusedError), match="nothing"):
+        kind.open(tmp_path / "work", key="nothing")
+
+
+def test_a_value_over_all_records_is_computed_in_the_same_moment(source, kind):
+    aggregates = source.abilities.aggregates
+    kind.execute("delete from t where id > 50")
+    assert aggregates.compute("count(*)") == "100"
+    assert aggregates.compute("sum(id)") == "5050"
+    with pytest.raises(ConfigError):
+        aggregates.check("nonsense(id)")
+
+
+def test_a_moment_that_is_lost_is_told(kind, tmp_path):
+    source = kind.open(tmp_path / "work")
+    source.touch()
+    source.close()
+    with pytest.raises(StopRunError):
+        source.touch()

@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 
 from keyhaul.errors import CancelledError, ChunkError, ConfigError, StopRunError
 from keyhaul.model import Chunk
+from keyhaul.quoting import quote_name
 from keyhaul.sources.cuts import chunks_between
 from keyhaul.sources.sqlite import catalog
 from keyhaul.sources.sqlite.bounds import Walk, literal, written
-from keyhaul.sources.sqlite.catalog import quoted
 from keyhaul.sources.sqlite.copying import Copy
 from keyhaul.sources.sqlite.declared import observe, read_declared
 from keyhaul.sources.sqlite.reading import Rows, SqliteReader, _DoubtError
@@ -59,7 +59,7 @@ def rows_of(path, table="t", key=()):
 
 def cut(rows, size):
     with closing(catalog.connect(rows.copy)) as conn:
-        names = [quoted(name) for name in rows.key]
+        names = [quote_name(name) for name in rows.key]
         bounds, total = Walk(conn, rows.table, names, rows.encoding).bounds(size)
     nullable = any(not field.not_null for field in rows.fields if field.name in rows.key)
     return chunks_between(bounds, total_rows=total, chunk_rows=size, null_rows=0 if nullable else None)

@@ -163,7 +163,7 @@ def limit_again(job: Job, source: Source, ledger: Ledger, run_id: str, *, full: 
 
 
 def _changed(job: Job, config: Mapping[str, Any]) -> list[str]:
-    ignored = {"chunk": None, "key": None, "incremental": None}
+    ignored = {"contents": None, "chunk": None, "key": None, "incremental": None}
     changed = difference({**config, **ignored}, {**job.identity(), **ignored})
     if not changed:
         return []

@@ -191,6 +191,8 @@ def _compile(
     run_id: str,
 ) -> Prepared:
     described = source.describe()
+    if not job.key:
+        job = job.model_copy(update={"key": described.key})
     if job.incremental is not None:
         increments_of(source).check(job.incremental)
     sources = {column.name: column for column in described.columns}

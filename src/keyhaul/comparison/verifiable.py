@@ -68,7 +68,7 @@ def _check_job(
 ) -> None:
     """Refuse a job that is neither the run's nor that of a replay of it, unless that is meant."""
     # All rows that the source has are compared in the run's chunks, whatever these are.
-    aside = {"chunk": 0, "checksum": None, "incremental": None}
+    aside = {"contents": None, "chunk": 0, "checksum": None, "incremental": None}
     replays = ledger.replays(original.run_id)
     own, *others = (
         difference({**config, **aside}, {**given, **aside})

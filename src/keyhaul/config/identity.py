@@ -47,6 +47,32 @@ def check_same(run_id: str, was: tuple[str, Mapping[str, Any]], now: tuple[str, 
     raise RefusedError(msg)
 
 
+def with_contents(identity: Mapping[str, Any], contents: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the ledger keeps of a job, with what makes its source the same beside its address."""
+    return {**identity, **({"contents": dict(contents)} if contents else {})}
+
+
+def check_contents(run_id: str, config: Mapping[str, Any], contents: Mapping[str, Any], source: str) -> None:
+    """Refuse to go on with the run of a source that has changed since.
+
+    Args:
+        run_id: the unfinished run.
+        config: of the run, as the ledger has it.
+        contents: what makes the source the same, now; empty where another moment of it is meant.
+        source: for people.
+
+    Raises:
+        RefusedError: it is another one; says what differs.
+    """
+    changed = difference(config.get("contents", {}), contents)
+    if changed:
+        msg = (
+            f"resume run {run_id}: {source} has changed since the run was planned: {'; '.join(changed)}. Put the file "
+            "back as it was to go on, or give --fresh to start a new run"
+        )
+        raise RefusedError(msg)
+
+
 def _leaves(value: object, name: str) -> Iterator[tuple[str, str]]:
     nested = isinstance(value, list) and any(isinstance(item, dict) for item in value)
     if isinstance(value, dict) and value:

@@ -16,7 +16,7 @@ from keyhaul.before.incremental import begin_delta, check_full, limit_again
 from keyhaul.before.outset import check_new, check_still_empty, check_there, surprises
 from keyhaul.before.prepare import FILLED, Prepared, prepare
 from keyhaul.before.sizing import size_up
-from keyhaul.config.identity import check_same
+from keyhaul.config.identity import check_contents, check_same, with_contents
 from keyhaul.config.parts import AutoChunk
 from keyhaul.control import Control
 from keyhaul.errors import ConfigError, EtlError, RefusedError, StopRunError, first_line
@@ -152,6 +152,13 @@ class Sitting:
         ledger = self.ledger
         now = self._job.fingerprint(), self._job.identity()
         check_same(unfinished.run_id, (unfinished.fingerprint, unfinished.config), now)
+        described = self._prepared.source.describe()
+        check_contents(
+            unfinished.run_id,
+            unfinished.config,
+            self._prepared.source.identity(),
+            f"{described.label} in {described.place}",
+        )
         check_there(self._prepared, ledger, unfinished)
         self._hashing = checksums.resume(self._prepared, ledger.checksum(unfinished.run_id))
         left = len(ledger.open_chunks(unfinished.run_id))
@@ -160,9 +167,7 @@ class Sitting:
         workers = self.count_workers(left)
         self._run_id = unfinished.run_id
         message = "going on with an unfinished run; " + (
-            "all its rows are gathered, and the source is not read again"
-            if gathered
-            else self._prepared.source.describe().resumed
+            "all its rows are gathered, and the source is not read again" if gathered else described.resumed
         )
         message += limit_again(self._job, self._prepared.source, ledger, self._run_id, full=full)
         self._sitting = ledger.resume(self._run_id, workers)
@@ -254,7 +259,7 @@ class Sitting:
                     run_id=self._run_id,
                     job=job.job,
                     fingerprint=job.fingerprint(),
-                    config=job.identity(),
+                    config=with_contents(job.identity(), prepared.source.identity()),
                     given=job.given,
                     source=f"{described.label} in {described.place}",
                     target_table=target.label,

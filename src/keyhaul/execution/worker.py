@@ -16,8 +16,7 @@ from keyhaul.execution.task import target_uri
 from keyhaul.fanout.spread import Spreader
 from keyhaul.faults import pass_point
 from keyhaul.model import RECORD, ChunkResult, Timings
-from keyhaul.staging.stage import Stager
-from keyhaul.staging.unread import with_unread
+from keyhaul.staging.stage import Stager, with_refused
 from keyhaul.targets import transaction
 from keyhaul.targets.replayed import Batch, open_keys
 from keyhaul.targets.session import SESSIONS, CopySession
@@ -104,15 +103,17 @@ class Worker:
         read_at = time.perf_counter()
         source, text_columns = read.frame, read.as_text
         self._step(chunk, "transform", source.height)
-        batch = self._batch(chunk, crowded, source)
-        if batch is not None and batch.found.height < source.height:
-            source = source.filter(pl.col(RECORD).is_in(batch.found[RECORD].implode()))
+        batch = self._batch(chunk, crowded, read)
+        rejected = read.rejected
+        if batch is not None and batch.found.height < source.height + rejected.height:
+            meant = pl.col(RECORD).is_in(batch.found[RECORD].implode())
+            source, rejected = source.filter(meant), rejected.filter(meant)
         frame, failed = self._transform(source, text_columns)
         pass_point("transform.after")
         transformed_at = time.perf_counter()
         self._step(chunk, "stage", frame.height)
         staged = self._open_stager().stage(source, frame, failed, self._columns(text_columns))
-        staged = with_unread(staged, read.rejected, read.frame.height)
+        staged = with_refused(staged, rejected)
         pass_point("stage.after")
         timings = Timings(
             read_seconds=read_at - started,
@@ -161,7 +162,7 @@ class Worker:
             source, text_columns = read.frame, read.as_text
             columns = self._columns(text_columns)
             staged = self._open_stager().stage(source, *self._transform(source, text_columns), columns)
-            return with_unread(staged, read.rejected, source.height), columns
+            return with_refused(staged, read.rejected), columns
         except (pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException, duckdb.Error) as error:
             msg = f"read chunk {chunk.number}: {type(error).__name__}: {safe_message(error)}"
             raise ChunkError(msg) from error
@@ -236,7 +237,7 @@ class Worker:
             raise
         return replace(chunk, keys=tuple(keys)), frozenset(key for key, number in keys.items() if number > 1)
 
-    def _batch(self, chunk: Chunk, crowded: frozenset[str], source: pl.DataFrame) -> Batch | None:
+    def _batch(self, chunk: Chunk, crowded: frozenset[str], read: Read) -> Batch | None:
         """Say which records of a replay's batch were read, without rows of strange keys; None for a chunk of a run."""
         task = self._task
         if task.replay_of is None:
@@ -247,7 +248,7 @@ class Worker:
             ledger_schema=task.job.ledger_schema,
             asked=frozenset(chunk.keys),
             crowded=crowded,
-            found=self._open_stager().keys(source),
+            found=pl.concat([self._open_stager().keys(read.frame), read.rejected.select(RECORD, "key")]),
         )
         batch, strange = batch.without_strange(unique=task.unique_key)
         if strange:
@@ -255,13 +256,14 @@ class Worker:
         return batch
 
     def _read(self, chunk: Chunk) -> Read:
-        """Read a chunk, and number its records."""
+        """Read a chunk, and number its records; those that the source rejects come after the others."""
         task = self._task
         if self._reader is None:
             self._reader = task.source.open(self.number, task.read_columns)
         read = self._reader.read(chunk)
         numbered = read.frame.with_row_index(RECORD).with_columns(pl.col(RECORD).cast(pl.Int64))
-        return replace(read, frame=numbered)
+        after = pl.int_range(numbered.height, numbered.height + pl.len(), dtype=pl.Int64).alias(RECORD)
+        return replace(read, frame=numbered, rejected=read.rejected.with_columns(after))
 
     def _transform(self, source: pl.DataFrame, text_columns: frozenset[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
         """Return the chunk after the transform, and the records that it could not do."""

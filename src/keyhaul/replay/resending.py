@@ -11,7 +11,7 @@ import psycopg
 from keyhaul import events
 from keyhaul.before import checksums
 from keyhaul.before.prepare import prepare
-from keyhaul.config.identity import difference
+from keyhaul.config.identity import difference, with_contents
 from keyhaul.errors import ConfigError, RefusedError
 from keyhaul.execution.ending import Ended, advance_sequences
 from keyhaul.execution.engine import Sitting
@@ -221,6 +221,13 @@ class _Replay:
             msg = f"{run}: its key is {', '.join(original.key)}, not {', '.join(job.key)}. Give the run's --key"
             raise RefusedError(msg)
         old, new = (config.get("source", {}) for config in (original.config, job.identity()))
+        contents = difference(original.config.get("contents", {}), self._prepared.source.identity())
+        if source.own and contents:
+            msg = (
+                f"{run}: its records have no key but {', '.join(source.own)}, and {source.label} has changed since, so "
+                f"that it may mean others: {'; '.join(contents)}. Run the job with --fresh"
+            )
+            raise RefusedError(msg)
         # A query may be another one: it is part of what a person mends.
         moved = difference({**old, "query": None}, {**new, "query": None})
         if moved:
@@ -268,7 +275,7 @@ class _Replay:
         place: dict[str, Any] = {"table": None}
         if self._job.target.mode == "skip":  # what a replay is told to give, and it changes no row that is there
             place |= {"mode": None, "conflict": None, "newer_by": None}
-        aside = {"source": None, "key": None, "chunk": None, "checksum": None, "incremental": None}
+        aside = {"contents": None, "source": None, "key": None, "chunk": None, "checksum": None, "incremental": None}
         return {**config, **aside, "target": {**config.get("target", {}), **place}}
 
     def _looks_at_what_is_there(self) -> bool:
@@ -317,7 +324,7 @@ class _Replay:
             run_id=self._run_id,
             job=job.job,
             fingerprint=job.fingerprint(),
-            config=job.identity(),
+            config=with_contents(job.identity(), prepared.source.identity()),
             given=job.given,
             source=f"{described.label} in {described.place}",
             target_table=prepared.target.label,

@@ -47,8 +47,21 @@ def _preload_postgres(opening: Opening) -> None:
         preload(choose_reader(opening.job, opening.dsn))
 
 
+def _open_sqlite(opening: Opening) -> Source:
+    from keyhaul.sources.sqlite.source import open_source as open_sqlite
+
+    return open_sqlite(opening)
+
+
+def _join_sqlite(ticket: Ticket, environ: Mapping[str, str]) -> Reader:
+    from keyhaul.sources.sqlite.source import join as join_sqlite
+
+    return join_sqlite(ticket, environ)
+
+
 KINDS: Final[dict[str, Kind]] = {
     "postgres": Kind(open=_open_postgres, join=_join_postgres, preload=_preload_postgres),
+    "sqlite": Kind(open=_open_sqlite, join=_join_sqlite),
 }
 """What `source.kind` of a job says → how it is opened. A further kind is a folder and a line here."""
 

@@ -5,6 +5,7 @@ Rules come first, so that a record that is quarantined never wins over a good du
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -276,6 +277,29 @@ class Stager:
 
 
 _NOBODY: Final = pl.DataFrame(schema={name: REJECTED[name] for name in (RECORD, "stage", "rules", "message")})
+
+
+def with_refused(staged: Staged, rejected: pl.DataFrame) -> Staged:
+    """Add what the source rejected of a chunk to what the chunk became.
+
+    Args:
+        staged: the chunk's other records.
+        rejected: as `sources.source.REJECTED_BY_SOURCE`, with ``_record``.
+    """
+    if not rejected.height:
+        return staged
+    place = pl.struct("place", "raw") if rejected["place"].null_count() < rejected.height else pl.struct("raw")
+    records = rejected.with_columns(pl.col(pl.String).str.replace_all("\0", "\\x00", literal=True)).select(
+        RECORD,
+        pl.lit("read").alias("stage"),
+        pl.concat_list("reason").alias("rules"),
+        "message",
+        "key",
+        place.struct.json_encode().alias("data"),
+    )
+    more = Counts(read=rejected.height, quarantined=rejected.height)
+    whole = pl.concat([staged.rejected, records.select(pl.col(name).cast(dtype) for name, dtype in REJECTED.items())])
+    return replace(staged, rejected=whole, counts=staged.counts + more)
 
 
 def _without(frame: pl.DataFrame, gone: pl.Series) -> pl.DataFrame:

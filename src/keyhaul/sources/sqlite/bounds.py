@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final
 
-from keyhaul.sources.sqlite.catalog import quoted
+from keyhaul.quoting import quote_name
 
 if TYPE_CHECKING:
     import sqlite3
@@ -52,7 +52,7 @@ class Walk:
     def __init__(self, conn: sqlite3.Connection, table: str, key: Sequence[str], encoding: str) -> None:
         """Take the table's name and the key's columns as SQL expressions (quoted names, or ``rowid``)."""
         self._conn = conn
-        self._table = quoted(table)
+        self._table = quote_name(table)
         self._encoding = encoding
         self._order = ", ".join(key)
         self._row = f"({self._order})" if len(key) > 1 else self._order

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from keyhaul.errors import ConfigError
+from keyhaul.quoting import quote_name
 from keyhaul.sources.sqlite.declared import Declared, observe, read_declared
 
 if TYPE_CHECKING:
@@ -73,11 +74,6 @@ class Table:
         return next((field for field in self.fields if field.name == name), None)
 
 
-def quoted(name: str) -> str:
-    """Return a name as SQL."""
-    return '"' + name.replace('"', '""') + '"'
-
-
 def connect(copy: Path) -> sqlite3.Connection:
     """Open the private copy; a stranger's views and generated columns may call harmless functions only."""
     conn = sqlite3.connect(copy, isolation_level=None, check_same_thread=False)
@@ -110,7 +106,7 @@ def find_table(conn: sqlite3.Connection, name: str) -> str:
         raise ConfigError(msg)
     stored, kind, text = row
     if kind == "view" or re.match(r"\s*create\s+virtual\b", text, re.IGNORECASE):
-        return put_down(conn, f"select * from {quoted(stored)}", f"read source table {stored}")
+        return put_down(conn, f"select * from {quote_name(stored)}", f"read source table {stored}")
     return str(stored)
 
 
@@ -128,7 +124,7 @@ def put_down(conn: sqlite3.Connection, query: str, what: str) -> str:
         if twice:
             msg = f"{what}: the column names {', '.join(twice)} are not unique, expected a name of its own for each"
             raise ConfigError(msg)
-        listed = ", ".join(f"{quoted(row[1])} {row[2]}" for row in fields)
+        listed = ", ".join(f"{quote_name(row[1])} {row[2]}" for row in fields)
         conn.execute(f"create table {MADE} ({listed})")
         conn.execute(f"insert into {MADE} select * from {MADE}_view")
     except sqlite3.Error as error:
@@ -139,7 +135,7 @@ def put_down(conn: sqlite3.Connection, query: str, what: str) -> str:
 
 def read_table(conn: sqlite3.Connection, name: str) -> Table:
     """Describe a table of the copy; a column without a declared type is described by all of its values."""
-    rows = conn.execute(f"pragma table_xinfo({quoted(name)})").fetchall()
+    rows = conn.execute(f"pragma table_xinfo({quote_name(name)})").fetchall()
     shown = [row for row in rows if row[6] != _HIDDEN]
     rowid = _rowid(conn, name, {str(row[1]).lower() for row in shown})
     keyed = sorted((row for row in shown if row[5]), key=lambda row: int(row[5]))
@@ -170,7 +166,7 @@ def _rowid(conn: sqlite3.Connection, name: str, columns: set[str]) -> str:
         if alias in columns:
             continue
         try:
-            conn.execute(f"select {alias} from {quoted(name)} limit 0")
+            conn.execute(f"select {alias} from {quote_name(name)} limit 0")
         except sqlite3.OperationalError:
             return ""
         return alias
@@ -181,15 +177,15 @@ def _rowid_column(conn: sqlite3.Connection, name: str, keyed: Sequence[Sequence[
     """Return the column that is the rowid: declared INTEGER, alone in the key, and without an index for it."""
     if len(keyed) != 1 or not rowid or str(keyed[0][2]).upper() != "INTEGER":
         return ""
-    indexes = conn.execute(f"pragma index_list({quoted(name)})").fetchall()
+    indexes = conn.execute(f"pragma index_list({quote_name(name)})").fetchall()
     return "" if any(index[3] == "pk" for index in indexes) else str(keyed[0][1])  # INTEGER PRIMARY KEY DESC has one
 
 
 def _observed(conn: sqlite3.Connection, name: str, field: Field) -> Field:
     if field.declared.kind != "observed":
         return field
-    column = quoted(field.name)
-    query = f"select distinct typeof({column}) from {quoted(name)} where {column} is not null"
+    column = quote_name(field.name)
+    query = f"select distinct typeof({column}) from {quote_name(name)} where {column} is not null"
     classes = frozenset(str(row[0]) for row in conn.execute(query))
     return replace(field, declared=observe(classes) or field.declared, classes=classes)
 
@@ -197,7 +193,7 @@ def _observed(conn: sqlite3.Connection, name: str, field: Field) -> Field:
 def _indexes(conn: sqlite3.Connection, name: str) -> tuple[list[frozenset[str]], list[str]]:
     """Return the columns of the unique indexes, and a sentence for each index."""
     unique, told = [], []
-    for index in conn.execute(f"pragma index_list({quoted(name)})").fetchall():
+    for index in conn.execute(f"pragma index_list({quote_name(name)})").fetchall():
         if index[3] == "pk":
             continue
         columns = [row[0] for row in conn.execute("select name from pragma_index_info(?)", [index[1]])]

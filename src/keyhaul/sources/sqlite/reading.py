@@ -15,10 +15,11 @@ from urllib.parse import quote
 import polars as pl
 
 from keyhaul.errors import ChunkError, StopRunError, without_values
+from keyhaul.quoting import quote_name
 from keyhaul.sources.source import REJECTED_BY_SOURCE, Batch
 from keyhaul.sources.sqlite import values
 from keyhaul.sources.sqlite.bounds import row_of
-from keyhaul.sources.sqlite.catalog import ROWID, quoted
+from keyhaul.sources.sqlite.catalog import ROWID
 from keyhaul.sources.sqlite.strict import judge, key_texts, strict_select, wanted_keys
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class Rows:
 
     def expression(self, field: Field) -> str:
         """Return the column as SQL."""
-        return self.rowid if field.name == ROWID else quoted(field.name)
+        return self.rowid if field.name == ROWID else quote_name(field.name)
 
     def where(self, chunk: Chunk) -> str:
         """Return the condition that a chunk's records meet; for keys, one that all of them meet, and perhaps others."""
@@ -118,7 +119,9 @@ class SqliteReader:
         seeds = ", ".join(f"{_SEEDS[field.declared.kind]} as c{n}" for n, field in enumerate(rows.fields))
         columns = ", ".join(map(rows.expression, rows.fields))
         try:
-            table = self._query(f"select {seeds} union all select {columns} from {quoted(rows.table)} where {where}")
+            table = self._query(
+                f"select {seeds} union all select {columns} from {quote_name(rows.table)} where {where}"
+            )
         except ChunkError as error:
             raise _DoubtError from error
         frame = pl.DataFrame(pl.from_arrow(table))
@@ -134,7 +137,7 @@ class SqliteReader:
         """
         rows = self._rows
         seeds, columns = strict_select(rows.fields, [rows.expression(field) for field in rows.fields], rows.encoding)
-        table = self._query(f"select {seeds} union all select {columns} from {quoted(rows.table)} where {where}")
+        table = self._query(f"select {seeds} union all select {columns} from {quote_name(rows.table)} where {where}")
         frame = pl.DataFrame(pl.from_arrow(table))
         judged = judge(frame, rows.fields)
         found = key_texts(judged, rows.fields, rows.key)
