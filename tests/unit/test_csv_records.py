@@ -70,9 +70,7 @@ def test_every_record_is_taken_apart_as_the_csv_module_does_it_strictly_or_is_ba
 
 
 def test_a_record_that_cannot_be_taken_apart_costs_itself():
-    text = (
-        b'1,plain\n2,"two\nlines"\n3,too,many\n4\n5,"never closed\n6,"ab"cd\n7,5" disk\n8,nul\0here\n9,caf\xe9\n\n10,"q""q"\r\n11,end'
-    )
+    text = b'1,plain\n2,"two\nlines"\n3,too,many\n4\n5,"never closed\n6,"ab"cd\n7,5" disk\n8,nul\0here\n9,caf\xe9\n\n10,"q""q"\r\n11,end'
     tokens = take_apart(text, ["id", "t"], COMMA)
     assert list(tokens.texts.iter_rows()) == [
         ("1", "plain"),

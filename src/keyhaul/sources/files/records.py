@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 _LF: Final = 10
 _CR: Final = 13
 
+MOST_RECORD_BYTES: Final = 64 * 2**20
+"""A record that has no end within so many bytes is one whose quote is not closed: what is held at a time is bounded."""
+
 CLOSING: Final = "text after a closing quote, or a quote that is not closed"
 BARE_CR: Final = "a carriage return without a line feed"
 
@@ -66,7 +69,9 @@ def _vectorised(text: bytes, dialect: Dialect, *, last: bool) -> Spans | None:
     data = bytes_of(text)
     size = data.len()
     feeds = where(data == _LF)
-    quotes = where(data == ord(dialect.quote)) if dialect.quote is not None and dialect.quote.encode() in text else _NONE
+    quotes = (
+        where(data == ord(dialect.quote)) if dialect.quote is not None and dialect.quote.encode() in text else _NONE
+    )
     if not _well_quoted(data, quotes, dialect, last=last):
         return None
     outside = feeds.filter(_outside(feeds, quotes)) if quotes.len() else feeds
@@ -84,6 +89,8 @@ def _vectorised(text: bytes, dialect: Dialect, *, last: bool) -> Spans | None:
         ends = ends - cut.cast(pl.Int64)
     full = ends > starts
     starts = starts.filter(full)
+    if ((ends.filter(full) - starts) > MOST_RECORD_BYTES).any() or size - after > MOST_RECORD_BYTES:
+        return None
     return Spans(
         starts=starts,
         ends=ends.filter(full),
@@ -105,6 +112,7 @@ def bytes_of(text: bytes) -> pl.Series:
 
 
 def where(mask: pl.Series) -> pl.Series:
+    """Return the positions at which a mask is true, as Int64."""
     return mask.arg_true().cast(pl.Int64)
 
 
@@ -140,7 +148,9 @@ def _well_quoted(data: pl.Series, quotes: pl.Series, dialect: Dialect, *, last: 
     delimiter = ord(dialect.delimiter)
     opening, closing = quotes.gather_every(2), quotes.gather_every(2, 1)
     before, behind = _at(data, opening - 1), _at(data, closing + 1)
-    twice = (opening - 1 == closing.shift(1).extend_constant(None, opening.len() - closing.len())).fill_null(value=False)
+    twice = (opening - 1 == closing.shift(1).extend_constant(None, opening.len() - closing.len())).fill_null(
+        value=False
+    )
     if not ((before == delimiter) | (before == _LF) | twice).all():
         return False
     again = (closing + 1 == opening.shift(-1).head(closing.len())).fill_null(value=False)
@@ -183,13 +193,14 @@ def strictly(text: bytes, dialect: Dialect, *, last: bool) -> Spans:
     bad: dict[int, str] = {}
     position, line, size = 0, 0, len(text)
     while position < size:
-        match = record.match(text, position)
-        whole = match is not None and (last or match["end"] != b"")
+        match = record.match(text, position, position + MOST_RECORD_BYTES)
+        decided = last or position + MOST_RECORD_BYTES < size
+        whole = match is not None and (match["end"] != b"" or (match.end() == size and last))
         if match is not None and whole:
             end, following, wrong = match.start("end"), match.end(), ""
         else:
             feed = text.find(b"\n", position)
-            if not last and (match is not None or feed < 0 or _may_go_on(text, position, dialect)):
+            if not decided and (match is not None or feed < 0 or _may_go_on(text, position, dialect)):
                 break
             following = size if feed < 0 else feed + 1
             end = following if feed < 0 else feed

@@ -116,7 +116,7 @@ def _float(text: pl.Series, column: Column, _zone: str | None) -> _Read:
 def _boolean(text: pl.Series, _column: Column, _zone: str | None) -> _Read:
     plain = _bare(text).str.to_lowercase()
     yes, no = (plain.is_in(pl.Series(words).implode()) for words in (_TRUE, _FALSE))
-    values = pl.select(pl.when(yes).then(True).when(no).then(False)).to_series()
+    values = pl.select(pl.when(yes).then(pl.lit(value=True)).when(no).then(pl.lit(value=False))).to_series()
     return values, "a boolean such as true, f, yes or 0"
 
 
@@ -144,7 +144,7 @@ def _moment(text: pl.Series, column: Column, zone: str | None) -> _Read:
         offset.str.extract(r"[+-]([0-9]{2})").cast(pl.Int32).fill_null(0) * 60
         + offset.str.extract(r"[+-][0-9]{2}:?([0-9]{2})").cast(pl.Int32).fill_null(0)
     ) * pl.select(pl.when(offset.str.starts_with("-")).then(-1).otherwise(1)).to_series()
-    absolute = (local - pl.select(pl.duration(minutes=minutes)).to_series()).dt.replace_time_zone("UTC")
+    absolute = (local - (minutes.cast(pl.Int64) * _MINUTE).cast(pl.Duration("us"))).dt.replace_time_zone("UTC")
     values = absolute.set(~(zoned & (minutes.abs() < _DAY_MINUTES)), None)
     if zone is None:
         return values, expected
@@ -156,6 +156,7 @@ def _moment(text: pl.Series, column: Column, zone: str | None) -> _Read:
 
 
 _TO_MINUTES: Final = 16
+_MINUTE: Final = 60_000_000
 _DAY_MINUTES: Final = 24 * 60
 
 
