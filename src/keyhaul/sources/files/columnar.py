@@ -15,6 +15,7 @@ from keyhaul.sources.columns import column_of
 from keyhaul.sources.files.delimited import REJECTED
 from keyhaul.sources.files.file import LINE, RECORD_NUMBER, Found
 from keyhaul.sources.files.parts import check_unchanged
+from keyhaul.sources.files.values import typed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -190,6 +191,8 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     kind = column.type
     if pa.types.is_dictionary(kind):
         return column.cast(kind.value_type)
+    if pa.types.is_date64(kind):
+        return column.cast(pa.date32())
     if pa.types.is_null(kind) or pa.types.is_decimal256(kind):
         return column.cast(pa.string())
     return column
@@ -247,39 +250,42 @@ _PG_TYPES: Final = (
     (pa.types.is_null, "text"),
     (pa.types.is_date, "date"),
     (pa.types.is_time, "time without time zone"),
-    (lambda kind: pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind), "bytea"),
+    (pa.types.is_binary, "bytea"),
+    (pa.types.is_large_binary, "bytea"),
+    (pa.types.is_fixed_size_binary, "bytea"),
     (_nested, "jsonb"),
 )  # fmt: skip
 
 
 def _as_type(values: pl.Series, column: Column) -> tuple[pl.Series, str]:
     """Give a column of a file the type of a PostgreSQL column; what it cannot hold becomes NULL, to be told."""
-    base, have = column.base_type, values.dtype
     expected = f"a value of {column.pg_type}"
-    if have in (pl.String, pl.Binary) and base in ("text", "bytea"):
-        return values, expected
-    if have.is_nested() and base in ("json", "jsonb", "text"):
-        return _as_json(values), expected
-    if isinstance(have, pl.Time):
-        return values.dt.to_string("%H:%M:%S%.f"), expected
-    if isinstance(have, pl.Datetime) and base in ("timestamp", "timestamptz"):
-        return _moment(values, base), f"{expected} in whole microseconds"
-    if have == pl.Date and base == "date":
-        return values, expected
-    from keyhaul.sources.files.values import typed
-
+    if isinstance(values.dtype, pl.Datetime) and column.base_type in {"timestamp", "timestamptz"}:
+        return _moment(values, column.base_type), f"{expected} in whole microseconds"
+    natural = _naturally(values, column)
+    if natural is not None:
+        return natural, expected
     # Everything else goes by its text, under the same rules as a text file's values: 1.5 is no integer.
-    texts = values.cast(pl.String) if have != pl.Boolean else values.cast(pl.Int8).cast(pl.String)
-    if have.is_float() and base in _WHOLE:
-        texts = (
-            pl.select(pl.when(values == values.floor()).then(values.cast(pl.Int64, strict=False)))
-            .to_series()
-            .cast(pl.String)
-        )
-    if _holds(have, column):
-        return values.cast(_dtype(column), strict=False), expected
+    texts = values.cast(pl.String) if values.dtype != pl.Boolean else values.cast(pl.Int8).cast(pl.String)
+    if values.dtype.is_float() and column.base_type in _WHOLE:
+        whole = pl.when(values == values.floor()).then(values.cast(pl.Int64, strict=False))
+        texts = pl.select(whole).to_series().cast(pl.String)
     found = typed(pl.DataFrame({column.name: texts}), {column.name: column})
     return found.frame.to_series(), expected
+
+
+def _naturally(values: pl.Series, column: Column) -> pl.Series | None:
+    """Return values of a type that is the column's own, or that a cast neither rounds nor guesses; else None."""
+    base, have = column.base_type, values.dtype
+    if (have == pl.String and base == "text") or (have == pl.Binary and base == "bytea"):
+        return values
+    if have == pl.Date and base == "date":
+        return values
+    if have.is_nested() and base in {"json", "jsonb", "text"}:
+        return _as_json(values)
+    if isinstance(have, pl.Time):
+        return values.dt.to_string("%H:%M:%S%.f")
+    return values.cast(_dtype(column), strict=False) if _holds(have, column) else None
 
 
 _WHOLE: Final = {"int2": pl.Int16(), "int4": pl.Int32(), "int8": pl.Int64()}

@@ -186,12 +186,18 @@ class Delimited:
         spans = tokens.spans
         return pl.DataFrame(
             [
-                (number + record + 1, spans.lines[number] + line + 1, reason, why, raw_text(text[spans.starts[number] : spans.ends[number]]))
+                (
+                    number + record + 1,
+                    spans.lines[number] + line + 1,
+                    reason,
+                    why,
+                    raw_text(text[spans.starts[number] : spans.ends[number]]),
+                )
                 for number, reason, why in sorted(rows)
             ],
             schema=REJECTED,
             orient="row",
-        )  # fmt: skip
+        )
 
 
 def raw_text(raw: bytes) -> str:

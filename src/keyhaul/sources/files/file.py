@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from keyhaul.model import Column
 
 FILE, RECORD_NUMBER, LINE = "_file", "_record_number", "_line"
-"""Columns of each file of our own: its path, the record's number in it from 1, the physical line it begins on from 1."""
+"""Columns of each file of our own: its path, the record's number in it from 1, the physical line it begins on from
+1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,8 +29,8 @@ class Inferred:
 def infer(texts: pl.Series) -> Inferred:
     """Return the type that every text of a sample fits, unchanged in both directions.
 
-    Leading zeros stay text, 1.10 is numeric, and so is a whole number beyond bigint. A value behind the sample that does
-    not fit is a rejected record, never a NULL.
+    Leading zeros stay text, 1.10 is numeric, and so is a whole number beyond bigint. A value behind the sample that
+    does not fit is a rejected record, never a NULL.
     """
     values = texts.drop_nulls()
     looked = f"{values.len():,} value{'s' * (values.len() != 1)} looked at"

@@ -49,7 +49,8 @@ def find_files(given: Sequence[str], wanted: Format | None) -> tuple[tuple[Path,
     if None in formats:
         odd = next(path for path in found if format_of(path) is None)
         raise ConfigError(
-            f"read {odd}: its ending says no format, expected one of {', '.join(ENDINGS)}. Rename it, or give format: in a job file"
+            f"read {odd}: its ending says no format, expected one of {', '.join(ENDINGS)}. "
+            "Rename it, or give format: in a job file"
         )
     if len(formats) > 1:
         names = ", ".join(sorted(str(one) for one in formats))

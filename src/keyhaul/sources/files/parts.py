@@ -1,8 +1,9 @@
 """A text file cut into parts by bytes, each of whole records, without reading it first.
 
-Part k has the records whose first byte lies in ``[k * part_bytes, (k + 1) * part_bytes)`` of the file. Where the first of
-them begins follows from the part before, since only who has read from the beginning knows what is quoted: so borders are
-found in their order, each once, by whoever needs the next one; what was read for it is handed on and not read again.
+Part k has the records whose first byte lies in ``[k * part_bytes, (k + 1) * part_bytes)`` of the file. Where the
+first of them begins follows from the part before, since only who has read from the beginning knows what is quoted: so
+borders are found in their order, each once, by whoever needs the next one; what was read for it is handed on and not
+read again.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ def check_unchanged(before: tuple[int, int], now: tuple[int, int], name: str) ->
     """
     if before != now:
         msg = (
-            f"read {name}: the file has changed since the run began ({before[0]:,} bytes then, {now[0]:,} now), expected "
-            "the same. Put the old one back and run the same command, or start anew with --fresh"
+            f"read {name}: the file has changed since the run began ({before[0]:,} bytes then, {now[0]:,} now), "
+            "expected the same. Put the old one back and run the same command, or start anew with --fresh"
         )
         raise StopRunError(msg)

@@ -1,9 +1,9 @@
 """Where the records of a CSV text begin and end: one definition, in a vectorised form and in a strict one.
 
-A record ends at LF or CR LF outside quotes. A quote opens a field only as its first character, and closes it only before
-a delimiter, a line end or the end of the text; inside, it is doubled. In a field that begins with anything else it is an
-ordinary character (5" disk). A blank line is no record. A physical line that
-breaks this is a bad record by itself, and the next one begins after it: an unclosed quote never takes its neighbours along.
+A record ends at LF or CR LF outside quotes. A quote opens a field only as its first character, and closes it only
+before a delimiter, a line end or the end of the text; inside, it is doubled. In a field that begins with anything
+else it is an ordinary character (5" disk). A blank line is no record. A physical line that breaks this is a bad
+record by itself, and the next one begins after it: an unclosed quote never takes its neighbours along.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def _feeds(like: pl.Series) -> pl.Series:
 
 
 def _well_quoted(data: pl.Series, quotes: pl.Series, dialect: Dialect, *, last: bool) -> bool:
-    """Whether every first, third, … quote opens a field or stands twice, and every other one closes one or stands twice.
+    """Whether each odd quote opens a field or stands twice, and each even one closes one or stands twice.
 
     In a text that goes on, the last record may be cut anywhere, so an open quote at the end is no fault; what stands
     behind the last complete record is looked at again with the next part.

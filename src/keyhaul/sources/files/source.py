@@ -16,7 +16,6 @@ from keyhaul.postgres import pgtypes
 from keyhaul.sources.columns import column_of
 from keyhaul.sources.files.columnar import Columnar
 from keyhaul.sources.files.delimited import Delimited
-from keyhaul.sources.files.dialect import Dialect
 from keyhaul.sources.files.file import FILE, LINE, RECORD_NUMBER
 from keyhaul.sources.files.infer import infer
 from keyhaul.sources.files.listing import Format, find_files
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from keyhaul.model import Column
+    from keyhaul.sources.files.dialect import Dialect
     from keyhaul.sources.files.file import File
 
 _MOMENT: Final = "the bytes of the files when the run began: one that changes meanwhile stops the run"
@@ -166,7 +166,7 @@ class FilesSource:
             RefusedError: a file is compressed, and its plain copy is this process's own.
         """
         if self._format == "csv" and any(getattr(file, "spooled", False) for file in self._files):
-            msg = "read files in another process: a compressed file has a copy that only this process sees. Unpack it first"
+            msg = "read files in another process: only this one sees a compressed file's copy. Unpack it first"
             raise RefusedError(msg)
         wanted = self._wanted
         declared = {name: column.pg_type for name, column in self._columns.items()}

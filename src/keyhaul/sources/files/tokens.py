@@ -42,8 +42,8 @@ class Tokens:
 def take_apart(text: bytes, names: Sequence[str], dialect: Dialect) -> Tokens:
     """Take apart the records of a text that has only whole ones.
 
-    pyarrow does it for all records that are well formed; those that are not are found by themselves and left out, so that
-    each costs itself.
+    pyarrow does it for all records that are well formed; those that are not are found by themselves and left out, so
+    that each costs itself.
 
     Args:
         text: whole records.

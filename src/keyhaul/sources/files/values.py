@@ -1,8 +1,8 @@
 """From texts to values of a PostgreSQL type: one rule for each type, for every format whose values are texts.
 
-What PostgreSQL itself would change (digits that are rounded off, an offset that is dropped, a time of day that is cut) is
-no value of the type here; neither are 0x1F and 1_000, which only newer servers take. Blanks around a value are no part of
-it, except in texts.
+What PostgreSQL itself would change (digits that are rounded off, an offset that is dropped, a time of day that is
+cut) is no value of the type here; neither are 0x1F and 1_000, which only newer servers take. Blanks around a value
+are no part of it, except in texts.
 """
 
 from __future__ import annotations
