@@ -59,6 +59,11 @@ class SourceKind(Part):
     kind: str
     uri: str | None = _uri(None)
 
+    @property
+    def read_table(self) -> str | None:
+        """The table that is read, as a person gave it; None for a query, and where there are no tables."""
+        return None
+
     def identity(self) -> dict[str, Any]:
         """Return what makes it the same source, JSON-ready; only texts that a user wrote may hold a secret."""
         raise NotImplementedError
@@ -105,6 +110,11 @@ class TablesSource(SourceKind):
         "ETL_TIME_ZONE",
         min_length=1,
     )
+
+    @property
+    def read_table(self) -> str | None:
+        """The table that is read, as a person gave it; None for a query."""
+        return self.table
 
     @property
     def rows(self) -> dict[str, Any]:
