@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import threading
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -18,7 +17,7 @@ from keyhaul.sources.files.parts import check_unchanged
 from keyhaul.sources.files.values import typed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from keyhaul.model import Column
@@ -157,15 +156,15 @@ class _Parquet:
     def __init__(self, path: Path) -> None:
         import pyarrow.parquet as pq
 
-        self._open = lambda: pq.ParquetFile(path, pre_buffer=False, coerce_int96_timestamp_unit="us")
-        with contextlib.closing(self._open()) as file:
+        self._open: Callable[[], Any] = lambda: pq.ParquetFile(path, pre_buffer=False, coerce_int96_timestamp_unit="us")
+        with self._open() as file:
             self.schema = file.schema_arrow
             groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
         self.rows = tuple(group.num_rows for group in groups)
         self.size = sum(group.total_byte_size for group in groups)
 
     def batches(self, group: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        with contextlib.closing(self._open()) as file:
+        with self._open() as file:
             yield from file.iter_batches(
                 batch_size=_ROWS_AT_A_TIME, row_groups=[group], columns=list(columns), use_threads=False
             )

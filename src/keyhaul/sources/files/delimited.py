@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Final
 
 import polars as pl
@@ -206,8 +205,3 @@ def raw_text(raw: bytes) -> str:
     if len(text) <= RAW_CHARACTERS:
         return text
     return f"{text[:RAW_CHARACTERS]}… ({len(raw):,} bytes)"
-
-
-def key_of(name: str, number: int) -> str:
-    """Return a record's key as the quarantine has it."""
-    return json.dumps([name, str(number)], ensure_ascii=False)

@@ -99,6 +99,7 @@ class FilesSource:
             routes=routes,
             key=_OWN,
             own=(FILE, RECORD_NUMBER, LINE),
+            driver="keyhaul and pyarrow",
             moment=_MOMENT,
             resumed=_RESUMED,
             key_unique=True,
@@ -332,7 +333,7 @@ class FilesReader:
         found = []
         for part in parts:
             batch = self._read(file, part)
-            keys = [json.dumps([file.name, str(number)], ensure_ascii=False) for number in numbers]
+            keys = [_key(file.name, number) for number in numbers]
             found.append(
                 replace(
                     batch,
@@ -349,7 +350,7 @@ _OWN_TYPES: Final = {FILE: pl.String(), RECORD_NUMBER: pl.Int64(), LINE: pl.Int6
 def _rejected(name: str, found: pl.DataFrame) -> pl.DataFrame:
     """Return rejected records as the engine takes them."""
     short = Path(name).name
-    keys = [json.dumps([name, str(number)], ensure_ascii=False) for number in found["number"]]
+    keys = [_key(name, number) for number in found["number"]]
     place = (
         pl.when(pl.col("line").is_null())
         .then(pl.format("{} record {}", pl.lit(short), "number"))
@@ -358,6 +359,11 @@ def _rejected(name: str, found: pl.DataFrame) -> pl.DataFrame:
     return found.select(
         "reason", "message", place.alias("place"), pl.Series("key", keys, dtype=pl.String), "raw"
     ).select(REJECTED_BY_SOURCE.keys())
+
+
+def _key(name: str, number: int) -> str:
+    """Return a record's key as the quarantine has it."""
+    return json.dumps([name, str(number)], ensure_ascii=False, separators=(",", ":"))
 
 
 def _table_name(path: Path) -> str:
