@@ -64,7 +64,7 @@ _LADDER: Final[tuple[tuple[str, Callable[[pl.Series], bool], Callable[[pl.Series
     ("boolean", _all(r"^(true|false|True|False|TRUE|FALSE)$"), _like),
     ("bigint", _fits_bigint, _widest),
     ("numeric", _all(_NUMBER), _widest),
-    ("double precision", _all(r"^-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?$"), _widest),
+    ("double precision", _all(r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?$"), _widest),
     ("date", _all(r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$"), _like),
     ("timestamp with time zone", _all(_MOMENT + r"\s?(Z|[+-][0-9]{2}(:?[0-9]{2})?)$"), _like),
     ("timestamp without time zone", _all(_MOMENT + "$"), _like),

@@ -56,7 +56,11 @@ class TextFile:
         self._plain = self._given
         how = COMPRESSED.get(path.suffix.lower())
         if how is not None or codecs.lookup(encoding).name != "utf-8":
-            self._spool = _spooled(path, how, encoding, work_dir)
+            try:
+                self._spool = _spooled(path, how, encoding, work_dir)
+            except BaseException:
+                self.close()
+                raise
             self._plain = self._spool.fileno()
         self.size = os.fstat(self._plain).st_size
         self.begin = len(_BOM) if self._pread(0, len(_BOM)) == _BOM else 0
@@ -118,6 +122,9 @@ def _spooled(path: Path, how: str | None, encoding: str, work_dir: Path | None) 
             if not plain:
                 spool.write(decoder.decode(b"", final=True).encode("utf-8", "surrogateescape"))
         spool.flush()
+    except ConfigError:
+        spool.close()
+        raise
     except (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, pa.ArrowException, OSError) as error:
         spool.close()
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -137,11 +144,11 @@ def _decompressed(path: Path, how: str | None) -> IO[bytes]:
     if how == "zstd":
         return pa.CompressedInputStream(pa.OSFile(str(path)), "zstd")  # type: ignore[no-any-return]
     if how == "zip":
-        archive = zipfile.ZipFile(path)
-        members = [one for one in archive.infolist() if not one.is_dir()]
-        if len(members) != 1:
-            raise ConfigError(
-                f"read {path}: {len(members)} files in the archive, expected one. Unpack it, and give the folder"
-            )
-        return archive.open(members[0])
+        with zipfile.ZipFile(path) as archive:  # what is opened in it stays open
+            members = [one for one in archive.infolist() if not one.is_dir()]
+            if len(members) != 1:
+                raise ConfigError(
+                    f"read {path}: {len(members)} files in the archive, expected one. Unpack it, and give the folder"
+                )
+            return archive.open(members[0])
     return path.open("rb")
