@@ -55,9 +55,7 @@ def test_a_file_has_the_same_records_in_parts_of_any_size(tmp_path, part_bytes):
     ]
 
 
-@given(
-    st.text(alphabet='a",\n\r', max_size=60).map(str.encode), st.integers(1, 40), st.randoms(use_true_random=False)
-)
+@given(st.text(alphabet='a",\n\r', max_size=60).map(str.encode), st.integers(1, 40), st.randoms(use_true_random=False))
 def test_any_text_has_the_same_records_and_bad_ones_in_any_parts_in_any_order(tmp_path_factory, text, size, random):
     path = tmp_path_factory.mktemp("parts") / "a.csv"
     path.write_bytes(text)
@@ -157,7 +155,9 @@ class opened:  # noqa: N801 - a short word in the tests
 @pytest.mark.parametrize("chunk_rows", [1, 2, 1000])
 def test_a_bad_record_costs_itself_and_says_where_it_is(tmp_path, chunk_rows):
     path = tmp_path / "odd.csv"
-    path.write_bytes(b'id,qty,t\n1,10,ok\n2,20\n3,30,x,extra\n\n4,"",b\n5,1.5,c\n6,60,"never closed\n7,70,"two\nlines"\n')
+    path.write_bytes(
+        b'id,qty,t\n1,10,ok\n2,20\n3,30,x,extra\n\n4,"",b\n5,1.5,c\n6,60,"never closed\n7,70,"two\nlines"\n'
+    )
     declared = {"id": "integer", "qty": "integer", "t": "text"}
     rows, left = opened(path, declared=declared).read_all(chunk_rows)
     whole = "expected a whole number from -2147483648 to 2147483647"

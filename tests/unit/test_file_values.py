@@ -47,7 +47,7 @@ def test_a_text_becomes_the_value_that_postgresql_stores(base_type, more, values
 @pytest.mark.parametrize(
     ("base_type", "more", "texts"),
     [
-        ("int4", {}, ["1.5", "1e3", "0x1F", "1_000", "", " ", "2147483648", "one", "1 2", "١"]),
+        ("int4", {}, ["1.5", "1e3", "0x1F", "1_000", "", " ", "2147483648", "one", "1 2", "\u0661"]),
         ("int8", {}, ["9223372036854775808"]),
         ("int2", {}, ["32768"]),
         ("float8", {}, ["1e400", "1e-400", "0x1F", "", "1,5", "--1"]),

@@ -232,7 +232,7 @@ class FilesSource(SourceKind):
         None,
         "Zone in which timestamps without a zone are meant, for a column with one.",
         "a zone such as Europe/Berlin",
-        "",
+        (),
         "ETL_TIME_ZONE",
         min_length=1,
     )

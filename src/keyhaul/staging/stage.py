@@ -74,7 +74,6 @@ class Stager:
         frame: pl.DataFrame,
         failed: pl.DataFrame,
         columns: Sequence[WriteColumn] | None = None,
-        refused: pl.DataFrame | None = None,
     ) -> Staged:
         """Split a transformed chunk into rows to load and records to quarantine.
 
@@ -83,7 +82,6 @@ class Stager:
             frame: the chunk after the transform.
             failed: records that the transform could not do, as ``_record``, ``message`` and ``rule``.
             columns: the mapping of this chunk, when it is not the run's.
-            refused: records that the source could not give, from `unread`; they count as read.
 
         Raises:
             StopRunError: a row fails a rule with ``on_fail: stop``.
@@ -108,20 +106,11 @@ class Stager:
         losers = self._duplicates(frame, gone)
         gone = gone.append(losers)
         whole = pl.concat(rejected)
-        rejected_whole = self.with_records(whole, source)
-        if refused is not None and refused.height:
-            rejected_whole = pl.concat([rejected_whole, refused])
-        beyond = 0 if refused is None else refused.height
         return Staged(
             # All that goes, goes at once: each filter of the whole frame copies all of its columns.
             accepted=_without(frame, gone),
-            rejected=rejected_whole,
-            counts=Counts(
-                read=source.height + beyond,
-                filtered=filtered,
-                duplicate=losers.len(),
-                quarantined=whole.height + beyond,
-            ),
+            rejected=self.with_records(whole, source),
+            counts=Counts(read=source.height, filtered=filtered, duplicate=losers.len(), quarantined=whole.height),
             describe=partial(self.with_records, source=source),
             warned=warned,
             duplicates=losers,
@@ -285,25 +274,6 @@ class Stager:
             rejected.with_columns(pl.col("message").replace(said)) if any(a != b for a, b in said.items()) else rejected
         )
         return told.hstack(described.drop(RECORD)).select(pl.col(name).cast(dtype) for name, dtype in REJECTED.items())
-
-
-def unread(rejected: pl.DataFrame, first: int) -> pl.DataFrame:
-    """Return the records that a source could not give, as the quarantine has rejected ones.
-
-    Args:
-        rejected: as `sources.source.REJECTED_BY_SOURCE`.
-        first: the number of the first of them, behind those of the chunk's frame.
-    """
-    said = {text: hide(text) for text in rejected["message"].unique()}
-    place = pl.format("{}: ", "place").fill_null("")
-    return rejected.select(
-        pl.int_range(first, first + rejected.height, dtype=pl.Int64).alias(RECORD),
-        pl.lit("read").alias("stage"),
-        pl.concat_list("reason").alias("rules"),
-        pl.concat_str(place, pl.col("message").replace(said)).alias("message"),
-        "key",
-        pl.struct("place", pl.col("raw").alias("raw")).struct.json_encode().alias("data"),
-    ).cast(dict(REJECTED))  # type: ignore[arg-type] # Polars' own types are not a mapping's values
 
 
 _NOBODY: Final = pl.DataFrame(schema={name: REJECTED[name] for name in (RECORD, "stage", "rules", "message")})
