@@ -48,12 +48,14 @@ class SourceKind(Part):
     Attributes:
         schemes: of the URIs that mean this kind; `words` are whole ones.
         endings: of the paths that mean it, in lower case.
+        has_key: whether it has columns that a record is found by.
         needs_key: whether ``key:`` must be given; else the source itself knows what it is cut by.
     """
 
     schemes: ClassVar[tuple[str, ...]] = ()
     words: ClassVar[tuple[str, ...]] = ()
     endings: ClassVar[tuple[str, ...]] = ()
+    has_key: ClassVar[bool] = True
     needs_key: ClassVar[bool] = True
 
     kind: str
@@ -204,6 +206,7 @@ class FilesSource(SourceKind):
 
     schemes = ("file",)
     endings = (".csv", ".tsv", ".tab", ".parquet", ".arrow", ".feather", ".ipc")
+    has_key: ClassVar[bool] = False
     packed: ClassVar[tuple[str, ...]] = (".gz", ".zst", ".bz2", ".xz", ".zip")
     needs_key = False
 
@@ -339,7 +342,7 @@ def _by_address(address: object) -> type[Source] | None:
     for packed in FilesSource.packed:
         plain = plain.removesuffix(packed)
     found = next((kind for kind in KINDS.values() if plain.endswith(kind.endings or ("\0",))), None)
-    return FilesSource if found is None and (Path(address).is_dir() or address.endswith("/")) else found
+    return FilesSource if found is None and len(address) > 1 and Path(address).is_dir() else found
 
 
 def _refuse_address(draft: Draft, place: Place, address: object) -> None:

@@ -103,11 +103,8 @@ class FilesSource:
             moment=_MOMENT,
             resumed=_RESUMED,
             key_unique=True,
+            evidence=self._evidence,
         )
-
-    def evidence(self) -> Mapping[str, str]:
-        """Return what the inferred types rest on, by column."""
-        return self._evidence
 
     def identity(self) -> Mapping[str, Any]:
         """Return path, size and time of change of each file, and how they are read."""
