@@ -518,7 +518,7 @@ def test_the_documentation_is_what_the_model_says() -> None:
 
 
 @pytest.mark.parametrize(
-    "one", [one for one in settings() if one.expected == "true or false"], ids=lambda one: one.variable
+    "one", [one for one in settings() if one.expected == "true or false" and one.variable], ids=lambda one: one.variable
 )
 @pytest.mark.parametrize(("text", "value"), [("true", True), ("1", True), ("false", False), ("0", False)])
 def test_a_variable_switches_what_a_flag_switches(one, text, value):
@@ -638,7 +638,7 @@ def test_a_flag_or_a_variable_says_another_kind_of_source_than_the_file(shop: Pa
 
 KINDS = (
     "postgresql://, postgres:// or embedded (kind postgres), "
-    "or sqlite:/// or a path that ends in .db, .sqlite or .sqlite3 (kind sqlite)"
+    "or sqlite:/// or a path that ends in .db, .sqlite or .sqlite3 (kind sqlite), or file:/// or a path that ends in .csv, .tsv, .tab, .parquet, .arrow, .feather or .ipc (kind files)"
 )
 
 
@@ -659,7 +659,7 @@ KINDS = (
         ({"uri": "sqlite:///none.db"}, 'uri: got "none.db", which is not there, expected a file. Correct the path'),
         ({"path": "folder.db"}, 'path: got "folder.db", which is a folder, expected a file. Correct the path'),
         ({"uri": SHOP, "reader": "adbc"}, "reader: got a reader for a source of kind sqlite, expected it for kind postgres only. Leave it out"),
-        ({"kind": "postgres", "path": "shop.db"}, "path: got a path for a source of kind postgres, expected it for kind sqlite only. Leave it out"),
+        ({"kind": "postgres", "path": "shop.db"}, "path: got a path for a source of kind postgres, expected it for kind sqlite or files only. Leave it out"),
         ({"uri": SHOP, "reedr": "adbc"}, "reedr: got an unknown key, expected reader"),
     ],
 )  # fmt: skip

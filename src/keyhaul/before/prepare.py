@@ -239,7 +239,7 @@ def _settle_table(
     copied = {column.source for column in transform.output.values() if column.source}
     definition = known.definition(copied) if known is not None else None
     into = job.target.table
-    if into == job.source.table:
+    if into == job.source.read_table:
         into = described.table
     target = inspect_target(
         target_conn,
@@ -252,7 +252,7 @@ def _settle_table(
         foreign_keys=job.target.with_foreign_keys,
     )
     _refuse_itself(ends, source, target)
-    given = [part for name in (job.source.table, into) if name for part in _parts(target_conn, name)]
+    given = [part for name in (job.source.read_table, into) if name for part in _parts(target_conn, name)]
     _check_names([*given, target.schema, target.table, *transform.output])
     columns = build_mapping(transform.output, sources, target.columns, target.label, time_zone=_check_zone(job))
     never_null = {name for name, one in transform.output.items() if one.source and sources[one.source].not_null}
@@ -293,7 +293,7 @@ def _settle_tables(
         _refuse_itself(ends, source, table.target)
         copied = {name: OutputColumn(dtype=pl.String(), source=origin) for name, origin in table.copies.items()}
         _check_shapes(source, target_conn, table.target, copied, table.columns)
-    given = [part for name in [job.source.table] if name for part in _parts(target_conn, name)]
+    given = [part for name in [job.source.read_table] if name for part in _parts(target_conn, name)]
     _check_names([*given, *transform.output])
     return together(tables), None, (), tables
 

@@ -147,7 +147,9 @@ def preview(job: Job, observe: Observer | None = None, *, full: bool = False) ->
 def _notes(prepared: Prepared, plan: Plan, sizing: Sizing) -> Iterator[str]:
     if sizing.notice:
         yield sizing.notice
-    if not prepared.source.describe().indexed and len(plan.chunks) > 1:
+    described = prepared.source.describe()
+    yield from (f"column {name}: {why}" for name, why in described.evidence.items())
+    if not described.indexed and len(plan.chunks) > 1:
         yield "no index leads with the key: each chunk scans the whole source"
     yield from filter(None, map(null_conflict, (prepared.target, *prepared.target.others)))
     if prepared.target.holds_rows:

@@ -33,6 +33,13 @@ def _names(value: object) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _words(value: object) -> tuple[str, ...]:
+    """Take a list of texts, which may be empty ones."""
+    if not isinstance(value, list | tuple) or not all(isinstance(word, str) for word in value):
+        raise ValueError(_NOT_NAMES)
+    return tuple(value)
+
+
 def _by(function: Callable[[Any], Any], **schema: object) -> tuple[Any, Any]:
     """Return the annotations of a field that `function` checks and whose file form has this JSON schema."""
     checked = GetPydanticSchema(lambda _source, _handler: core_schema.no_info_plain_validator_function(function))
@@ -40,6 +47,7 @@ def _by(function: Callable[[Any], Any], **schema: object) -> tuple[Any, Any]:
 
 
 Names = Annotated[tuple[str, ...], *_by(_names, **entries.ONE_OR_MORE)]
+Words = Annotated[tuple[str, ...], *_by(_words, type="array", items={"type": "string"})]
 Steps = Annotated[tuple[Step, ...], *_by(tuple, type="array", items=steps.STEP_SCHEMA)]
 Targets = Annotated[tuple[TableEntry, ...], *_by(tuple, **tablestep.TARGETS_SCHEMA)]
 Rules = Annotated[tuple[Rule, ...], *_by(tuple, **steps.RULES_SCHEMA)]

@@ -86,6 +86,11 @@ def fill_in(draft: Draft, *, must_exist: bool) -> None:
     if not isinstance(source, dict) or not isinstance(target, dict):
         return  # the model refuses it
     table, query = kind.complete(draft, source) if kind else None, source.get("query")
+    if draft.data.get("key") is not None and kind and not kind.has_key:
+        name = kind.model_fields["kind"].default
+        draft.refuse(
+            ("key",), "a key", f"none for kind {name}: its records are known by file and number", "Leave it out"
+        )
     if draft.data.get("key") is None and kind and not kind.needs_key:
         draft.data["key"] = ()
     if target.get("table") is None:

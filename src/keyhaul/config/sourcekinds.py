@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 from pydantic import Discriminator
 
+from keyhaul.config.fields import Names, Words
 from keyhaul.config.parts import EMBEDDED, EMBEDDED_TABLE, EVERYWHERE, Flag, Part, setting
 from keyhaul.errors import ConfigError
 from keyhaul.postgres.dsn import FOREIGN, Dsn
@@ -47,16 +48,23 @@ class SourceKind(Part):
     Attributes:
         schemes: of the URIs that mean this kind; `words` are whole ones.
         endings: of the paths that mean it, in lower case.
+        has_key: whether it has columns that a record is found by.
         needs_key: whether ``key:`` must be given; else the source itself knows what it is cut by.
     """
 
     schemes: ClassVar[tuple[str, ...]] = ()
     words: ClassVar[tuple[str, ...]] = ()
     endings: ClassVar[tuple[str, ...]] = ()
+    has_key: ClassVar[bool] = True
     needs_key: ClassVar[bool] = True
 
     kind: str
     uri: str | None = _uri(None)
+
+    @property
+    def read_table(self) -> str | None:
+        """The table that is read, as a person gave it; None for a query, and where there are no tables."""
+        return None
 
     def identity(self) -> dict[str, Any]:
         """Return what makes it the same source, JSON-ready; only texts that a user wrote may hold a secret."""
@@ -104,6 +112,11 @@ class TablesSource(SourceKind):
         "ETL_TIME_ZONE",
         min_length=1,
     )
+
+    @property
+    def read_table(self) -> str | None:
+        """The table that is read, as a person gave it; None for a query."""
+        return self.table
 
     @property
     def rows(self) -> dict[str, Any]:
@@ -165,7 +178,97 @@ class SqliteSource(TablesSource):
         return {"database": f"sqlite:///{Path(self.path).resolve()}", **self.rows}
 
 
-Source = PostgresSource | SqliteSource
+class CsvFormat(Part):
+    """How a CSV file is written."""
+
+    delimiter: str = setting(
+        ",",
+        "Between two fields; a tab for files that end in .tsv or .tab.",
+        "one ASCII character",
+        pattern=r'^[^"\r\n\x80-\U0010ffff]$',
+    )
+    quote: Literal['"', "'"] | None = setting(
+        '"', "Around a field; inside it twice for one. null: no field is quoted.", "a double or a single quote, or null"
+    )
+    encoding: str = setting("utf-8", "Of the text.", "an encoding such as utf-8, latin-1 or cp1252", min_length=1)
+    header: bool = setting(
+        default=True,
+        meaning="Whether the first line names the columns; else column1, column2 and so on.",
+        expected="true or false",
+    )
+    nulls: Words = setting(
+        ("",), "Unquoted words that are NULL; a quoted field never is.", 'a list of words such as ["", "NULL"]'
+    )
+
+
+class FilesSource(SourceKind):
+    """Files of one format: CSV, Parquet or Arrow, each a source of records without a key."""
+
+    schemes = ("file",)
+    endings = (".csv", ".tsv", ".tab", ".parquet", ".arrow", ".feather", ".ipc")
+    has_key: ClassVar[bool] = False
+    packed: ClassVar[tuple[str, ...]] = (".gz", ".zst", ".bz2", ".xz", ".zip")
+    needs_key = False
+
+    kind: Literal["files"] = _kind("files")
+    path: Names = setting(
+        ...,
+        "A file, a glob such as in/*.csv.gz, a folder, or a list of these; from the current directory.",
+        "a path or a list of paths",
+    )
+    format: Literal["csv", "parquet", "arrow"] | None = setting(
+        None, "How the files are written; by default what their endings say.", "csv, parquet or arrow"
+    )
+    columns: dict[str, str] = setting(
+        {},
+        "PostgreSQL types of columns; those of the others are inferred from a sample.",
+        "a mapping of columns to types such as {id: bigint, amount: numeric(12,2)}",
+    )
+    csv: CsvFormat = setting(CsvFormat(), "How CSV files are written.", "a mapping such as {delimiter: ;}")
+    extra_columns: Literal["refuse", "ignore"] = setting(
+        "refuse", "What becomes of a column that the first file does not have.", "refuse or ignore"
+    )
+    missing_columns: Literal["refuse", "null"] = setting(
+        "refuse", "What becomes of a column of the first file that another one does not have.", "refuse or null"
+    )
+    time_zone: str | None = setting(
+        None,
+        "Zone in which timestamps without a zone are meant, for a column with one.",
+        "a zone such as Europe/Berlin",
+        (),
+        "ETL_TIME_ZONE",
+        min_length=1,
+    )
+
+    def identity(self) -> dict[str, Any]:
+        """Return the whole paths, and how the files are read; size and date are the source's affair."""
+        return {
+            "files": [str(Path(path).resolve()) for path in self.path],
+            **self.model_dump(mode="json", exclude={"kind", "uri", "path"}),
+        }
+
+    @classmethod
+    def complete(cls, draft: Draft, body: dict[str, Any]) -> str | None:  # noqa: ARG003 - nothing can be wrong
+        """Return the name of a table that is called like the first file."""
+        path = body.get("path")
+        first = path[0] if isinstance(path, list | tuple) and path else path
+        return table_name(first) if isinstance(first, str) else None
+
+
+def table_name(path: str) -> str:
+    """Return a table's name like a file's or a folder's: lower case, letters, digits and underscores."""
+    name = Path(path).name
+    parent = Path(path).parent.name
+    stem = name.split(".", 1)[0] if not re.fullmatch(r"[*?\[\]{}]*", name.split(".", 1)[0]) else parent
+    plain = re.sub(r"\W+", "_", stem.lower()).strip("_")
+    if not plain or plain[0].isdigit():
+        plain = f"t_{plain}"
+    return plain.encode()[:_NAME_BYTES].decode(errors="ignore")
+
+
+_NAME_BYTES: Final = 63
+
+Source = PostgresSource | SqliteSource | FilesSource
 AnySource = Annotated[Source, Discriminator("kind")]
 KINDS: Final[dict[str, type[Source]]] = {kind.model_fields["kind"].default: kind for kind in get_args(Source)}
 
@@ -226,6 +329,8 @@ def _kind_of(draft: Draft, body: dict[str, Any]) -> type[Source] | None:
 def _by_address(address: object) -> type[Source] | None:
     if address is None or address == EMBEDDED:
         return PostgresSource
+    if isinstance(address, list | tuple) and address:
+        return _by_address(address[0])
     if not isinstance(address, str):
         return None
     scheme, separator, _ = address.strip().partition("://")
@@ -233,7 +338,11 @@ def _by_address(address: object) -> type[Source] | None:
         return next((kind for kind in KINDS.values() if scheme.lower() in kind.schemes), None)
     if re.match(r"[^/]*:[^/]*@", address):  # a login: a URI without its scheme
         return None
-    return next((kind for kind in KINDS.values() if address.lower().endswith(kind.endings or ("\0",))), None)
+    plain = address.lower()
+    for packed in FilesSource.packed:
+        plain = plain.removesuffix(packed)
+    found = next((kind for kind in KINDS.values() if plain.endswith(kind.endings or ("\0",))), None)
+    return FilesSource if found is None and len(address) > 1 and Path(address).is_dir() else found
 
 
 def _refuse_address(draft: Draft, place: Place, address: object) -> None:
@@ -265,12 +374,14 @@ def _read_path(draft: Draft, body: dict[str, Any], kind: type[Source], *, must_e
         body["path"] = "-"
         return
     if not isinstance(given, str):
-        return  # the model refuses it
+        return  # the model refuses it, or it is a list of paths
     path = given.strip() if place[-1] == "uri" else given
     if place[-1] == "uri" and "://" in path:
         path = _path_of_uri(draft, place, path, kind)
     body["path"] = path
     body.pop("uri", None)
+    if kind is FilesSource:
+        return  # a glob or a folder as well: who opens them says what is missing
     if must_exist and place not in draft.problems and not Path(path).is_file():
         got = f"{draft.show(place, path)}, which is {'a folder' if Path(path).is_dir() else 'not there'}"
         hint = "Correct the path"

@@ -143,6 +143,8 @@ class ChunkRow:
             return "NULL keys"
         if self.kind == "keys":
             return "quarantined keys"
+        if self.kind == "part":
+            return one_line(f"part {'.'.join(self.lower_bound or ())}")
         lower, upper = (", ".join(b) if b else "…" for b in (self.lower_bound, self.upper_bound))
         return one_line(f"{lower} to {upper}")
 

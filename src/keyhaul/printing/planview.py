@@ -38,12 +38,13 @@ def print_plan(preview: Preview, stream: TextIO) -> None:
 
 def _head(preview: Preview) -> Iterable[str]:
     plan = preview.plan
-    how = "exact boundaries" if plan.exact else "boundaries from a sample"
+    parts = any(chunk.kind == "part" for chunk in plan.chunks)
+    how = "exact boundaries" if plan.exact else "estimated from a sample" if parts else "boundaries from a sample"
     about = f"about {size(plan.estimated_bytes)}, " if plan.estimated_bytes else ""
     what = "cuts" if preview.merged else "chunks"
     yield f"  from   {preview.source}, read with {preview.reader}"
     yield f"  to     {preview.target}, loaded with {preview.loader}"
-    yield f"  key    {', '.join(preview.key)}; {preview.chunking}"
+    yield f"  key    {'none, parts of the source' if parts else ', '.join(preview.key)}; {preview.chunking}"
     yield f"  plan   {len(plan.chunks):,} {what}, {plan.estimated_rows:,} rows, {about}{how}"
     if preview.delta is not None:
         yield f"  reads  {preview.delta.reads}"
@@ -69,6 +70,8 @@ def _chunks(preview: Preview) -> Iterable[RenderableType]:
 def _range(key: tuple[str, ...], chunk: Chunk) -> str:
     if chunk.kind == "nulls":
         return f"{', '.join(key)} is null"
+    if chunk.kind == "part":
+        return f"part {'.'.join(chunk.lower or ())}"
     lower = "" if chunk.lower is None else ", ".join(chunk.lower)
     upper = "" if chunk.upper is None else ", ".join(chunk.upper)
     return f"[{lower or 'lowest'} … {upper or 'highest'}{')' if upper else ']'}"

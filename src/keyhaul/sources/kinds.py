@@ -59,7 +59,20 @@ def _join_sqlite(ticket: Ticket, environ: Mapping[str, str]) -> Reader:
     return join_sqlite(ticket, environ)
 
 
+def _open_files(opening: Opening) -> Source:
+    from keyhaul.sources.files.opening import open_source as open_files
+
+    return open_files(opening)
+
+
+def _join_files(ticket: Ticket, environ: Mapping[str, str]) -> Reader:  # noqa: ARG001 - files need no secret
+    from keyhaul.sources.files.opening import join as join_files
+
+    return join_files(ticket)
+
+
 KINDS: Final[dict[str, Kind]] = {
+    "files": Kind(open=_open_files, join=_join_files),
     "postgres": Kind(open=_open_postgres, join=_join_postgres, preload=_preload_postgres),
     "sqlite": Kind(open=_open_sqlite, join=_join_sqlite),
 }

@@ -75,6 +75,8 @@ class Description:
         indexed: a chunk is read without reading the others' records.
         recomputed: each chunk runs a view or query anew, so the rows read are compared with those planned.
         moment: one sentence for plan and report: what can be promised of one moment.
+        evidence: column → what its type rests on, where the source does not say it itself (``bigint: 10,000 values
+            looked at, widest 336776``).
         resumed: what a person is told of a run that goes on, after "going on with an unfinished run; ".
     """
 
@@ -94,6 +96,7 @@ class Description:
     key_unique: bool = False
     ranged: bool = False
     orders: Mapping[str, Any] = field(default_factory=dict)
+    evidence: Mapping[str, str] = field(default_factory=dict)
     indexed: bool = True
     recomputed: bool = False
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 from psycopg import pq
 
+from keyhaul.config.sourcekinds import TablesSource
 from keyhaul.errors import ConfigError, RefusedError, StopRunError, first_line
 from keyhaul.model import RECORD
 from keyhaul.postgres import catalog, pgtypes, shapes
@@ -45,7 +46,7 @@ def open_source(opening: Opening) -> PostgresSource:
         psycopg.Error: what the server says besides; whoever prepares a job tells it.
     """
     job, dsn = opening.job, opening.dsn
-    if dsn is None:
+    if dsn is None or not isinstance(job.source, TablesSource):
         msg = "open source: no address, expected one of a PostgreSQL database"
         raise ConfigError(msg)
     driver = choose_reader(job, dsn)
@@ -186,7 +187,7 @@ def _described(source: SqlSource, job: Job, dsn: Dsn, driver: str) -> Descriptio
         label=relation.label,
         place=dsn.label,
         link="" if dsn.is_local else describe_tls(dsn, conn),
-        table=catalog.own_name(conn, job.source.table) if job.source.table else "",
+        table=catalog.own_name(conn, job.source.read_table) if job.source.read_table else "",
         database=dsn.identity,
         driver=driver,
         columns=relation.columns,

@@ -1,0 +1,65 @@
+"""One file as the engine sees it, whatever its format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import polars as pl
+
+    from keyhaul.model import Column
+
+FILE, RECORD_NUMBER, LINE = "_file", "_record_number", "_line"
+"""Columns of each file of our own: its path, the record's number in it from 1, the physical line it begins on from
+1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """Records of a part.
+
+    Attributes:
+        frame: the columns asked for, then `RECORD_NUMBER` and `LINE` (NULL in a format without lines).
+        rejected: one row each: number, line (Int64), reason, message, raw (String).
+        bytes_read: of the file's part.
+    """
+
+    frame: pl.DataFrame
+    rejected: pl.DataFrame
+    bytes_read: int
+
+
+class File(Protocol):
+    """An open file. `read` is called from several threads."""
+
+    name: str
+    names: list[str]
+
+    def state(self) -> tuple[int, int]:
+        """Return size and time of change (ns)."""
+
+    def columns(self) -> Mapping[str, Column]:
+        """Return the columns by name, in the file's order."""
+
+    def parts(self, chunk_rows: int) -> Sequence[tuple[tuple[str, ...], int]]:
+        """Return what finds each part, as texts, and its estimated rows; together all records, each once."""
+
+    def read(self, part: tuple[str, ...], columns: Sequence[str]) -> Found:
+        """Return a part's records.
+
+        Raises:
+            StopRunError: the file has changed.
+            ChunkError: the part cannot be read.
+        """
+
+    def part_of(self, number: int) -> tuple[str, ...] | None:
+        """Return a part that has the record of this number; None when there is none."""
+
+    def sample(self) -> tuple[float, float]:
+        """Return bytes of a record and the number of records, estimated."""
+
+    def close(self) -> None:
+        """Close it; twice is once."""

@@ -1,0 +1,81 @@
+"""Which files a path means, and in which format each is."""
+
+from __future__ import annotations
+
+import glob
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+from keyhaul.errors import ConfigError
+from keyhaul.sources.files.textfile import COMPRESSED
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Format = Literal["csv", "jsonl", "parquet", "arrow"]
+
+ENDINGS: Final[dict[str, Format]] = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".tab": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".ipc": "arrow",
+}
+"""Ending, without that of a compression → format."""
+
+
+def format_of(path: Path) -> Format | None:
+    """Return the format that a file's ending says, or None."""
+    stem = path.with_suffix("") if path.suffix.lower() in COMPRESSED else path
+    return ENDINGS.get(stem.suffix.lower())
+
+
+def find_files(given: Sequence[str], wanted: Format | None) -> tuple[tuple[Path, ...], Format]:
+    """Return the files that paths, globs and folders mean, sorted within each, and their format.
+
+    Hidden files and those of other formats in a folder are left out; of what is named one by one nothing is.
+
+    Raises:
+        ConfigError: there is none, or they are of several formats.
+    """
+    found: dict[Path, None] = {}
+    for text in given:
+        found |= dict.fromkeys(_of_one(text))
+    formats = {wanted or format_of(path) for path in found}
+    if None in formats:
+        odd = next(path for path in found if format_of(path) is None)
+        raise ConfigError(
+            f"read {odd}: its ending says no format, expected one of {', '.join(ENDINGS)}. "
+            "Rename it, or give format: in a job file"
+        )
+    if len(formats) > 1:
+        names = ", ".join(sorted(str(one) for one in formats))
+        raise ConfigError(f"read {', '.join(given)}: files of the formats {names}, expected one. Make a job for each")
+    return tuple(found), formats.pop()  # type: ignore[return-value]
+
+
+def _of_one(text: str) -> list[Path]:
+    path = Path(text)
+    if path.is_dir():
+        files = sorted(one for one in path.rglob("*") if one.is_file() and not one.name.startswith((".", "_")))
+        kept = [one for one in files if format_of(one) is not None]
+        if not kept:
+            raise ConfigError(f"read {text}: a folder without a file of a known ending, expected {', '.join(ENDINGS)}")
+        return kept
+    if path.is_file():
+        return [path]
+    if glob.has_magic(text):
+        kept = sorted(Path(one) for one in glob.glob(text, recursive=True) if Path(one).is_file())  # noqa: PTH207 - absolute ones too
+        if kept:
+            return kept
+        raise ConfigError(
+            f"read {text}: no file has such a name, expected one at least. Look at the folder, or quote the pattern"
+        )
+    parent = path.parent if path.parent.is_dir() else Path()
+    near = sorted(one.name for one in parent.iterdir() if one.is_file() and format_of(one) is not None)[:3]
+    hint = f". There are {', '.join(near)}" if near else ""
+    raise ConfigError(f"read {text}: there is no such file, expected one{hint}")

@@ -1,0 +1,126 @@
+"""A text file cut into parts by bytes, each of whole records, without reading it first.
+
+Part k has the records whose first byte lies in ``[k * part_bytes, (k + 1) * part_bytes)`` of the file. Where the
+first of them begins follows from the part before, since only who has read from the beginning knows what is quoted: so
+borders are found in their order, each once, by whoever needs the next one; what was read for it is handed on and not
+read again.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from keyhaul.errors import StopRunError
+from keyhaul.sources.files.records import find_records
+
+if TYPE_CHECKING:
+    from keyhaul.sources.files.dialect import Dialect
+    from keyhaul.sources.files.textfile import TextFile
+
+_FURTHER: Final = 256 * 1024
+"""Bytes that are read behind a part's end at first, to find the end of its last record; four times as many with each
+further try."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Border:
+    """Where a part's records begin.
+
+    Attributes:
+        offset: in the file's text.
+        line: physical lines before it.
+        record: records before it, bad ones too.
+    """
+
+    offset: int
+    line: int
+    record: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """The text of a part, of whole records, and where it stands in the file."""
+
+    text: bytes
+    begin: Border
+
+
+class Parts:
+    """The parts of one file; safe to use from several threads."""
+
+    def __init__(self, file: TextFile, dialect: Dialect, part_bytes: int) -> None:
+        """Take a file whose header, if it has one, is passed by ``file.begin``."""
+        self._file = file
+        self._dialect = dialect
+        self._part_bytes = part_bytes
+        self._lock = threading.Lock()
+        self._borders = [Border(offset=file.begin, line=file.begin_line, record=0)]
+
+    @property
+    def count(self) -> int:
+        """How many parts the file has; the last ones may have no record."""
+        return max(1, -(-self._file.size // self._part_bytes))
+
+    def take(self, number: int) -> Part:
+        """Return part `number`, from 0. The same each time.
+
+        Raises:
+            StopRunError: the file has changed since it was opened.
+        """
+        with self._lock:
+            text: bytes | None = None
+            while len(self._borders) <= number + 1:
+                text = self._find_next()
+            begin, end = self._borders[number], self._borders[number + 1]
+            held = text if len(self._borders) == number + 2 else None
+        if held is None:
+            held = self._file.read(begin.offset, end.offset - begin.offset)
+        return Part(text=held[: end.offset - begin.offset], begin=begin)
+
+    def border(self, number: int) -> Border:
+        """Return where part `number` begins, and the one before it ends."""
+        with self._lock:
+            while len(self._borders) <= number:
+                self._find_next()
+            return self._borders[number]
+
+    def _find_next(self) -> bytes:
+        """Find where the part after the last known border ends; returns the text from that border on."""
+        begin = self._borders[-1]
+        wanted = len(self._borders) * self._part_bytes
+        if begin.offset >= wanted:  # one record is longer than the whole part
+            self._borders.append(begin)
+            return b""
+        further = _FURTHER
+        while True:
+            text = self._file.read(begin.offset, min(wanted + further, self._file.size) - begin.offset)
+            whole = begin.offset + len(text) >= self._file.size
+            found = find_records(text, self._dialect, last=whole)
+            inside = int(found.starts.search_sorted(wanted - begin.offset))
+            if inside < found.starts.len():
+                offset, line = found.starts[inside], found.lines[inside]
+            elif whole or begin.offset + found.after >= wanted:
+                offset, line = found.after, found.lines_passed
+            else:
+                further *= 4
+                continue
+            self._borders.append(
+                Border(offset=begin.offset + offset, line=begin.line + line, record=begin.record + inside)
+            )
+            return text
+
+
+def check_unchanged(before: tuple[int, int], now: tuple[int, int], name: str) -> None:
+    """Refuse to go on with a file whose size or time of change is another one.
+
+    Raises:
+        StopRunError: it has changed.
+    """
+    if before != now:
+        msg = (
+            f"read {name}: the file has changed since the run began ({before[0]:,} bytes then, {now[0]:,} now), "
+            "expected the same. Put the old one back and run the same command, or start anew with --fresh"
+        )
+        raise StopRunError(msg)

@@ -1,0 +1,371 @@
+"""Files as a source: which files, what they have in common, and their records part by part."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import polars as pl
+
+from keyhaul.errors import ConfigError, RefusedError
+from keyhaul.model import Chunk, Plan
+from keyhaul.postgres import pgtypes
+from keyhaul.sources.columns import column_of
+from keyhaul.sources.files.columnar import Columnar
+from keyhaul.sources.files.delimited import Delimited
+from keyhaul.sources.files.file import FILE, LINE, RECORD_NUMBER
+from keyhaul.sources.files.infer import infer
+from keyhaul.sources.files.listing import Format, find_files
+from keyhaul.sources.files.textfile import TextFile
+from keyhaul.sources.source import REJECTED_BY_SOURCE, Abilities, Batch, Description, Sample, Ticket
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from keyhaul.model import Column
+    from keyhaul.sources.files.dialect import Dialect
+    from keyhaul.sources.files.file import File
+
+_MOMENT: Final = "the bytes of the files when the run began: one that changes meanwhile stops the run"
+_RESUMED: Final = "the files are the same as then"
+_OWN: Final = (FILE, RECORD_NUMBER)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What a job says of its files; plain data.
+
+    Attributes:
+        paths: files, globs and folders.
+        format: None: by their endings.
+        declared: column → PostgreSQL type as ``format_type`` prints it; the others are inferred.
+        dialect, encoding: of CSV.
+        extra_columns: what becomes of a column that the first file does not have: ``refuse`` or ``ignore``.
+        missing_columns: of one that a later file does not have: ``refuse`` or ``null``.
+        time_zone: of moments that are written without an offset; None: those are no moments.
+        work_dir: where plain copies of compressed files lie.
+    """
+
+    paths: tuple[str, ...]
+    format: Format | None = None
+    declared: Mapping[str, str]
+    dialect: Dialect
+    encoding: str = "utf-8"
+    extra_columns: str = "refuse"
+    missing_columns: str = "refuse"
+    time_zone: str | None = None
+    work_dir: str | None = None
+
+
+class FilesSource:
+    """Open files with one set of columns; see `Source`."""
+
+    def __init__(self, wanted: Wanted) -> None:
+        """Open the files, read what says their columns, and compare those.
+
+        Raises:
+            ConfigError: a file is missing or cannot be read, or the files do not fit together.
+        """
+        self._wanted = wanted
+        paths, self._format = find_files(wanted.paths, wanted.format)
+        self._files: list[File] = []
+        self._evidence: dict[str, str] = {}
+        try:
+            for path in paths:
+                self._files.append(self._open(path))
+            self._columns = self._settle()
+            self._check_alike()
+        except BaseException:
+            self.close()
+            raise
+        self._states = [file.state() for file in self._files]
+
+    def describe(self) -> Description:
+        """Return the columns of the first file, as all of them are read."""
+        first = self._files[0]
+        several = len(self._files) > 1
+        own = [column_of(FILE, "text", not_null=True), column_of(RECORD_NUMBER, "bigint", not_null=True)]
+        routes = {column.name: pgtypes.route(column) for column in [*self._columns.values(), *own]}
+        routes[LINE] = pgtypes.route(column_of(LINE, "bigint"))
+        label = f"{len(self._files):,} files, {Path(first.name).name} first" if several else Path(first.name).name
+        return Description(
+            label=label,
+            place=str(Path(first.name).resolve().parent),
+            table=_table_name(Path(first.name)),
+            columns=tuple(self._columns.values()),
+            routes=routes,
+            key=_OWN,
+            own=(FILE, RECORD_NUMBER, LINE),
+            driver="keyhaul and pyarrow",
+            moment=_MOMENT,
+            resumed=_RESUMED,
+            key_unique=True,
+            evidence=self._evidence,
+        )
+
+    def identity(self) -> Mapping[str, Any]:
+        """Return path, size and time of change of each file, and how they are read."""
+        wanted = self._wanted
+        return {
+            "files": [
+                {"path": str(Path(file.name).resolve()), "bytes": size, "changed_ns": changed}
+                for file, (size, changed) in zip(self._files, self._states, strict=True)
+            ],
+            "format": self._format,
+            "read_as": {
+                "columns": dict(wanted.declared),
+                "delimiter": wanted.dialect.delimiter,
+                "quote": wanted.dialect.quote,
+                "nulls": list(wanted.dialect.nulls),
+                "header": wanted.dialect.header,
+                "encoding": wanted.encoding,
+                "time_zone": wanted.time_zone,
+            },
+        }
+
+    def sample(self, columns: Sequence[str]) -> Sample:
+        """Return the width of the first file's records, and how many all files have, estimated."""
+        found = [file.sample() for file in self._files]
+        share = len([name for name in columns if name in self._columns]) / max(len(self._columns), 1)
+        return Sample(row_bytes=found[0][0] * share, rows=sum(rows for _, rows in found))
+
+    def plan(self, chunk_rows: int) -> Plan:
+        """Return parts of the files, in their order; no record is read."""
+        chunks: list[Chunk] = []
+        for number, file in enumerate(self._files):
+            for part, rows in file.parts(chunk_rows):
+                chunks.append(
+                    Chunk(number=len(chunks) + 1, kind="part", lower=(str(number), *part), estimated_rows=rows)
+                )
+        sizes = sum(size for size, _ in self._states)
+        rows = sum(chunk.estimated_rows for chunk in chunks)
+        return Plan(chunks=tuple(chunks), estimated_rows=rows, estimated_bytes=sizes, exact=False)
+
+    def reread(self, keys: Sequence[str], chunk_rows: int) -> Plan:
+        """Return batches of records by file and number."""
+        batches = [tuple(keys[begin : begin + chunk_rows]) for begin in range(0, len(keys), chunk_rows)]
+        chunks = tuple(
+            Chunk(number=number, kind="keys", keys=batch, estimated_rows=len(batch))
+            for number, batch in enumerate(batches, start=1)
+        )
+        return Plan(chunks=chunks, estimated_rows=len(keys), estimated_bytes=0, exact=True)
+
+    def open(self, worker: int, columns: Sequence[str]) -> FilesReader:  # noqa: ARG002 - one reader is like the other
+        """Return a reader; files are shared, since each read says where it reads."""
+        return FilesReader(self._files, self._columns, columns)
+
+    def ticket(self, columns: Sequence[str]) -> Ticket:
+        """Return the paths, and how they are read.
+
+        Raises:
+            RefusedError: a file is compressed, and its plain copy is this process's own.
+        """
+        if self._format == "csv" and any(getattr(file, "spooled", False) for file in self._files):
+            msg = "read files in another process: only this one sees a compressed file's copy. Unpack it first"
+            raise RefusedError(msg)
+        wanted = self._wanted
+        declared = {name: column.pg_type for name, column in self._columns.items()}
+        state = {
+            "paths": [file.name for file in self._files],
+            "format": self._format,
+            "declared": declared,
+            "dialect": {
+                "delimiter": wanted.dialect.delimiter,
+                "quote": wanted.dialect.quote,
+                "nulls": list(wanted.dialect.nulls),
+                "header": wanted.dialect.header,
+            },
+            "encoding": wanted.encoding,
+            "extra_columns": wanted.extra_columns,
+            "missing_columns": wanted.missing_columns,
+            "time_zone": wanted.time_zone,
+        }
+        return Ticket(kind="files", columns=tuple(columns), state=state)
+
+    def touch(self) -> None:
+        """Nothing is held: each read looks whether its file is still the same."""
+
+    def cancel(self) -> None:
+        """A read of a part ends by itself within seconds."""
+
+    def close(self) -> None:
+        """Close the files; twice is once."""
+        for file in self._files:
+            file.close()
+
+    @property
+    def abilities(self) -> Abilities:
+        """None besides."""
+        return Abilities()
+
+    # --- before the first part -------------------------------------------------------------------
+
+    def _open(self, path: Path) -> File:
+        wanted = self._wanted
+        if self._format in {"parquet", "arrow"}:
+            declared = {name: column_of(name, pg_type) for name, pg_type in wanted.declared.items()}
+            return Columnar(path, parquet=self._format == "parquet", declared=declared)
+        dialect = wanted.dialect
+        if dialect.delimiter == "," and {path.suffix.lower(), path.with_suffix("").suffix.lower()} & _TABS:
+            dialect = replace(dialect, delimiter="\t")
+        file = TextFile(path, encoding=wanted.encoding, work_dir=Path(wanted.work_dir) if wanted.work_dir else None)
+        try:
+            return Delimited(file, dialect, wanted.time_zone)
+        except BaseException:
+            file.close()
+            raise
+
+    def _settle(self) -> dict[str, Column]:
+        """Return the columns of the first file, with the types that the job, the files or their values say."""
+        first, declared = self._files[0], self._wanted.declared
+        unknown = [name for name in declared if name not in first.names]
+        if unknown:
+            raise ConfigError(
+                f"read {first.name}: no column {', '.join(unknown)}, expected one of {', '.join(first.names[:20])}. "
+                "Change columns"
+            )
+        texts = [file for file in self._files if isinstance(file, Delimited)]
+        if not isinstance(first, Delimited):
+            self._evidence = dict(getattr(first, "evidence", {}))
+            return dict(first.columns())
+        every = max(1, len(texts) // MOST_SAMPLED)
+        looked = [file.look() for file in texts[::every]]
+        columns: dict[str, Column] = {}
+        for name in first.names:
+            if name in declared:
+                columns[name] = column_of(name, declared[name])
+                continue
+            found = infer(pl.concat([one[name] for one in looked if name in one.columns]))
+            columns[name] = column_of(name, found.pg_type)
+            self._evidence[name] = f"{found.pg_type}: {found.evidence}"
+        for file in texts:
+            file.settle(columns)
+        return columns
+
+    def _check_alike(self) -> None:
+        """Refuse files that have more or fewer columns than the first one, unless the job says what to do."""
+        first, *others = self._files
+        problems = []
+        for file in others:
+            extra = [name for name in file.names if name not in first.names]
+            missing = [name for name in first.names if name not in file.names]
+            if extra and self._wanted.extra_columns == "refuse":
+                problems.append(
+                    f"read {file.name}: column {', '.join(extra)} is not in {first.name}, expected the same columns. "
+                    "Give extra_columns: ignore to leave it out"
+                )
+            if missing and self._wanted.missing_columns == "refuse":
+                problems.append(
+                    f"read {file.name}: column {', '.join(missing)} of {first.name} is missing, expected the same "
+                    "columns. Give missing_columns: null to load NULL"
+                )
+        if problems:
+            raise ConfigError("\n".join(problems))
+
+
+MOST_SAMPLED: Final = 20
+"""Of more files so many are looked at for types, evenly over the list."""
+
+_TABS: Final = frozenset({".tsv", ".tab"})
+
+
+class FilesReader:
+    """Reads parts of the files of a source; see `Reader`."""
+
+    def __init__(self, files: Sequence[File], types: Mapping[str, Column], columns: Sequence[str]) -> None:
+        """Take what the source has opened."""
+        self._files = files
+        self._types = types
+        self._columns = tuple(columns)
+        self._numbers = {file.name: number for number, file in enumerate(files)}
+
+    def read(self, chunk: Chunk) -> Batch:
+        """Return the records of a part, or those with one of some keys."""
+        if chunk.kind == "keys":
+            return self._among(chunk.keys)
+        number, *part = chunk.lower or ("0",)
+        return self._read(self._files[int(number)], tuple(part))
+
+    def close(self) -> None:
+        """Nothing is its own."""
+
+    def _read(self, file: File, part: tuple[str, ...]) -> Batch:
+        found = file.read(part, [name for name in self._columns if name in self._types])
+        missing = [name for name in self._columns if name in self._types and name not in found.frame.columns]
+        frame = found.frame.with_columns(
+            pl.lit(file.name).alias(FILE),
+            *(pl.lit(None, dtype=pgtypes.route(self._types[name]).dtype).alias(name) for name in missing),
+        )
+        return Batch(
+            frame=frame.select(self._columns),
+            bytes_read=found.bytes_read,
+            rejected=_rejected(file.name, found.rejected),
+        )
+
+    def _among(self, keys: Sequence[str]) -> Batch:
+        wanted: dict[str, set[int]] = {}
+        for key in keys:
+            name, number = json.loads(key)
+            wanted.setdefault(name, set()).add(int(number))
+        batches = []
+        for name, numbers in sorted(wanted.items()):
+            if name in self._numbers:
+                batches += self._some(self._files[self._numbers[name]], numbers)
+        if not batches:
+            empty = {
+                n: pgtypes.route(self._types[n]).dtype if n in self._types else _OWN_TYPES[n] for n in self._columns
+            }
+            return Batch(frame=pl.DataFrame(schema=empty), bytes_read=0)
+        return Batch(
+            frame=pl.concat([batch.frame for batch in batches]),
+            bytes_read=sum(batch.bytes_read for batch in batches),
+            rejected=pl.concat([batch.rejected for batch in batches]),
+        )
+
+    def _some(self, file: File, numbers: set[int]) -> list[Batch]:
+        parts = {part: None for number in sorted(numbers) if (part := file.part_of(number)) is not None}
+        found = []
+        for part in parts:
+            batch = self._read(file, part)
+            keys = [_key(file.name, number) for number in numbers]
+            found.append(
+                replace(
+                    batch,
+                    frame=batch.frame.filter(pl.col(RECORD_NUMBER).is_in(sorted(numbers))),
+                    rejected=batch.rejected.filter(pl.col("key").is_in(keys)),
+                )
+            )
+        return found
+
+
+_OWN_TYPES: Final = {FILE: pl.String(), RECORD_NUMBER: pl.Int64(), LINE: pl.Int64()}
+
+
+def _rejected(name: str, found: pl.DataFrame) -> pl.DataFrame:
+    """Return rejected records as the engine takes them."""
+    short = Path(name).name
+    keys = [_key(name, number) for number in found["number"]]
+    place = (
+        pl.when(pl.col("line").is_null())
+        .then(pl.format("{} record {}", pl.lit(short), "number"))
+        .otherwise(pl.format("{} line {}, record {}", pl.lit(short), "line", "number"))
+    )
+    return found.select(
+        "reason", "message", place.alias("place"), pl.Series("key", keys, dtype=pl.String), "raw"
+    ).select(REJECTED_BY_SOURCE.keys())
+
+
+def _key(name: str, number: int) -> str:
+    """Return a record's key as the quarantine has it."""
+    return json.dumps([name, str(number)], ensure_ascii=False, separators=(",", ":"))
+
+
+def _table_name(path: Path) -> str:
+    """Return a table's name like the file's: lower case, letters, digits and underscores."""
+    stem = path.name.split(".", 1)[0].lower()
+    name = "".join(character if character.isalnum() else "_" for character in stem).strip("_")
+    plain = name if name and not name[0].isdigit() else f"t_{name}"
+    return plain[:63] or "t_" + hashlib.sha256(stem.encode()).hexdigest()[:8]

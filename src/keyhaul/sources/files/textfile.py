@@ -1,0 +1,154 @@
+"""A text file, plain or compressed, as bytes of UTF-8 that can be read from any offset."""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import gzip
+import lzma
+import os
+import tempfile
+import zipfile
+import zlib
+from typing import IO, TYPE_CHECKING, Final
+
+import pyarrow as pa
+
+from keyhaul.errors import ConfigError, TransientError
+from keyhaul.sources.files.parts import check_unchanged
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+COMPRESSED: Final = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".zip": "zip", ".xz": "xz"}
+"""Ending → how the file is compressed."""
+
+_BLOCK: Final = 4 * 2**20
+_BOM: Final = codecs.BOM_UTF8
+
+
+class TextFile:
+    """An open file. What is compressed, or not in UTF-8, is first written as plain UTF-8 to a file without a name.
+
+    That copy lies in `work_dir` and takes its full size there; nothing of it is left when the process ends, however.
+
+    Attributes:
+        name: for people.
+        size: bytes of text.
+        begin: where the first record begins: behind a byte order mark and the header.
+        begin_line: physical lines before it.
+    """
+
+    def __init__(self, path: Path, *, encoding: str = "utf-8", work_dir: Path | None = None) -> None:
+        """Open a file.
+
+        Raises:
+            ConfigError: it cannot be read, is cut off, or is compressed in a way that is not known.
+        """
+        self.name = path.name
+        self.path = path
+        try:
+            self._given = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise ConfigError(f"read {path}: {error.strerror}, expected a file that can be read") from error
+        self._before = self.state()
+        self._spool: IO[bytes] | None = None
+        self._plain = self._given
+        how = COMPRESSED.get(path.suffix.lower())
+        if how is not None or codecs.lookup(encoding).name != "utf-8":
+            try:
+                self._spool = _spooled(path, how, encoding, work_dir)
+            except BaseException:
+                self.close()
+                raise
+            self._plain = self._spool.fileno()
+        self.size = os.fstat(self._plain).st_size
+        self.begin = len(_BOM) if self._pread(0, len(_BOM)) == _BOM else 0
+        self.begin_line = 0
+
+    def state(self) -> tuple[int, int]:
+        """Return size and time of change (ns) of the file as it was given."""
+        found = os.fstat(self._given)
+        return found.st_size, found.st_mtime_ns
+
+    @property
+    def spooled(self) -> bool:
+        """Whether the text is a copy that no other process can see."""
+        return self._spool is not None
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return so many bytes of text, all that there are.
+
+        Raises:
+            StopRunError: the file has changed since it was opened.
+            TransientError: the disk or network share did not give them.
+        """
+        text = self._pread(offset, length)
+        check_unchanged(self._before, self.state(), self.name)
+        return text
+
+    def _pread(self, offset: int, length: int) -> bytes:
+        parts = []
+        while length > 0:
+            try:
+                part = os.pread(self._plain, length, offset)
+            except OSError as error:
+                raise TransientError(f"read {self.name}: {error.strerror} at byte {offset:,}") from error
+            if not part:
+                break
+            parts.append(part)
+            offset, length = offset + len(part), length - len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def close(self) -> None:
+        """Close the file, and drop its plain copy; twice is once."""
+        if self._given >= 0:
+            os.close(self._given)
+            self._given = -1
+        if self._spool is not None:
+            self._spool.close()
+            self._spool = None
+
+
+def _spooled(path: Path, how: str | None, encoding: str, work_dir: Path | None) -> IO[bytes]:
+    """Write a file's text as UTF-8 to a file without a name; bytes that the encoding does not know stay as they are."""
+    decoder = codecs.getincrementaldecoder(encoding)("surrogateescape")
+    plain = codecs.lookup(encoding).name == "utf-8"
+    spool = tempfile.TemporaryFile(dir=work_dir)  # noqa: SIM115 - handed on
+    try:
+        with _decompressed(path, how) as stream:
+            while block := stream.read(_BLOCK):
+                spool.write(block if plain else decoder.decode(block).encode("utf-8", "surrogateescape"))
+            if not plain:
+                spool.write(decoder.decode(b"", final=True).encode("utf-8", "surrogateescape"))
+        spool.flush()
+    except ConfigError:
+        spool.close()
+        raise
+    except (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, pa.ArrowException, OSError) as error:
+        spool.close()
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(
+            f"read {path}: {why}, expected a whole {how or 'readable'} file. Is it cut off, or still being written?"
+        ) from error
+    return spool
+
+
+def _decompressed(path: Path, how: str | None) -> IO[bytes]:
+    if how == "gzip":
+        return gzip.open(path)  # type: ignore[return-value]
+    if how == "bz2":
+        return bz2.open(path)
+    if how == "xz":
+        return lzma.open(path)
+    if how == "zstd":
+        return pa.CompressedInputStream(pa.OSFile(str(path)), "zstd")  # type: ignore[no-any-return]
+    if how == "zip":
+        with zipfile.ZipFile(path) as archive:  # what is opened in it stays open
+            members = [one for one in archive.infolist() if not one.is_dir()]
+            if len(members) != 1:
+                raise ConfigError(
+                    f"read {path}: {len(members)} files in the archive, expected one. Unpack it, and give the folder"
+                )
+            return archive.open(members[0])
+    return path.open("rb")
