@@ -243,6 +243,7 @@ class FilesSource(SourceKind):
     def identity(self) -> dict[str, Any]:
         """Return the whole paths, and how the files are read; size and date are the source's affair."""
         return {
+            "database": "files",
             "files": [str(Path(path).resolve()) for path in self.path],
             **self.model_dump(mode="json", exclude={"kind", "uri", "path"}),
         }
