@@ -59,6 +59,7 @@ WINDOWS = {
     "cli.looking imports config.allowance",
     "cli.verifying imports comparison.checksummed",
     "comparison.accepted imports execution.worker",
+    "comparison.accepted imports targets.writable",
     "comparison.comparing imports before.matching",
     "comparison.comparing imports targets.compare",
     "comparison.comparing imports targets.keyrange",

@@ -12,6 +12,9 @@ from typing import Final
 DIVISION_BY_ZERO: Final = "division by zero"
 """What the message of such an error contains, whoever raises it."""
 
+HOPELESS: Final = "No further try helps before that is mended"
+"""What the message of an error ends with that the same command would meet again."""
+
 
 class EtlError(Exception):
     """The root of every error that keyhaul raises on purpose; its text is for a person."""

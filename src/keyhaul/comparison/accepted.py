@@ -9,10 +9,12 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import polars as pl
+from psycopg import sql
 
 from keyhaul.execution.worker import Worker
 from keyhaul.ledger.statements import statement
 from keyhaul.model import RECORD, Counts
+from keyhaul.targets.writable import writable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,7 +73,8 @@ class Accepted:
         if chunk.number not in self._doubtful or not staged.accepted.height:
             return Expected(frame=staged.accepted, columns=columns, counts=staged.counts, rejected=0)
         query = statement("verify_rejected", schema, run_id=self._run_id, chunk=chunk.number)
-        frame = _without(staged, Counter(_canonical(row[0]) for row in session.execute(query)))
+        encoding = str(session.execute(sql.SQL("select getdatabaseencoding()"))[0][0])
+        frame = _without(staged, encoding, Counter(_canonical(row[0]) for row in session.execute(query)))
         rejected = staged.accepted.height - frame.height
         counts = staged.counts + Counts(quarantined=rejected)
         return Expected(frame=frame, columns=columns, counts=counts, rejected=rejected)
@@ -81,7 +84,7 @@ class Accepted:
         self._worker.close()
 
 
-def _without(staged: Staged, rejected: Counter[str]) -> pl.DataFrame:
+def _without(staged: Staged, encoding: str, rejected: Counter[str]) -> pl.DataFrame:
     accepted = staged.accepted
     asked = accepted.select(
         RECORD,
@@ -90,7 +93,7 @@ def _without(staged: Staged, rejected: Counter[str]) -> pl.DataFrame:
         message=pl.lit(""),
     )
     gone = []
-    for record, data in staged.describe(asked).select(RECORD, "data").iter_rows():
+    for record, data in writable(staged.describe(asked), encoding).select(RECORD, "data").iter_rows():
         row = _canonical(data)
         if rejected[row]:
             rejected[row] -= 1

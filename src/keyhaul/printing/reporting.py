@@ -7,6 +7,7 @@ import signal
 from typing import TYPE_CHECKING, TextIO
 
 from keyhaul.console import grid, write
+from keyhaul.errors import HOPELESS
 from keyhaul.memory import peak_memory_bytes
 from keyhaul.model import FATES, TERMS
 from keyhaul.printing.bottleneck import Measured, bottleneck
@@ -243,6 +244,8 @@ def _next(
     if report.outcome != "done" and resume_command:
         left = max(report.chunks_planned - report.chunks_done, 0)
         purpose = f"goes on with {plural(left, 'chunk')} left" if left else "goes on"
+        if any(HOPELESS in one.error for one in report.failed):
+            purpose += ", when what failed is mended"
         steps.append((resume_command, purpose if report.resumable else "starts a new run"))
     if report.counts.quarantined:
         steps.append((f"etl quarantine {report.run_id}{options}", "shows what was rejected, and why"))

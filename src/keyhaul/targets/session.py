@@ -10,10 +10,19 @@ import psycopg
 import pyarrow as pa
 from psycopg import sql
 
-from keyhaul.errors import ChunkError, RejectedError, TransientError, first_line, safe_message, without_values
+from keyhaul.errors import (
+    HOPELESS,
+    ChunkError,
+    RejectedError,
+    TransientError,
+    first_line,
+    safe_message,
+    without_values,
+)
 from keyhaul.faults import pass_point
 from keyhaul.sessions import seats
 from keyhaul.sessions.links import application_name, awaiting, blocker, watch
+from keyhaul.targets import sqlstates
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -23,16 +32,7 @@ if TYPE_CHECKING:
 BATCH_ROWS: Final = 16_384
 """Rows that are encoded at a time: about 2 MB of COPY data for rows of 100 bytes."""
 
-TRANSIENT_SQLSTATES: Final = ("08", "57P01", "57P02", "57P03", "40001", "40P01", "53300", "55P03", "25006")
-"""Classes and codes that another try may get past: connection, shutdown, serialisation, deadlock, too many
-connections, lock timeout, a server that is in recovery."""
-
-
 LOCK_TIMEOUT: Final = "55P03"
-
-REJECTED_SQLSTATES: Final = ("22", "23", "44", "P0")
-"""Classes that speak of a row: data exception, integrity constraint, check option, a trigger's exception."""
-
 
 T = TypeVar("T")
 
@@ -315,16 +315,21 @@ def translate(error: BaseException) -> ChunkError:
     state = sqlstate(error)
     message = f"load chunk: {_message(error)}"
     lost = isinstance(error, psycopg.OperationalError) and not state
+    diagnostic: Any = getattr(error, "diag", None)
+    whose = sqlstates.whose(state) if state else "statement"
     if state == LOCK_TIMEOUT and (held := blocker()):
         message += f". The lock was held by {held}"
-    if lost or state.startswith(TRANSIENT_SQLSTATES) or ("onnection" in message and not state):
+    if lost or whose == "again" or ("onnection" in message and not state):
         return TransientError(message)
-    if state.startswith(REJECTED_SQLSTATES):
-        diagnostic: Any = getattr(error, "diag", None)
+    # ADBC does not say where an error arose; the session that looks for guilty records will.
+    inside = bool(state) and (diagnostic is None or bool(diagnostic.context))
+    if whose in {"row", "perhaps"} or (whose == "statement" and inside):
         return RejectedError(
             message,
             sqlstate=state,
             constraint=getattr(diagnostic, "constraint_name", None) or "",
             column=getattr(diagnostic, "column_name", None) or "",
         )
+    if whose == "statement" and state:
+        message += f". {HOPELESS}"
     return ChunkError(message)

@@ -15,6 +15,7 @@ from keyhaul.errors import RejectedError
 from keyhaul.model import RECORD
 from keyhaul.targets.rows import CHUNK, INVALID, cast_column, fill_temporary, leave_out_invalid, on_conflict
 from keyhaul.targets.session import refusal, taken_back
+from keyhaul.targets.sqlstates import not_of_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,8 +29,7 @@ _MAY_LOOP: Final = (
     "select exists (select from pg_language where lanname = 'plpgsql' and has_language_privilege(oid, 'usage'))"
 )
 
-# The conditions are the classes of session.REJECTED_SQLSTATES. Whatever else a trigger raises fails the chunk, as
-# it does in a COPY.
+# What is of the connection or the server's state ends the block. plpgsql_error: others leaves a failed ASSERT out.
 _LOOP: Final = """
 #variable_conflict use_column
 declare
@@ -45,10 +45,12 @@ begin
         begin
             insert into {table} as _there ({names}) overriding system value
                 select {casts} from {chunk} where ctid = _one.place {conflict};
-        exception when data_exception or integrity_constraint_violation or with_check_option_violation
-                       or plpgsql_error then
+        exception when plpgsql_error or others then
             get stacked diagnostics _state = returned_sqlstate, _constraint = constraint_name,
                 _column = column_name, _table = table_name, _said = message_text;
+            if _state like any ({not_of_rows}) then
+                raise;
+            end if;
             insert into {refused} values (_one.record, _said, _state, _constraint, _column, _table);
         end;
     end loop;
@@ -97,6 +99,7 @@ def _loop(session: Session, destination: Destination) -> list[tuple[int, Rejecte
         casts=sql.SQL(", ").join(map(cast_column, columns)),
         conflict=on_conflict(destination),
         refused=_REFUSED,
+        not_of_rows=sql.Literal(list(not_of_rows())),
     )
     session.execute(sql.SQL("do {}").format(sql.Literal(body.as_string(None))))
     rows = session.execute(sql.SQL("select * from {} order by record").format(_REFUSED))

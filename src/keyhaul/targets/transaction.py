@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 from psycopg import sql
 
-from keyhaul.errors import ChunkError, StaleChunkError, StopRunError
+from keyhaul.errors import HOPELESS, ChunkError, StaleChunkError, StopRunError
 from keyhaul.faults import pass_point
 from keyhaul.ledger.rows import lost
 from keyhaul.ledger.statements import assigned, statement
@@ -18,6 +18,9 @@ from keyhaul.targets.isolate import write_chunk
 from keyhaul.targets.records import write_records
 from keyhaul.targets.replayed import lock_records, settle
 from keyhaul.targets.rowhash import Place, Renewal, store
+from keyhaul.targets.sqlstates import whose
+from keyhaul.targets.writable import writable
+from keyhaul.text import plural
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -129,6 +132,7 @@ def load(
         placed = write_records(session, sheets)
     else:
         placed = write_chunk(session, target.destination(columns), staged.accepted)
+    _refuse_if_all_alike(placed.invalid, len(staged.accepted))
     rejected = pl.concat([staged.rejected, staged.describe(_by_own_names(session, target, placed.invalid))])
     _send_rejected(session, rejected)
     if batch is not None:
@@ -157,6 +161,20 @@ def load(
     session.commit()
     pass_point("commit.after")
     return result
+
+
+def _refuse_if_all_alike(invalid: pl.DataFrame, records: int) -> None:
+    """Fail the chunk when no record of it loads, all for one error that need not be a row's.
+
+    Raises:
+        ChunkError: that error.
+    """
+    if not records or invalid.height < records:
+        return
+    states = invalid["message"].str.extract(r"SQLSTATE ([0-9A-Z]{5})").unique().to_list()
+    if len(states) == 1 and states[0] is not None and whose(states[0]) in {"perhaps", "statement"}:
+        msg = f"{invalid['message'][0]}, for each of its {plural(records, 'record')}. {HOPELESS}"
+        raise ChunkError(msg)
 
 
 def _by_own_names(session: Session, target: TargetTable, invalid: pl.DataFrame) -> pl.DataFrame:
@@ -211,6 +229,7 @@ def _send_rejected(session: Session, rejected: pl.DataFrame) -> None:
             " (record bigint, stage text, rules text[], message text, key text, data text) on commit delete rows"
         )
     )
+    rejected = writable(rejected, str(session.execute(sql.SQL("select getdatabaseencoding()"))[0][0]))
     columns = rejected.select(pl.col(RECORD).alias("record"), "stage", "rules", "message", "key", "data").to_arrow(
         compat_level=pl.CompatLevel.oldest()
     )
