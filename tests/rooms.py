@@ -67,6 +67,7 @@ WINDOWS = {
     "comparison.verifiable imports config.identity",
     "execution.ending imports before.runcheck",
     "execution.ending imports targets.ddl",
+    "execution.ending imports targets.sequences",
     "execution.engine imports before.incremental",
     "execution.engine imports before.sizing",
     "execution.engine imports config.identity",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from psycopg import sql
 
 from keyhaul.before import checksums
+from keyhaul.before.prepare import null_conflict
 from keyhaul.before.sizing import auto_chunks
 from keyhaul.config.parts import AutoChunk
 from keyhaul.errors import RefusedError
@@ -121,9 +122,8 @@ def surprises(
         yield f"emptied {target.label} in the embedded warehouse, where this job had loaded it", "info"
     if target.ddl.before:
         yield f"created {target.label}", "info"
-    if target.fresh:
-        for sentence in replacing.left_behind(prepared.target_conn, target):
-            yield sentence, "warning"
+    for sentence in _of_targets(prepared):
+        yield sentence, "warning"
     if chunks <= 1:
         return
     if hashing is not None and not hashing.indexed:
@@ -146,3 +146,10 @@ def surprises(
             ),
             "warning",
         )
+
+
+def _of_targets(prepared: Prepared) -> Iterator[str]:
+    target = prepared.target
+    yield from filter(None, map(null_conflict, (target, *target.others)))
+    if target.fresh:
+        yield from replacing.left_behind(prepared.target_conn, target)

@@ -253,12 +253,28 @@ def _settle_table(
     given = [part for name in (job.source.table, into) if name for part in _parts(target_conn, name)]
     _check_names([*given, target.schema, target.table, *transform.output])
     columns = build_mapping(transform.output, sources, target.columns, target.label, time_zone=_check_zone(job))
-    target = with_mode(target_conn, target, job.target, [column.name for column in columns])
+    never_null = {name for name, one in transform.output.items() if one.source and sources[one.source].not_null}
+    target = with_mode(target_conn, target, job.target, [column.name for column in columns], never_null)
+    if job.incremental and target.null_conflict and not job.target.allow_null_conflicts:
+        msg = f"load {target.label}: {null_conflict(target)}. Or set target.allow_null_conflicts: true"
+        raise RefusedError(msg)
     _check_shapes(source, target_conn, target, transform.output, columns)
     if not columns:
         msg = f"load {target.label}: no column is left after the transform. Drop fewer"
         raise RefusedError(msg)
     return target, definition, columns, ()
+
+
+def null_conflict(target: TargetTable) -> str:
+    """Return what a person should know of conflict columns that can be NULL, or an empty string."""
+    if not target.null_conflict:
+        return ""
+    names = ", ".join(target.null_conflict)
+    return (
+        f"rows whose {names} is NULL are loaded again by each run of mode {target.mode}, because no unique index takes "
+        f"two NULLs for the same: make it NOT NULL, or create the index on {', '.join(target.conflict)} with NULLS NOT "
+        "DISTINCT"
+    )
 
 
 def _settle_tables(

@@ -9,7 +9,7 @@ from keyhaul import events
 from keyhaul.before.checksums import check_checksum
 from keyhaul.before.incremental import check_full, find_delta, increments_of
 from keyhaul.before.outset import empties, lacks_mode
-from keyhaul.before.prepare import FILLED, prepare
+from keyhaul.before.prepare import FILLED, null_conflict, prepare
 from keyhaul.before.sizing import auto_chunks, size_up
 from keyhaul.config.parts import AutoChunk
 from keyhaul.postgres.pgtypes import DIRECT_WIRE
@@ -149,6 +149,7 @@ def _notes(prepared: Prepared, plan: Plan, sizing: Sizing) -> Iterator[str]:
         yield sizing.notice
     if not prepared.source.describe().indexed and len(plan.chunks) > 1:
         yield "no index leads with the key: each chunk scans the whole source"
+    yield from filter(None, map(null_conflict, (prepared.target, *prepared.target.others)))
     if prepared.target.holds_rows:
         what = ""
         if lacks_mode(prepared):

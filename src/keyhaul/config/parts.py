@@ -161,6 +161,23 @@ class Target(Part):
         Flag("--with-foreign-keys", help="Create the source's foreign keys as well."),
         "ETL_WITH_FOREIGN_KEYS",
     )
+    sequences: Literal["auto", "always", "never"] = setting(
+        "auto",
+        "Whether a run ends with the sequences of the columns it wrote at their highest value, so that the next INSERT "
+        "of an application does not fail: auto where all rows of the table came from this ledger. A sequence that is "
+        "left behind is told, with the statement that mends it.",
+        "auto, always or never",
+        (),
+        "ETL_SEQUENCES",
+    )
+    allow_null_conflicts: bool = setting(
+        False,
+        "Let an incremental job have conflict columns that can be NULL: rows with a NULL there are loaded again each "
+        "time.",
+        "true or false",
+        (),
+        "ETL_ALLOW_NULL_CONFLICTS",
+    )
     loader: Literal["copy", "adbc"] = setting(
         "copy",
         "The library that loads.",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from psycopg import sql
+
 from keyhaul import events
 from keyhaul.before.runcheck import check_run
 from keyhaul.errors import CancelledError, RefusedError
@@ -12,14 +14,15 @@ from keyhaul.execution.halting import Halting
 from keyhaul.execution.swapping import swap_in
 from keyhaul.faults import pass_point
 from keyhaul.targets.ddl import AfterLoad, finish, sequence_steps
+from keyhaul.targets.sequences import lagging
 
 if TYPE_CHECKING:
-    from psycopg import sql
-
     from keyhaul.before.prepare import Prepared
     from keyhaul.control import Control
     from keyhaul.ledger.store import Ledger
     from keyhaul.model import Observer, RunCheck
+    from keyhaul.targets.postgres import TargetTable
+    from keyhaul.targets.sequences import Lag
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +80,8 @@ class Ending:
         target = self._prepared.target
         if not target.fresh:
             self._finish()
+            with self._halting.cancelling(self._ledger.connection):
+                advance_sequences(self._prepared, self._ledger, self._observe)
             pass_point("table.finished")
             return Ended(status="done", checks=self._check(target.identifier, resumed=resumed))
         checks = self._check(target.loaded, resumed=resumed)
@@ -85,6 +90,8 @@ class Ending:
             reason = f"{', '.join(failed)} failed for the fresh table: {target.label} stays as it was"
             return Ended(status="abandoned", reason=reason, checks=checks)
         last = [statement.sql for statement in self._statements()]
+        with self._halting.cancelling(self._ledger.connection):
+            last += sequences_of_fresh(self._prepared, self._ledger, self._observe)
         swap_in(self._ledger, target, self._run_id, last, self._control, self._halting, self._tell)
         pass_point("table.finished")
         return Ended(status="done", checks=checks, written=True)
@@ -140,3 +147,53 @@ class Ending:
             checks = check_run(conn, table, rules, source.abilities.aggregates, own=own, resumed=resumed)
         self._ledger.run_checked(self._run_id, checks)
         return checks
+
+
+def advance_sequences(prepared: Prepared, ledger: Ledger, observe: Observer) -> None:
+    """Bring the sequences of the columns that were written to their highest value where the job lets it; tell the rest.
+
+    By itself only where all rows came from this ledger: what others have in a table may have its reasons.
+    """
+    wanted = prepared.job.target.sequences
+    tables = [(table.target, table.columns) for table in prepared.tables] or [(prepared.target, prepared.columns)]
+    conn = ledger.connection
+    for target, columns in tables:
+        lags = lagging(conn, target.identifier, [column.name for column in columns], target.identifier)
+        if not lags:
+            continue
+        label = f"{target.schema}.{target.table}"
+        ours = wanted == "always" or (wanted == "auto" and _all_from(ledger, target, label))
+        for lag in lags:
+            if ours and lag.may_set:
+                conn.execute(lag.statement.encode())
+                told = f"set the sequence {lag.sequence} of {label}.{lag.column} to {lag.value:,}, its highest value"
+                observe(events.Notice(message=told))
+            else:
+                observe(events.Notice(message=_behind(label, lag), level="warning"))
+
+
+def sequences_of_fresh(prepared: Prepared, ledger: Ledger, observe: Observer) -> list[str]:
+    """Return what brings the sequences of a table that is replaced to the highest value of the fresh one."""
+    target = prepared.target
+    names = [column.name for column in prepared.columns]
+    statements = []
+    for lag in lagging(ledger.connection, target.identifier, names, target.loaded):
+        if lag.may_set and prepared.job.target.sequences != "never":
+            statements.append(lag.statement)
+        else:
+            observe(events.Notice(message=_behind(target.label, lag), level="warning"))
+    return statements
+
+
+def _all_from(ledger: Ledger, target: TargetTable, label: str) -> bool:
+    query = sql.SQL("select count(*) from {}").format(target.identifier)
+    row = ledger.connection.execute(query).fetchone()
+    return row is not None and row[0] <= ledger.inserted_into(label)
+
+
+def _behind(label: str, lag: Lag) -> str:
+    statement = lag.statement.split(" where ", 1)[0]
+    return (
+        f"the sequence {lag.sequence} of {label}.{lag.column} is behind its highest value, {lag.value:,}: the next "
+        f"INSERT that takes a value from it can fail. Run {statement}, or set target.sequences: always"
+    )

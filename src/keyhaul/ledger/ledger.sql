@@ -471,6 +471,16 @@ select t->>'table', sum((t->>'inserted')::bigint)::bigint, sum((t->>'updated')::
   from {schema}.chunks c, jsonb_array_elements(c.tables) with ordinality as e(t, n)
  where c.run_id = {run_id} group by 1 order by min(n), 1;
 
+-- name: inserted_into
+-- How many rows the runs of this ledger have put into a table since one of them emptied or replaced it.
+select coalesce(sum(case when r.target_table = {target_table} then c.rows_loaded - c.rows_updated
+                         else (select coalesce(sum((t->>'inserted')::bigint), 0) from jsonb_array_elements(c.tables) t
+                                where t->>'table' = {target_table}) end), 0)::bigint
+  from {schema}.chunks c join {schema}.runs r using (run_id)
+ where c.status = 'done' and (r.fresh_table is null or r.status = 'done')
+   and r.started_at >= coalesce((select max(e.started_at) from {schema}.runs e where e.target_table = {target_table}
+                                    and (e.emptied or e.fresh_table is not null and e.status = 'done')), '-infinity');
+
 -- name: has_loaded
 -- Whether a run of the job has this target.
 select exists (select from {schema}.runs where job = {job} and target_table = {target_table});

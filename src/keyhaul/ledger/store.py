@@ -150,6 +150,10 @@ class Ledger(JobConnection):
             sitting=sitting,
         )
 
+    def inserted_into(self, table: str) -> int:
+        """Return how many rows the runs of this ledger have put into a table since one of them emptied it."""
+        return int(self._execute_again("inserted_into", target_table=table).fetchall()[0][0])
+
     def totals(self, run_id: str) -> Totals:
         """Sum the run's committed chunks."""
         row = self._execute_again("totals", run_id=run_id).fetchone()

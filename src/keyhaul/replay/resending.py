@@ -13,7 +13,7 @@ from keyhaul.before import checksums
 from keyhaul.before.prepare import prepare
 from keyhaul.config.identity import difference
 from keyhaul.errors import ConfigError, RefusedError
-from keyhaul.execution.ending import Ended
+from keyhaul.execution.ending import Ended, advance_sequences
 from keyhaul.execution.engine import Sitting
 from keyhaul.execution.pool import Pool
 from keyhaul.faults import pass_point
@@ -325,6 +325,7 @@ class _Replay:
         reason = sitting.why_incomplete(totals)
         ledger.limited(self._run_id, sitting.sizing.told(job, pool.limits, workers))
         told = ledger.told(self._run_id, "replay")
+        advance_sequences(prepared, ledger, self._observe)
         end = Ended(status="stopped" if reason else "done", reason=reason)
         ledger.end(self._run_id, end.status, reason or None)
         pass_point("run.closed")

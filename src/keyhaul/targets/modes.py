@@ -6,9 +6,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from keyhaul.errors import RefusedError
+from keyhaul.postgres.pgtypes import family
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     import psycopg
 
@@ -20,17 +21,29 @@ _ALWAYS: Final = (
 )
 
 _UNIQUE: Final = """
-select array_agg(a.attname::text order by k.n)
+select array_agg(a.attname::text order by k.n), coalesce((to_jsonb(i)->>'indnullsnotdistinct')::bool, false)
   from pg_index i cross join unnest(i.indkey::int2[]) with ordinality as k(attnum, n)
   join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
  where i.indrelid = %s::regclass and i.indisunique and i.indisvalid and i.indimmediate
    and i.indpred is null and i.indexprs is null and k.n <= i.indnkeyatts
- group by i.indexrelid
+ group by i.indexrelid, to_jsonb(i)
+"""
+
+_LOOSE: Final = frozenset({"citext", "float4", "float8", "interval", "jsonb", "hstore"})
+"""Types whose = is true of values that differ: -0 and 0, one day and 24 hours, 1.0 and 1.00 in jsonb."""
+
+_LOOSE_TEXTS: Final = """
+select a.attname::text from pg_attribute a join pg_collation c on c.oid = a.attcollation
+ where a.attrelid = %s::regclass and not c.collisdeterministic
 """
 
 
 def with_mode(
-    conn: psycopg.Connection[Any], target: TargetTable, settings: Target, written: Sequence[str]
+    conn: psycopg.Connection[Any],
+    target: TargetTable,
+    settings: Target,
+    written: Sequence[str],
+    never_null: Collection[str] = (),
 ) -> TargetTable:
     """Return the target with the job's mode, checked.
 
@@ -39,6 +52,7 @@ def with_mode(
         target: as inspected.
         settings: of the job.
         written: the columns that the job writes.
+        never_null: those of them that the source has a value for in each row.
 
     Raises:
         RefusedError: there is no unique index on the conflict columns, or a column is not written.
@@ -69,11 +83,13 @@ def with_mode(
             "Change --conflict or --newer-by"
         )
         raise RefusedError(msg)
+    strict = set[str]()
     if target.ddl.before:
         unique = [set(target.primary_key)]
     else:
         rows = conn.execute(_UNIQUE, [target.identifier.as_string(conn)]).fetchall()
         unique = [set(row[0]) for row in rows]
+        strict = {name for names, nulls_not_distinct in rows if nulls_not_distinct for name in names}
     if mode == "upsert" and not target.ddl.before:
         _refuse_identity(conn, target, set(written) - set(conflict))
     if set(conflict) not in unique:
@@ -83,7 +99,39 @@ def with_mode(
             f"There are: {listed}. Create it, or change --conflict"
         )
         raise RefusedError(msg)
-    return replace(target, mode=mode, conflict=conflict, newer_by=settings.newer_by)
+    nullable = tuple(
+        column.name
+        for column in target.columns
+        if column.name in conflict and not (column.not_null or column.null_refused)
+        if column.name not in never_null and not set(conflict) <= strict
+    )
+    return replace(
+        target,
+        mode=mode,
+        conflict=conflict,
+        newer_by=settings.newer_by,
+        null_conflict=nullable,
+        rewritten=_rewritten(conn, target, conflict) if mode == "upsert" else (),
+    )
+
+
+def _rewritten(conn: psycopg.Connection[Any], target: TargetTable, conflict: Sequence[str]) -> tuple[str, ...]:
+    """Return the conflict columns of which two values can be equal and differ."""
+    texts = set[str]()
+    if not target.ddl.before:
+        texts = {row[0] for row in conn.execute(_LOOSE_TEXTS, [target.identifier.as_string(conn)])}
+    return tuple(
+        column.name
+        for column in target.columns
+        if column.name in conflict
+        and (
+            column.name in texts
+            or column.base_type in _LOOSE
+            or (column.base_type == "numeric" and column.scale is None)
+            or (column.base_type == "bpchar" and column.length is None)
+            or family(column) in {"array", "range", "multirange", "composite"}
+        )
+    )
 
 
 def _refuse_identity(conn: psycopg.Connection[Any], target: TargetTable, updated: set[str]) -> None:

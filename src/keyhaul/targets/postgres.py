@@ -35,6 +35,8 @@ class TargetTable:
         holds_rows: at least one row is there now.
         primary_key: its columns, there or to be created.
         mode, conflict, newer_by: what becomes of a row that is there already; see `Destination`.
+        null_conflict: conflict columns that can be NULL, which no unique index finds again.
+        rewritten: see `Destination`.
         fresh: in mode replace, the table that is loaded in the place of this one; empty for itself.
         others: further tables that the same records go to, after this one.
     """
@@ -48,6 +50,8 @@ class TargetTable:
     mode: str = "append"
     conflict: tuple[str, ...] = ()
     newer_by: str | None = None
+    null_conflict: tuple[str, ...] = ()
+    rewritten: tuple[str, ...] = ()
     fresh: str = ""
     others: tuple[TargetTable, ...] = ()
 
@@ -59,6 +63,7 @@ class TargetTable:
             mode="append" if self.mode == "replace" else self.mode,
             conflict=self.conflict,
             newer_by=self.newer_by,
+            rewritten=self.rewritten,
         )
 
     @property

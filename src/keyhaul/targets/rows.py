@@ -22,9 +22,6 @@ INVALID: Final = pl.Schema(
     {RECORD: pl.Int64(), "stage": pl.String(), "rules": pl.List(pl.String()), "message": pl.String()}
 )
 
-NO_EQUALITY: Final = frozenset({"json", "xml", "point", "line", "lseg", "box", "path", "polygon", "circle", "jsonpath"})
-"""Types without an = that means the same value (that of the geometric ones compares areas or has a tolerance)."""
-
 CHUNK: Final = sql.Identifier("pg_temp", "_keyhaul_chunk")
 """The temporary table through which rows go that the target has to cast."""
 
@@ -38,6 +35,7 @@ class Destination:
         columns: how each column is written.
         mode: ``append``, ``skip`` (what is there stays) or ``upsert`` (what differs is updated).
         conflict: the columns of the unique index that says what is there already; empty for append.
+        rewritten: conflict columns of which equal values can differ (1.0 and 1.00): upsert writes them anew.
         newer_by: upsert only a row whose value here is greater than the one that is there.
     """
 
@@ -46,6 +44,7 @@ class Destination:
     mode: str = "append"
     conflict: tuple[str, ...] = ()
     newer_by: str | None = None
+    rewritten: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,23 +170,22 @@ def on_conflict(destination: Destination) -> sql.Composable:
     if destination.mode == "append":
         return sql.SQL("")
     keys = sql.SQL(", ").join(map(sql.Identifier, destination.conflict))
-    others = [c for c in destination.columns if c.name not in destination.conflict]
+    left_alone = set(destination.conflict) - set(destination.rewritten)
+    others = [c.name for c in destination.columns if c.name not in left_alone]
     if destination.mode == "skip" or not others:
         return sql.SQL(" on conflict ({}) do nothing").format(keys)
-    assignments = sql.SQL(", ").join(sql.SQL("{0} = excluded.{0}").format(sql.Identifier(c.name)) for c in others)
-    differs = sql.SQL(" or ").join(_differs(column) for column in others)
+    assignments = sql.SQL(", ").join(sql.SQL("{0} = excluded.{0}").format(sql.Identifier(name)) for name in others)
+    # As verify compares: 1.5 is not 1.50, and json not json with other blanks.
+    there, new = (
+        sql.SQL(", ").join(sql.SQL(f"{table}.{{}}").format(sql.Identifier(name)) for name in others)
+        for table in ("_there", "excluded")
+    )
+    differs = sql.SQL("row({})::record *<> row({})::record").format(there, new)
     newer: sql.Composable = sql.SQL("")
     if destination.newer_by:
         name = sql.Identifier(destination.newer_by)
         newer = sql.SQL(" and (_there.{0} is null or excluded.{0} > _there.{0})").format(name)
     return sql.SQL(" on conflict ({}) do update set {} where ({}){}").format(keys, assignments, differs, newer)
-
-
-def _differs(column: WriteColumn) -> sql.Composable:
-    name = sql.Identifier(column.name)
-    if column.target.base_type in NO_EQUALITY:
-        return sql.SQL("_there.{0}::text is distinct from excluded.{0}::text").format(name)
-    return sql.SQL("_there.{0} is distinct from excluded.{0}").format(name)
 
 
 def fill_temporary(
