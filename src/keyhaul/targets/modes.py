@@ -83,27 +83,14 @@ def with_mode(
             "Change --conflict or --newer-by"
         )
         raise RefusedError(msg)
-    strict = set[str]()
-    if target.ddl.before:
-        unique = [set(target.primary_key)]
-    else:
-        rows = conn.execute(_UNIQUE, [target.identifier.as_string(conn)]).fetchall()
-        unique = [set(row[0]) for row in rows]
-        strict = {name for names, nulls_not_distinct in rows if nulls_not_distinct for name in names}
+    one_null = _check_unique(conn, target, conflict, mode)
     if mode == "upsert" and not target.ddl.before:
         _refuse_identity(conn, target, set(written) - set(conflict))
-    if set(conflict) not in unique:
-        listed = "; ".join(", ".join(sorted(names)) for names in unique if names) or "none"
-        msg = (
-            f"load {target.label}: no unique index on exactly {', '.join(conflict)}, expected one for mode {mode}. "
-            f"There are: {listed}. Create it, or change --conflict"
-        )
-        raise RefusedError(msg)
     nullable = tuple(
         column.name
         for column in target.columns
         if column.name in conflict and not (column.not_null or column.null_refused)
-        if column.name not in never_null and not set(conflict) <= strict
+        if column.name not in never_null and not one_null
     )
     return replace(
         target,
@@ -113,6 +100,26 @@ def with_mode(
         null_conflict=nullable,
         rewritten=_rewritten(conn, target, conflict) if mode == "upsert" else (),
     )
+
+
+def _check_unique(conn: psycopg.Connection[Any], target: TargetTable, conflict: Sequence[str], mode: str) -> bool:
+    """Return whether the unique index on the conflict columns takes two NULLs for the same.
+
+    Raises:
+        RefusedError: there is no such index.
+    """
+    unique = [(target.primary_key, False)]
+    if not target.ddl.before:
+        unique = conn.execute(_UNIQUE, [target.identifier.as_string(conn)]).fetchall()
+    found = [one_null for names, one_null in unique if set(names) == set(conflict)]
+    if not found:
+        listed = "; ".join(", ".join(sorted(names)) for names, _ in unique if names) or "none"
+        msg = (
+            f"load {target.label}: no unique index on exactly {', '.join(conflict)}, expected one for mode {mode}. "
+            f"There are: {listed}. Create it, or change --conflict"
+        )
+        raise RefusedError(msg)
+    return any(found)
 
 
 def _rewritten(conn: psycopg.Connection[Any], target: TargetTable, conflict: Sequence[str]) -> tuple[str, ...]:
