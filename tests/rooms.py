@@ -30,7 +30,7 @@ ROOMS = {
     "sessions": ("connecting", "watchdog", "links", "seats", "capacity"),
     "transform": ("compiled", "mapping", "decoding", "casts", "lookup"),
     "sources": ("source", "kinds", "lookups", "cuts", "postgres"),
-    "staging": ("stage", "rules", "gather", "copies", "unread"),
+    "staging": ("stage", "rules", "gather", "copies"),
     "targets": ("session", "transaction", "postgres", "replace", "rowhash"),
     "limits": ("limiter", "pace", "hiring", "dispatch", "crew"),
     "fanout": ("tables", "spread", "unnest"),

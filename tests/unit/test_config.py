@@ -650,7 +650,7 @@ KINDS = (
         ({"path": "CANARY.dat"}, f"path: got text that is not a URI, nor a path of a known kind, expected {KINDS}. Correct it, or say the kind: in a job file"),
         ({"uri": "u:CANARY@h/shop.db"}, f"uri: got text that is not a URI, nor a path of a known kind, expected {KINDS}. Correct it, or say the kind: in a job file"),
         ({"uri": 5}, f"uri: got 5, expected {KINDS}"),
-        ({"kind": "mysql", "uri": "sqlite:///shop.db"}, 'kind: got "mysql", expected one of postgres, sqlite'),
+        ({"kind": "mysql", "uri": "sqlite:///shop.db"}, 'kind: got "mysql", expected one of postgres, sqlite, files'),
         ({"kind": "sqlite", "uri": "postgresql://u:CANARY@h/d"}, "uri: got a URI of another kind for kind sqlite, expected sqlite:/// or a path that ends in .db, .sqlite or .sqlite3"),
         ({"kind": "sqlite"}, "path: got nothing, expected a path or sqlite:/// or a path that ends in .db, .sqlite or .sqlite3. Give --source"),
         ({"uri": "shop.db", "path": "shop.db"}, "path: got both a uri and a path, expected one of them. Remove one"),

@@ -9,10 +9,13 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from keyhaul.config import steps
 from keyhaul.errors import RefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from keyhaul.config.steps import Step
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -108,3 +111,11 @@ def file_digest(path: str) -> str | None:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return None
+
+
+def step_identity(step: Step) -> dict[str, Any]:
+    """Return what makes a step the same, with the digest of the code or file that it names."""
+    digest = module_digest(step.python.partition(":")[0]) if step.kind == "python" else None
+    if step.lookup and step.lookup.file:
+        digest = file_digest(step.lookup.file)
+    return steps.step_identity(step) | ({"sha256": digest} if digest else {})

@@ -18,7 +18,7 @@ from keyhaul.config.allowance import Allowance
 from keyhaul.config.draft import Draft, Place, spell
 from keyhaul.config.fields import Allowed, MemoryOf, Names, PercentOf, Rules, RunRules, Steps, Targets
 from keyhaul.config.given import hidden_in, read_given, write_given
-from keyhaul.config.identity import file_digest, module_digest
+from keyhaul.config.identity import step_identity
 from keyhaul.config.parts import (
     AUTO,
     EMBEDDED,
@@ -34,7 +34,7 @@ from keyhaul.config.parts import (
     setting,
 )
 from keyhaul.config.settings import Setting, settings_of
-from keyhaul.config.sourcekinds import AnySource, PostgresSource, Source, SqliteSource
+from keyhaul.config.sourcekinds import AnySource, FilesSource, PostgresSource, Source, SqliteSource, TablesSource
 from keyhaul.config.steps import Rule, Step
 from keyhaul.config.yamlfile import read_yaml
 from keyhaul.errors import ConfigError
@@ -55,6 +55,7 @@ __all__ = [
     "Allowance",
     "AutoChunk",
     "Dedup",
+    "FilesSource",
     "Incremental",
     "Job",
     "PostgresSource",
@@ -63,6 +64,7 @@ __all__ = [
     "Source",
     "SqliteSource",
     "Step",
+    "TablesSource",
     "Target",
     "hidden_in",
     "load_job",
@@ -296,7 +298,7 @@ class Job(Part):
             "key": list(self.key),
             # An auto chunk's settings may change: a resumed run merges what is open to the pace it then has.
             "chunk": AUTO if isinstance(self.chunk, AutoChunk) else self.chunk,
-            "transform": [_step_identity(step) for step in self.transform],
+            "transform": [step_identity(step) for step in self.transform],
             "dedup": {"on": list(dedup.on), "order_by": list(dedup.order_by), "keep": dedup.keep} if dedup else None,
             "rules": {rule.name: steps.rule_identity(rule) for rule in self.rules},
             "target": self.target.model_dump(include={"table", "mode", "conflict", "newer_by"}, mode="json"),
@@ -317,13 +319,6 @@ class Job(Part):
     def fingerprint(self) -> str:
         """Return the SHA-256 of `identity`, secrets not hidden, in hex: equal for jobs that may resume each other."""
         return hashlib.sha256(json.dumps(self._whole_identity(), sort_keys=True).encode()).hexdigest()
-
-
-def _step_identity(step: Step) -> dict[str, Any]:
-    digest = module_digest(step.python.partition(":")[0]) if step.kind == "python" else None
-    if step.lookup and step.lookup.file:
-        digest = file_digest(step.lookup.file)
-    return steps.step_identity(step) | ({"sha256": digest} if digest else {})
 
 
 def settings() -> Iterator[Setting]:

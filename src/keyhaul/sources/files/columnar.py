@@ -13,7 +13,7 @@ from keyhaul.errors import ChunkError, ConfigError
 from keyhaul.sources.columns import column_of
 from keyhaul.sources.files.delimited import REJECTED
 from keyhaul.sources.files.file import LINE, RECORD_NUMBER, Found
-from keyhaul.sources.files.parts import check_unchanged
+from keyhaul.sources.files.textfile import check_unchanged
 from keyhaul.sources.files.values import typed
 
 if TYPE_CHECKING:

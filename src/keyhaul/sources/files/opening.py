@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 from typing import TYPE_CHECKING
 
-from keyhaul.config.sourcekinds import FilesSource as Config
+from keyhaul.config.job import FilesSource as Config
 from keyhaul.errors import ConfigError
 from keyhaul.sources.columns import column_of
 from keyhaul.sources.files.dialect import Dialect

@@ -12,7 +12,6 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from keyhaul.errors import StopRunError
 from keyhaul.sources.files.records import find_records
 
 if TYPE_CHECKING:
@@ -110,17 +109,3 @@ class Parts:
                 Border(offset=begin.offset + offset, line=begin.line + line, record=begin.record + inside)
             )
             return text
-
-
-def check_unchanged(before: tuple[int, int], now: tuple[int, int], name: str) -> None:
-    """Refuse to go on with a file whose size or time of change is another one.
-
-    Raises:
-        StopRunError: it has changed.
-    """
-    if before != now:
-        msg = (
-            f"read {name}: the file has changed since the run began ({before[0]:,} bytes then, {now[0]:,} now), "
-            "expected the same. Put the old one back and run the same command, or start anew with --fresh"
-        )
-        raise StopRunError(msg)

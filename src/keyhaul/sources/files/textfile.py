@@ -14,8 +14,7 @@ from typing import IO, TYPE_CHECKING, Final
 
 import pyarrow as pa
 
-from keyhaul.errors import ConfigError, TransientError
-from keyhaul.sources.files.parts import check_unchanged
+from keyhaul.errors import ConfigError, StopRunError, TransientError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -152,3 +151,17 @@ def _decompressed(path: Path, how: str | None) -> IO[bytes]:
                 )
             return archive.open(members[0])
     return path.open("rb")
+
+
+def check_unchanged(before: tuple[int, int], now: tuple[int, int], name: str) -> None:
+    """Refuse to go on with a file whose size or time of change is another one.
+
+    Raises:
+        StopRunError: it has changed.
+    """
+    if before != now:
+        msg = (
+            f"read {name}: the file has changed since the run began ({before[0]:,} bytes then, {now[0]:,} now), "
+            "expected the same. Put the old one back and run the same command, or start anew with --fresh"
+        )
+        raise StopRunError(msg)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 from psycopg import pq
 
-from keyhaul.config.sourcekinds import TablesSource
+from keyhaul.config.job import TablesSource
 from keyhaul.errors import ConfigError, RefusedError, StopRunError, first_line
 from keyhaul.model import RECORD
 from keyhaul.postgres import catalog, pgtypes, shapes
