@@ -1,0 +1,150 @@
+"""Files into PostgreSQL, through the command line: moves, bad lines, kills, resumes and comparisons."""
+
+from __future__ import annotations
+
+import gzip
+import signal
+
+import polars as pl
+import psycopg
+import pytest
+
+from keyhaul.embedded.flights import flights_path
+
+COLUMNS = (
+    "id bigint, year int, month int, day int, dep_time int, sched_dep_time int, dep_delay int, arr_time int, "
+    "sched_arr_time int, arr_delay int, carrier text, flight int, tailnum text, origin text, dest text, air_time int, "
+    "distance int, hour int, minute int, time_hour timestamptz"
+)
+SUM = "select count(*), sum(hashtextextended(f::text, 0)::numeric) from flights f"
+
+
+def ask(uri, query):
+    with psycopg.connect(uri, autocommit=True, options="-c timezone=UTC") as conn:
+        return conn.execute(query).fetchall()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The first 20,000 flights in each format."""
+    made = tmp_path_factory.mktemp("flights")
+    flights = pl.read_parquet(flights_path()).head(20_000)
+    flights.write_parquet(made / "flights.parquet", row_group_size=7_000)
+    flights.write_ipc(made / "flights.arrow", record_batch_size=3_000)
+    flights.write_csv(made / "flights.csv", datetime_format="%Y-%m-%d %H:%M:%S%:z")
+    (made / "flights.csv.gz").write_bytes(gzip.compress((made / "flights.csv").read_bytes()))
+    (made / "flights.tsv").write_bytes((made / "flights.csv").read_bytes().replace(b",", b"\t"))
+    return made
+
+
+@pytest.fixture(scope="module")
+def expected(server, folder):
+    """What PostgreSQL's own COPY makes of the CSV file."""
+    from support import database_of
+
+    with database_of(server, "copied", f"create table flights ({COLUMNS})") as uri:
+        with psycopg.connect(uri) as conn, conn.cursor().copy("copy flights from stdin (format csv, header)") as copy:
+            copy.write((folder / "flights.csv").read_bytes())
+        yield ask(uri, SUM)
+
+
+@pytest.fixture
+def target(server, database):
+    uri = database(server, "files")
+    ask_nothing = f"create table flights ({COLUMNS})"
+    with psycopg.connect(uri, autocommit=True) as conn:
+        conn.execute(ask_nothing)
+    return uri
+
+
+@pytest.mark.parametrize("name", ["flights.csv", "flights.csv.gz", "flights.tsv", "flights.parquet", "flights.arrow"])
+def test_each_format_gives_the_table_that_copy_makes(etl, folder, target, expected, name):
+    done = etl("chunked", "--source", str(folder / name), "--target", target, "--into", "flights", "--chunk", "3000")
+    assert (done.returncode, done.stderr) == (0, done.stderr)
+    assert ask(target, SUM) == expected
+    assert "20,000 rows" in done.stdout + done.stderr
+    compared = etl("verify", "last", "--source", str(folder / name), "--target", target)
+    assert (compared.returncode, "verified 20,000 rows" in compared.stdout) == (0, True), compared.stderr
+
+
+def test_bad_lines_are_quarantined_with_line_and_text_and_the_others_load(etl, tmp_path, target):
+    path = tmp_path / "bad.csv"
+    path.write_bytes(b'id,n\n1,10\n2,20,extra\n3,"never closed\n4,forty\n5,50\n6,caf\xe9\n')
+    file = tmp_path / "bad.yaml"
+    file.write_text(f"job: bad\nsource: {{path: {path}, columns: {{id: int, n: int}}}}\n")
+    done = etl("run", str(file), "--target", target, "--into", "bad", "--chunk", "2")
+    assert done.returncode == 1, done.stderr
+    assert ask(target, "select id, n from bad order by id") == [(1, 10), (5, 50)]
+    found = ask(target, "select rules[1], data->>'place', message, data->>'raw' from keyhaul.quarantine order by 2")
+    quoted = "text after a closing quote, or a quote that is not closed"
+    whole = "n: expected a whole number from -2147483648 to 2147483647"
+    assert found == [
+        ("malformed_record", "bad.csv line 3, record 2", "3 fields, expected 2", "2,20,extra"),
+        ("malformed_record", "bad.csv line 4, record 3", quoted, '3,"never closed'),
+        ("wrong_value", "bad.csv line 5, record 4", whole, "4,forty"),
+        ("malformed_record", "bad.csv line 7, record 6", "bytes that are not UTF-8", "6,caf\\xe9"),
+    ]
+    assert ask(target, "select distinct stage from keyhaul.quarantine") == [("read",)]
+    shown = etl("quarantine", "last", "--target", target)
+    assert "bad.csv line 5, record 4" in shown.stdout
+
+
+@pytest.mark.parametrize("point", ["read.after:2", "commit.before:2", "commit.after:3"])
+def test_killed_at_a_point_the_same_command_makes_what_one_run_makes(etl, folder, target, expected, point):
+    command = ("chunked", "--source", str(folder / "flights.csv.gz"), "--target", target, "--into", "flights")
+    command = (*command, "--chunk", "2500", "--workers", "2")
+    killed = etl(*command, env={"KEYHAUL_FAULT": f"{point}:kill"})
+    assert killed.returncode == -signal.SIGKILL
+    done = etl(*command)
+    assert done.returncode == 0, done.stderr
+    assert ask(target, SUM) == expected
+
+
+def test_a_run_is_not_gone_on_with_when_its_file_has_changed(etl, tmp_path, target):
+    path = tmp_path / "t.csv"
+    path.write_text("id,n\n" + "".join(f"{n},{n}\n" for n in range(1000)))
+    command = ("chunked", "--source", str(path), "--target", target, "--chunk", "100")
+    assert etl(*command, env={"KEYHAUL_FAULT": "commit.after:2:kill"}).returncode == -signal.SIGKILL
+    whole = path.read_text()
+    path.write_text(whole + "1000,1000\n")
+    refused = etl(*command)
+    assert refused.returncode == 2
+    assert "has changed since the run was planned" in refused.stderr
+
+
+def test_transform_rules_dedup_and_several_files_work_as_for_any_source(etl, tmp_path, target):
+    (tmp_path / "a.csv").write_text("id,name,n\n1,a,10\n2,b,-1\n3,a,30\n")
+    (tmp_path / "b.csv").write_text("n,id,name\n40,4,d\n10,5,a\n")
+    done = etl(
+        "chunked", "--source", str(tmp_path / "*.csv"), "--target", target, "--into", "several", "--where", "id < 5",
+        "--set", "name = upper(name)", "--rule", "positive: n > 0", "--allow-quarantined", "1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert ask(target, "select * from several order by id") == [(1, "A", 10), (3, "A", 30), (4, "D", 40)]
+
+
+MISTAKES = {
+    "no such file": (["nope.csv"], "there is no such file, expected one"),
+    "a pattern without a match": (["*.arrow"], "no file has such a name"),
+    "an empty file": (["empty.csv"], "an empty file, expected a first line with the columns' names"),
+    "a column twice": (["twice.csv"], "the header has id twice"),
+    "a key": (["good.csv", "--key", "id"], "got a key, expected none for kind files"),
+    "a table": (["good.csv", "--table", "t"], "got a table for a source of kind files"),
+    "a file cut off": (["cut.csv.gz"], "Is it cut off, or still being written?"),
+    "no Parquet": (["wrong.parquet"], "expected a whole Parquet file"),
+    "incremental": (["good.csv", "--incremental", "id"], "cannot be asked for what is new"),
+    "checksums": (["good.csv", "--checksum"], "Leave out --checksum"),
+}
+
+
+@pytest.mark.parametrize("what", MISTAKES)
+def test_a_mistake_is_told_before_anything_is_created(etl, tmp_path, target, what):
+    (tmp_path / "empty.csv").touch()
+    (tmp_path / "good.csv").write_text("id,t\n1,a\n")
+    (tmp_path / "twice.csv").write_text("id,id\n1,2\n")
+    (tmp_path / "cut.csv.gz").write_bytes(gzip.compress(b"id,t\n" * 1000)[:-20])
+    (tmp_path / "wrong.parquet").write_text("no parquet")
+    (name, *more), told = MISTAKES[what]
+    done = etl("chunked", "--source", str(tmp_path / name), "--target", target, "--into", "made", *more)
+    assert (done.returncode, told in done.stderr) == (2, True), done.stderr
+    assert ask(target, "select to_regclass('made'), to_regclass('keyhaul.runs')") == [(None, None)]
