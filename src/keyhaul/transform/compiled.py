@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from keyhaul.config.job import Step
     from keyhaul.config.lookupstep import Lookup
-    from keyhaul.transform.lookup import LookupRows
     from keyhaul.model import Column
+    from keyhaul.transform.lookup import LookupRows
     from keyhaul.transform.meanings import Meaning
     from keyhaul.transform.meant import Meant
 
