@@ -7,14 +7,18 @@ from typing import TYPE_CHECKING, Final
 
 import polars as pl
 
+from keyhaul.config.steps import Rule, Step
+from keyhaul.errors import ConfigError
 from keyhaul.model import Column
 from keyhaul.postgres import pgtypes
 from keyhaul.sources.sqlite import declared
+from keyhaul.staging.rules import compile_rules
 from keyhaul.transform import casts
+from keyhaul.transform.compiled import compile_transform, meanings_of
 from keyhaul.transform.computed import NoRouteError, write_computed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 _HEAD = """\
 # Types
@@ -101,6 +105,24 @@ second column.
 
 """
 
+_CLAUSES = """
+## In a clause
+
+What `set`, `where`, rules, `dedup.on` and `dedup.order_by` make of a column. *yes*: what PostgreSQL makes of it, for
+every value, odd ones among them (NaN, ±infinity, 300 digits, 24:00, months beside days, labels in their own order).
+*refused*: by name, before the first row, with what to write instead; IS NULL is asked of every type, and
+`cast(c as varchar)` gives the text that PostgreSQL prints. Constants stand in quotes, as in SQL: `c > '09:00'`.
+Tried by `tests/integration/test_clauses.py` on a server; this table is made by compiling each clause.
+
+"""
+
+_COLLATED = """
+Text under a collation with another order than its bytes': `=` and dedup as above, order refused. Under one that is not
+deterministic (ICU, case does not count) all are refused. A record with ±infinity in a date or timestamp, or with NaN
+in a numeric with a precision, is quarantined where a clause looks at the column.
+
+"""
+
 _TAIL = """
 ## A new table
 
@@ -175,6 +197,9 @@ def types() -> str:
         _table("from", "into", "a copied value", rows=_pairs(casts.ZONED)),
         _COMPUTED,
         _table("an expression's type", "in a new table", "goes into", rows=_computed()),
+        _CLAUSES,
+        _table("type", "`=` `<>` `in`", "`<` `<=` `>=` `>` `between`", "dedup", "order by", rows=_clauses()),
+        _COLLATED,
         _TAIL,
         _SQLITE,
         _table("declared as", "kind", rows=_sqlite_names()),
@@ -245,6 +270,66 @@ def _takes(dtype: pl.DataType) -> Iterator[str]:
         said.setdefault(note or ("checked" if written.fits is not None else ""), []).append(f"`{name}`")
     for note, names in said.items():
         yield f"{', '.join(names)} ({note})" if note else ", ".join(names)
+
+
+_CONSTANTS: Final[Mapping[str, str]] = {
+    "int2": "1", "int4": "1", "int8": "1", "float4": "1.5", "float8": "1.5", "numeric(12,2)": "1.5", "numeric": "1.5",
+    "bool": "t", "text": "a", "varchar": "a", "bpchar": "a", "name": "a", "bytea": r"\x00", "date": "2020-01-01",
+    "timestamp": "2020-01-01 09:00", "timestamptz": "2020-01-01 09:00+01", "uuid": "0" * 32, "json": "1", "jsonb": "1",
+    "time": "09:00", "timetz": "09:00+01", "interval": "1 mon", "inet": "10.0.0.9", "cidr": "10.0.0.0/8",
+    "macaddr": "08:00:2b:01:02:03", "macaddr8": "08:00:2b:01:02:03:04:05", "bit": "101", "varbit": "101",
+    "pg_lsn": "16/B374D848", "oid": "1", "enum": "ok",
+}  # fmt: skip
+"""Type → a constant that it takes; any text for a type that is not here."""
+
+
+def _clauses() -> Iterator[Sequence[str]]:
+    """Compile each clause over a column of each type: yield what comes of it, types with the same answers together."""
+    names = [*pgtypes.DIRECT, *pgtypes.TEXT, *pgtypes.WHOLE_FAMILIES]
+    names.insert(names.index("numeric"), "numeric(12,2)")
+    same: dict[tuple[str, ...], list[str]] = {}
+    for name in names:
+        same.setdefault(tuple(_answers(name)), []).append(f"`{name}`")
+    for answers, kinds in same.items():
+        yield ", ".join(kinds), *answers
+
+
+def _answers(name: str) -> Iterator[str]:
+    column = _column(name)
+    one = f"'{_CONSTANTS.get(name, 'x')}'"
+    for clauses in (
+        (f"c = {one}", f"c <> {one}", f"c in ({one})"),
+        (f"c < {one}", f"c >= {one}", f"c between {one} and {one}"),
+    ):
+        yield "yes" if all(_compiles(column, clause) for clause in clauses) else "refused"
+    meaning = meanings_of({"c": column}).get("c")
+    yield "yes" if meaning is None or meaning.equality else "refused"
+    yield "yes" if meaning is None or meaning.ordered else "refused"
+
+
+def _column(name: str) -> Column:
+    kinds = {"enum": "e", "range": "r", "multirange": "m", "composite": "c"}
+    digits = (12, 2) if name == "numeric(12,2)" else (None, None)
+    return Column(
+        name="c",
+        pg_type=name,
+        base_type=name.partition("(")[0],
+        precision=digits[0],
+        scale=digits[1],
+        type_kind=kinds.get(name, "b"),
+        type_category="A" if name == "array" else "",
+        labels=("sad", "ok", "happy") if name == "enum" else (),
+    )
+
+
+def _compiles(column: Column, clause: str) -> bool:
+    types, meanings = {"c": pgtypes.route(column).dtype}, meanings_of({"c": column})
+    try:
+        compile_transform([Step(kind="where", where=clause)], types, meanings=meanings)
+        compile_rules([Rule(name="r", check=clause)], types, meanings)
+    except ConfigError:
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -72,6 +72,9 @@ class Column:
         type_category, type_kind: pg_type.typcategory and typtype.
         cast_type: the type without its modifier: a cast to it never cuts, the assignment after it checks.
         bare_type: the same; of a domain the type beneath it, which no value of that type is refused by.
+        labels: of an enum, in its order.
+        collation: ``equality`` when different texts may be equal, ``order`` when only the order is not that of the
+            bytes; empty when both are the bytes', or the type has none.
     """
 
     name: str
@@ -90,6 +93,8 @@ class Column:
     type_oid: int = 0
     cast_type: str = ""
     bare_type: str = ""
+    labels: tuple[str, ...] = ()
+    collation: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

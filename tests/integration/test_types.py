@@ -238,11 +238,13 @@ def test_division_by_zero_and_overflow_cost_only_their_records(databases, reader
     ]
 
 
-@pytest.mark.parametrize("kind", ["numeric", "interval", "jsonb", "numeric[]"])
+@pytest.mark.parametrize("kind", ["jsonb", "numeric[]", "float8[]", "pg_catalog.pg_type"])
 def test_copies_are_not_told_by_a_text_that_equal_values_do_not_share(databases, kind):
     source, _ = databases
     run_sql(source, f"create table t (id int, v {kind})")
-    with pytest.raises(RefusedError, match=r"dedup on v .*: equal values have different texts there"):
+    with pytest.raises(
+        RefusedError, match=r"dedup on v: .*: it travels as text, whose order and equality are not the type's"
+    ):
         move(databases, "public.t", dedup="id,v")
 
 

@@ -144,7 +144,7 @@ def test_a_rule_that_raises_for_too_many_rows_fails_the_chunk(monkeypatch):
         ("zz > 0", '"zz" not found in FROM clause, expected one of id, a, s'),
         ("a + 1", "its type is BIGINT, expected true or false"),
         ("s", "its type is VARCHAR, expected true or false"),
-        ("s > 1", r"an explicit cast is required\. In rules, s is text, .* cast it, as in s::decimal"),
+        ("s > 1", r"an explicit cast is required\. s is text: .* cast it, as in s::decimal"),
         ("columns('a') > 0", "it has a \\*"),
         ("read_text('/etc/hostname') is null", "table function"),
         ("getenv('HOME') is null", "it calls getenv"),

@@ -39,7 +39,7 @@ from keyhaul.staging.copies import check_dedup
 from keyhaul.staging.rules import compile_rules
 from keyhaul.targets.modes import with_mode
 from keyhaul.targets.postgres import TargetTable, inspect_target
-from keyhaul.transform.compiled import OutputColumn, Transform, compile_transform
+from keyhaul.transform.compiled import OutputColumn, Transform, compile_transform, meanings_of
 from keyhaul.transform.mapping import build_mapping
 
 if TYPE_CHECKING:
@@ -199,11 +199,16 @@ def _compile(
     lookups = LookupSource(job=job, own=source.abilities.lookups)
     routes = described.routes
     types = {name: routes[name].dtype for name in sources}
-    transform = compile_transform(job.transform, types, lookups.load, lookups.open)
+    transform = compile_transform(job.transform, types, lookups.load, lookups.open, meanings_of(sources))
     read_columns = tuple(name for name in routes if name in transform.needed or name in described.key)
     _refuse_routes(routes, read_columns)
-    checks = compile_rules(job.rules, {name: column.dtype for name, column in transform.output.items()})
-    check_dedup(job, transform, sources)
+    output = transform.output
+    checks = compile_rules(
+        job.rules,
+        {name: column.dtype for name, column in output.items()},
+        {name: column.meaning for name, column in output.items() if column.meaning},
+    )
+    check_dedup(job, transform)
     settle = _settle_tables if job.targets else _settle_table
     target, definition, columns, tables = settle(job, ends, target_conn, source, transform)
     return Prepared(

@@ -19,7 +19,7 @@ from keyhaul import events
 from keyhaul.errors import RefusedError, StopRunError
 from keyhaul.execution.worker import Produced, Worker
 from keyhaul.model import RECORD, ChunkResult, Staged
-from keyhaul.staging.copies import across_chunks
+from keyhaul.staging.copies import across_chunks, meant, meant_type
 from keyhaul.staging.gather import Contest, Gathered, Store, remove
 from keyhaul.staging.stage import REJECTED
 from keyhaul.text import plural
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from keyhaul.ledger.store import Ledger
     from keyhaul.model import Chunk, Observer
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Of the files; another one is not read."""
 
 _RUN_ID: Final = re.compile(r"[0-9]{8}T[0-9]{6}-[0-9a-f]{4}")
@@ -218,8 +218,8 @@ def _contest(prepared: Prepared) -> Contest:
     job, output = prepared.job, prepared.transform.output
     on, order_by, keep = (job.dedup.on, job.dedup.order_by, job.dedup.keep) if job.dedup else ((), (), "last")
     return Contest(
-        on=tuple(_plain(output[name].dtype) for name in on),
-        order_by=tuple(_plain(output[name].dtype) for name in order_by),
+        on=tuple(_plain(meant_type(output[name])) for name in on),
+        order_by=tuple(_plain(meant_type(output[name])) for name in order_by),
         key=tuple(_plain(prepared.routes[name].dtype) for name in job.key),
         keep=keep,
     )
@@ -291,7 +291,10 @@ class Gatherer(Worker):
         ties = accepted.select(RECORD, tie=pl.lit(0, pl.Int64)) if self._keyed else self._open_stager().ties(accepted)
         joined = accepted.select(RECORD).join(key, on=RECORD, how="left", maintain_order="left")
         joined = joined.join(ties, on=RECORD, how="left", maintain_order="left").drop(RECORD)
-        return self._store.contest.select(accepted, on, order_by, joined)
+        keyed = accepted.with_columns(
+            made.alias(name) for name, made in meant(task.dedup, task.transform.output).items()
+        )
+        return self._store.contest.select(keyed, on, order_by, joined)
 
 
 class Loader(Worker):

@@ -16,6 +16,7 @@ from keyhaul.execution.task import target_uri
 from keyhaul.fanout.spread import Spreader
 from keyhaul.faults import pass_point
 from keyhaul.model import RECORD, ChunkResult, Timings
+from keyhaul.staging.copies import meant
 from keyhaul.staging.stage import Stager, with_refused
 from keyhaul.targets import transaction
 from keyhaul.targets.replayed import Batch, open_keys
@@ -324,7 +325,7 @@ class Worker:
         if self._stager is None:
             task = self._task
             dedup = task.dedup if self.loads else None  # without the other chunks, nobody is a copy yet
-            self._stager = Stager(task.checks, dedup, task.columns, task.key)
+            self._stager = Stager(task.checks, dedup, task.columns, task.key, meant(dedup, task.transform.output))
         return self._stager
 
     def _open_session(self) -> Session:

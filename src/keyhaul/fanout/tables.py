@@ -284,7 +284,8 @@ class _Compiler:
         steps = [Step(kind="where", where=entry.where, at=f"{entry.at}: where")] if entry.where else []
         if texts:
             steps.append(Step(kind="set", set=texts, at=entry.at, places=entry.places))
-        return compile_transform(steps, {**schema, **dict.fromkeys(named, pl.String())})
+        meanings = {name: column.meaning for name, column in self._record.items() if column.meaning and name in schema}
+        return compile_transform(steps, {**schema, **dict.fromkeys(named, pl.String())}, meanings=meanings)
 
     def _computed(self, column: OutputColumn, named: Mapping[str, tuple[str, ...]]) -> OutputColumn:
         """Return a column with the source column that it copies, through the record's columns."""

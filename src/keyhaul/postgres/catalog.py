@@ -14,7 +14,7 @@ from keyhaul.postgres.pgtypes import MODIFIED_TIME
 from keyhaul.quoting import quote_name
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import psycopg
 
@@ -32,14 +32,15 @@ with recursive given as (
       from chain c join pg_type t on t.oid = c.typ where t.typtype = 'd'
 )
 select distinct on (g.position) g.name, format_type(g.typ, g.mod), t.typname, t.typcategory, t.typtype, c.mod,
-       outermost.typtype = 'd' and outermost.typnotnull, g.typ::bigint, format_type(g.typ, -1), format_type(c.typ, -1)
+       outermost.typtype = 'd' and outermost.typnotnull, g.typ::bigint, format_type(g.typ, -1), format_type(c.typ, -1),
+       c.typ::bigint
   from given g join pg_type outermost on outermost.oid = g.typ
   join chain c using (position) join pg_type t on t.oid = c.typ
  order by g.position, c.depth desc
 """
 
 _TABLE_COLUMNS = """
-select a.attname, a.atttypid, a.atttypmod,
+select a.attname, a.atttypid, a.atttypmod, nullif(a.attcollation, 0)::regcollation::text,
        a.attnotnull and not exists (select from pg_constraint k where k.conrelid = a.attrelid and k.contype = 'n'
                                        and a.attnum = any(k.conkey) and not k.convalidated),
        a.atthasdef or a.attidentity <> '', a.attgenerated <> ''
@@ -47,6 +48,29 @@ select a.attname, a.atttypid, a.atttypmod,
  where a.attrelid = %(oid)s and a.attnum > 0 and not a.attisdropped
  order by a.attnum
 """
+
+_LABELS = """
+select enumtypid::bigint, array_agg(enumlabel::text order by enumsortorder)
+  from pg_enum where enumtypid = any(%(types)s::oid[]) group by 1
+"""
+
+_COLLATIONS = """
+with given as (
+    select * from unnest(%(names)s::text[], %(collations)s::text[]) as g(name, called)
+), database as (
+    select coalesce(to_jsonb(d)->>'datlocprovider', 'c') as provider, d.datcollate as locale
+      from pg_database d where datname = current_database()
+)
+select g.name,
+       case when not coalesce((to_jsonb(c)->>'collisdeterministic')::boolean, true) then 'equality'
+            when case when c.collprovider = 'd' then d.provider else c.collprovider::text end = 'b' then ''
+            when case when c.collprovider = 'd' then d.provider else c.collprovider::text end = 'c'
+                 and case when c.collprovider = 'd' then d.locale else c.collcollate end
+                     ~* '^(C|POSIX|C[.]utf-?8)$' then ''
+            else 'order' end
+  from given g join pg_collation c on c.oid = g.called::regcollation cross join database d
+"""
+"""A collation that orders by bytes, or by code points, which is the same in UTF-8, is told apart from others."""
 
 _PRIMARY_KEY = """
 select array_agg(a.attname order by k.position)
@@ -170,8 +194,9 @@ def describe_table(conn: psycopg.Connection[Any], oid: int, schema: str, table: 
     """Read the columns, primary key and statistics of a table, view or foreign table."""
     rows = conn.execute(_TABLE_COLUMNS, {"oid": oid}).fetchall()
     columns = _columns(conn, [r[0] for r in rows], [r[1] for r in rows], [r[2] for r in rows])
+    collations = _collations(conn, {r[0]: r[3] for r in rows if r[3] is not None})
     described = tuple(
-        replace(column, not_null=row[3], has_default=row[4], generated=row[5])
+        replace(column, not_null=row[4], has_default=row[5], generated=row[6], collation=collations.get(row[0], ""))
         for column, row in zip(columns, rows, strict=True)
     )
     head = conn.execute(_STATISTICS, {"oid": oid}).fetchone()
@@ -215,7 +240,25 @@ def describe_query(conn: psycopg.Connection[Any], query: str, what: str = "sourc
         msg = f"read {what}: the column names {listed} are not unique, expected a name of its own for each"
         raise ConfigError(msg)
     columns = _columns(conn, names, [result.ftype(i) for i in numbers], [result.fmod(i) for i in numbers])
-    return Relation(from_item=item, label="query", oid=None, kind="q", columns=tuple(columns))
+    collations = _collations(conn, _query_collations(conn, item, names))
+    described = tuple(replace(column, collation=collations.get(column.name, "")) for column in columns)
+    return Relation(from_item=item, label="query", oid=None, kind="q", columns=described)
+
+
+def _query_collations(conn: psycopg.Connection[Any], item: sql.Composable, names: Sequence[str]) -> Mapping[str, str]:
+    """Return the collation of each column of a query that has one; the query is planned and not run."""
+    asked = sql.SQL(", ").join(sql.SQL("pg_collation_for(q.{})").format(sql.Identifier(name)) for name in names)
+    statement = sql.SQL("select {} from (select) as one left join {} on false").format(asked, item)
+    row = conn.execute(statement).fetchone() if names else None
+    return {name: found for name, found in zip(names, row or (), strict=False) if found is not None}
+
+
+def _collations(conn: psycopg.Connection[Any], collations: Mapping[str, str]) -> Mapping[str, str]:
+    """Return for columns by their collation's name what `Column.collation` says of it."""
+    if not collations:
+        return {}
+    given = {"names": list(collations), "collations": list(collations.values())}
+    return dict(conn.execute(_COLLATIONS, given).fetchall())
 
 
 def check_statement(conn: psycopg.Connection[Any], text: str) -> None:
@@ -313,8 +356,10 @@ def _columns(
         row = conn.execute("select current_setting('search_path')").fetchone()
         conn.execute("set local search_path = pg_catalog")
         rows = conn.execute(_COLUMNS, {"names": list(names), "types": list(types), "mods": list(mods)}).fetchall()
+        enums = [row[10] for row in rows if row[4] == "e"]
+        labels = dict(conn.execute(_LABELS, {"types": enums}).fetchall()) if enums else {}
         conn.execute("select set_config('search_path', %s, true)", [row[0] if row else ""])
-    return [_column(row) for row in rows]
+    return [replace(_column(row[:10]), labels=tuple(labels.get(row[10], ()))) for row in rows]
 
 
 def _column(row: Sequence[Any]) -> Column:

@@ -19,6 +19,7 @@ from keyhaul.sessions.connecting import connect, session_settings, with_login
 from keyhaul.sources.postgres.readers import translate
 from keyhaul.staging.rules import Check, compile_rules
 from keyhaul.staging.stage import Stager
+from keyhaul.transform.compiled import meanings_of
 from keyhaul.transform.decoding import decode
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def check_rules(job: Job, dsn: Dsn, place: str, asked: Asked) -> tuple[str, list
 
 def _compiled(job: Job, relation: Relation) -> tuple[tuple[Check, ...], dict[str, Column]]:
     types = {column.name: pgtypes.route(column).dtype for column in relation.columns}
-    checks = compile_rules(job.rules, types)
+    checks = compile_rules(job.rules, types, meanings_of({column.name: column for column in relation.columns}))
     looked_at = {name for check in checks for name in check.columns}
     wanted = {
         column.name: column for column in relation.columns if column.name in looked_at | set(relation.primary_key)

@@ -8,27 +8,21 @@ import polars as pl
 
 from keyhaul.config.parts import AutoChunk
 from keyhaul.errors import ConfigError, RefusedError
-from keyhaul.postgres import pgtypes
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from keyhaul.config.job import Dedup, Job
-    from keyhaul.model import Column
-    from keyhaul.transform.compiled import Transform
-
-MANIFOLD_TEXT: Final = frozenset({"numeric", "interval", "citext", "jsonb", "numrange", "nummultirange"})
-"""Types, and arrays of them, that travel as text and have several texts for one value: 1.0 and 1.00, 1 mon and
-30 days, a and A."""
+    from keyhaul.transform.compiled import OutputColumn, Transform
 
 
-def check_dedup(job: Job, transform: Transform, sources: Mapping[str, Column]) -> None:
+def check_dedup(job: Job, transform: Transform) -> None:
     """Refuse a dedup that could overlook copies, or choose among them by something else than their values.
 
     Raises:
         ConfigError: it names a column that is not there.
-        RefusedError: a column travels as text whose equality or order is not the type's, or copies could lie in
-            different chunks and these are auto.
+        RefusedError: a column's equality or order cannot be PostgreSQL's here, or copies could lie in different chunks
+            and these are auto.
     """
     dedup = job.dedup
     if dedup is None:
@@ -41,8 +35,8 @@ def check_dedup(job: Job, transform: Transform, sources: Mapping[str, Column]) -
             f"{', '.join(transform.output)}. Change --dedup or --order-by"
         )
         raise ConfigError(msg)
-    _check_equality(dedup, transform, sources)
-    _check_order(dedup, transform, sources)
+    _check_equality(dedup, transform)
+    _check_order(dedup, transform)
     _check_chunk(job, transform)
 
 
@@ -116,34 +110,38 @@ def _check_chunk(job: Job, transform: Transform) -> None:
         raise RefusedError(msg)
 
 
-def _check_equality(dedup: Dedup, transform: Transform, sources: Mapping[str, Column]) -> None:
-    manifold = [
-        f"{name} {sources[origin].pg_type}"
+def meant(dedup: Dedup | None, output: Mapping[str, OutputColumn]) -> dict[str, pl.Expr]:
+    """Return what stands for the texts of a column where copies are told and put in order, by its name."""
+    names = (*dedup.on, *dedup.order_by) if dedup else ()
+    return {name: meaning.key(pl.col(name)) for name in names if (meaning := output[name].meaning) is not None}
+
+
+def meant_type(column: OutputColumn) -> pl.DataType:
+    """Return the type of what stands for a column in `meant`."""
+    return column.dtype if column.meaning is None else column.meaning.key_type
+
+
+def _check_equality(dedup: Dedup, transform: Transform) -> None:
+    problems = [
+        f"dedup on {name}: {meaning.pg_type}: {meaning.why}. {_TOLD.format('Tell copies', name)}"
         for name in dedup.on
-        if (origin := transform.output[name].source)
-        and isinstance(transform.output[name].dtype, pl.String)
-        and sources[origin].base_type.lstrip("_") in MANIFOLD_TEXT
+        if (meaning := transform.output[name].meaning) is not None and not meaning.equality
     ]
-    if manifold:
-        msg = (
-            f"dedup on {', '.join(manifold)}: equal values have different texts there (1.0 and 1.00), and the column "
-            'travels as text. Cast it to one form first: transform: - set: {…: "cast(… as decimal(38, 6))"}'
-        )
-        raise RefusedError(msg)
+    if problems:
+        raise RefusedError("\n".join(problems))
 
 
-def _check_order(dedup: Dedup, transform: Transform, sources: Mapping[str, Column]) -> None:
-    blind = [
-        name
+def _check_order(dedup: Dedup, transform: Transform) -> None:
+    problems = [
+        f"dedup order_by {name}: {meaning.pg_type}: {meaning.why}. {_TOLD.format('Order', name)}"
         for name in dedup.order_by
-        if (origin := transform.output[name].source)
-        and pgtypes.route(sources[origin]).kind == "text"
-        and sources[origin].base_type != "citext"
+        if (meaning := transform.output[name].meaning) is not None and not meaning.ordered
     ]
-    if blind:
-        types = ", ".join(sources[name].pg_type for name in blind if name in sources)
-        msg = (
-            f"dedup order_by {', '.join(blind)}: {types} travels as text, whose order is not the type's. "
-            'Order by another column, or cast it: transform: - set: {…: "cast(… as …)"}'
-        )
-        raise RefusedError(msg)
+    if problems:
+        raise RefusedError("\n".join(problems))
+
+
+_TOLD: Final = (
+    "{0} by another column, by one that the source's query computes, or by the text itself: "
+    'transform: - set: {{…: "cast({1} as varchar)"}}'
+)

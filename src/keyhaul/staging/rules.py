@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import duckdb
@@ -12,6 +12,8 @@ import polars as pl
 from keyhaul.errors import ConfigError, first_line
 from keyhaul.quoting import quote_name, quote_text
 from keyhaul.staging.functions import refused
+from keyhaul.staging.meant import mean
+from keyhaul.transform.comparing import MeaningError
 from keyhaul.transform.expressions import SHORTER
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from keyhaul.config.job import Rule
+    from keyhaul.transform.meanings import Meaning
 
 CHUNK: Final = "chunk"
 """The name under which a rule could see the chunk; rules that do (a subquery) are refused."""
@@ -43,7 +46,13 @@ _WITHOUT_BRACKETS: Final = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One rule as the stage runs it: `sql` is true for a row that fails, and looks at `columns`."""
+    """One rule as the stage runs it.
+
+    Attributes:
+        sql: true for a row that fails.
+        columns: that it looks at.
+        computed: columns that it needs besides, computed of these before, in order.
+    """
 
     name: str
     sql: str
@@ -51,6 +60,7 @@ class Check:
     message: str
     at: str
     columns: frozenset[str] = frozenset()
+    computed: Mapping[str, pl.Expr] = field(default_factory=dict)
 
 
 def duck_name(name: str, names: Iterable[str]) -> str:
@@ -59,15 +69,22 @@ def duck_name(name: str, names: Iterable[str]) -> str:
     return name if alone else f"_{name.encode().hex():_>64}"  # longer than any column's name
 
 
-def compile_rules(rules: Sequence[Rule], schema: Mapping[str, pl.DataType]) -> tuple[Check, ...]:
+def compile_rules(
+    rules: Sequence[Rule], schema: Mapping[str, pl.DataType], meanings: Mapping[str, Meaning] | None = None
+) -> tuple[Check, ...]:
     """Turn a job's rules into checks, and bind each against the columns that the transform leaves.
 
     As in a CHECK constraint, a rule that is NULL for a row passes. ``not_null`` becomes one check for
     each of its columns.
 
+    Args:
+        rules: of the job.
+        schema: column → type in the frame.
+        meanings: of the columns whose type does not say what PostgreSQL means by them.
+
     Raises:
-        ConfigError: a rule does not parse, names an unknown column, is not true or false, or looks at
-            other rows; all offenders, each with its place.
+        ConfigError: a rule does not parse, names an unknown column, is not true or false, looks at
+            other rows, or cannot mean what PostgreSQL means; all offenders, each with its place.
     """
     with locked_down() as con:
         checks = [check for rule in rules for check in _checks(con, rule, schema)]
@@ -76,11 +93,48 @@ def compile_rules(rules: Sequence[Rule], schema: Mapping[str, pl.DataType]) -> t
             for check in checks
             for name in sorted(check.columns - schema.keys())
         ]
-        register(con, pl.DataFrame(schema=dict(schema)))
-        problems = unknown or [problem for check in checks if (problem := _bind(con, check, schema))]
+        problems = unknown
+        if not problems:
+            told = [_misread(con, check, schema) for check in checks]
+            checks, told = _meant(con, checks, told, schema, meanings or {})
+            computed = {name: pl.Boolean() for check in checks for name in check.computed}
+            register(con, pl.DataFrame(schema={**schema, **computed}))
+            found = [problem or _bind(con, check, schema) for problem, check in zip(told, checks, strict=True)]
+            problems = [problem for problem in found if problem]
     if problems:
         raise ConfigError("\n".join(problems))
     return tuple(checks)
+
+
+def _meant(
+    con: duckdb.DuckDBPyConnection,
+    checks: Sequence[Check],
+    told: Sequence[str],
+    schema: Mapping[str, pl.DataType],
+    meanings: Mapping[str, Meaning],
+) -> tuple[list[Check], list[str]]:
+    """Return the checks with PostgreSQL's comparisons, and what is wrong with each, or an empty string."""
+    done: list[Check] = []
+    problems: list[str] = []
+    taken = 0
+    for check, problem in zip(checks, told, strict=True):
+        one, wrong = check, problem
+        if not problem and not check.name.startswith("not_null:"):
+            try:
+                meant = mean(con, _condition(check), schema, meanings, taken)
+            except MeaningError as error:
+                wrong = f"{check.at}: read rule {check.name}: {error}"
+            else:
+                taken += len(meant.computed)
+                one = replace(check, sql=f"not (\n{meant.sql}\n)", computed=meant.computed) if meant.computed else check
+        done.append(one)
+        problems.append(wrong)
+    return done, problems
+
+
+def _condition(check: Check) -> str:
+    """Return what a check asks, as it was written."""
+    return check.sql.removeprefix("not (\n").removesuffix("\n)")
 
 
 def _checks(con: duckdb.DuckDBPyConnection, rule: Rule, schema: Mapping[str, pl.DataType]) -> Iterator[Check]:
@@ -143,9 +197,6 @@ def _nodes(tree: object) -> Iterator[dict[str, Any]]:
 def _bind(con: duckdb.DuckDBPyConnection, check: Check, schema: Mapping[str, pl.DataType]) -> str:
     """Return what is wrong with a check, or an empty string."""
     condition = check.sql.removeprefix("not ")  # `not` would make a number true or false
-    problem = _misread(con, check, schema)
-    if problem:
-        return f"{check.at}: read rule {check.name}: {problem}"
     try:
         con.execute(f"select 1 from {CHUNK} where {check.sql}").fetchall()
         described = con.execute(f"describe select {condition} as x from {CHUNK}").fetchall()
@@ -164,22 +215,19 @@ def _cast_hint(text: str, check: Check, schema: Mapping[str, pl.DataType]) -> st
     if "VARCHAR" not in text or not texts:
         return ""
     return (
-        f". In rules, {' and '.join(texts)} {'is' if len(texts) == 1 else 'are'} text, as is every type without an "
-        f"exact place in Arrow (numeric without a precision, interval, json): cast it, as in {texts[0]}::decimal(38,9)"
+        f". {' and '.join(texts)} {'is' if len(texts) == 1 else 'are'} text: compare with a text in quotes, or cast "
+        f"it, as in {texts[0]}::decimal(38,9)"
     )
 
 
 def _misread(con: duckdb.DuckDBPyConnection, check: Check, schema: Mapping[str, pl.DataType]) -> str:
     """Return why the text of a check is not one expression over one row, or an empty string."""
-    condition = check.sql.removeprefix("not ")
-    problem = not_one_expression(con, condition.removeprefix("(\n").removesuffix("\n)"), schema)
-    if problem:
-        return problem
+    problem = not_one_expression(con, _condition(check), schema)
     ambiguous = sorted(c for c in check.columns if duck_name(c, schema) != c and not check.name.startswith("not_null:"))
-    if ambiguous:
+    if not problem and ambiguous:
         names = " and ".join(ambiguous)
-        return f"{names} differ only in case, which DuckDB does not see. Rename one (transform: - rename)"
-    return ""
+        problem = f"{names} differ only in case, which DuckDB does not see. Rename one (transform: - rename)"
+    return f"{check.at}: read rule {check.name}: {problem}" if problem else ""
 
 
 def not_one_expression(con: duckdb.DuckDBPyConnection, expression: str, columns: Iterable[str]) -> str:

@@ -49,6 +49,7 @@ class Stager:
         dedup: Dedup | None,
         columns: Sequence[WriteColumn],
         key: Sequence[str],
+        meanings: Mapping[str, pl.Expr] | None = None,
     ) -> None:
         """Open the worker's own database in memory and lock it down.
 
@@ -57,11 +58,13 @@ class Stager:
             dedup: keep one row of each group, or None.
             columns: how each column is written, for the check that its values fit.
             key: the key's columns in the source frame, for the quarantine.
+            meanings: what stands for a column's texts where copies are told and put in order; see `copies.meant`.
         """
         self._checks = tuple(checks)
         self._dedup = dedup
         self._columns = tuple(columns)
         self._key = tuple(key)
+        self._meanings = dict(meanings or {})
         self._con = locked_down()
 
     def close(self) -> None:
@@ -154,6 +157,10 @@ class Stager:
         # With those that differ only in case: what a column is called in DuckDB depends on them.
         needed = {RECORD, *(name.lower() for check in self._checks for name in check.columns)}
         found: list[pl.DataFrame] = []
+        rows = frame.select(name for name in frame.columns if name.lower() in needed)
+        for check in self._checks:
+            for name, expression in check.computed.items():
+                rows = rows.with_columns(expression.alias(name))
         failures = 0
 
         def attempt(part: pl.DataFrame) -> duckdb.Error | None:
@@ -175,7 +182,7 @@ class Stager:
             flags_false = [pl.lit(value=False).alias(name) for name in names]
             found.append(part.select(pl.col(RECORD), *flags_false, pl.lit(safe_message(error)).alias("_error")))
 
-        halve(frame.select(name for name in frame.columns if name.lower() in needed), attempt, fail)
+        halve(rows, attempt, fail)
         return pl.concat(found)
 
     def _query(self, query: str, frame: pl.DataFrame) -> pl.DataFrame:
@@ -201,7 +208,9 @@ class Stager:
         """
         if self._dedup is None or frame.height < 2:  # noqa: PLR2004 - one row has no duplicate
             return _NOBODY[RECORD]
-        rows = _without(frame.select(RECORD, *self._dedup.on), gone)
+        rows = _without(
+            frame.select(RECORD, *(self._meanings.get(n, pl.col(n)).alias(n) for n in self._dedup.on)), gone
+        )
         copies = rows[RECORD].filter(_repeated(rows.drop(RECORD)))
         if not copies.len():
             return copies
@@ -209,6 +218,9 @@ class Stager:
 
     def _losers(self, copies: pl.DataFrame, dedup: Dedup) -> pl.Series:
         """Return ``_record`` of all but the first of each group, by `order_by`, then by the other columns."""
+        copies = copies.with_columns(
+            self._meanings[name].alias(name) for name in (*dedup.on, *dedup.order_by) if name in self._meanings
+        )
         names = [name for name in copies.columns if name != RECORD]
         last = dedup.keep == "last"
         ties = [name for name in names if name not in dedup.on and name not in dedup.order_by]

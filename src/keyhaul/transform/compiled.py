@@ -6,10 +6,7 @@ a zero divisor, a bad cast) costs itself: it is isolated by halving.
 
 from __future__ import annotations
 
-import importlib
-import sys
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import polars as pl
@@ -17,8 +14,11 @@ import polars as pl
 from keyhaul.errors import ChunkError, ConfigError, StopRunError, first_line, safe_message
 from keyhaul.halving import halve
 from keyhaul.model import RECORD
-from keyhaul.transform import expressions
+from keyhaul.transform import expressions, meant
+from keyhaul.transform.comparing import MeaningError
+from keyhaul.transform.functions import load_function
 from keyhaul.transform.lookup import FAILED_SCHEMA, Held, hold
+from keyhaul.transform.meanings import meaning_of
 from keyhaul.transform.perchunk import Fetched, fetch_per_chunk
 
 if TYPE_CHECKING:
@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
     from keyhaul.config.job import Step
     from keyhaul.config.lookupstep import Lookup
+    from keyhaul.model import Column
     from keyhaul.transform.lookup import LookupRows
+    from keyhaul.transform.meanings import Meaning
+    from keyhaul.transform.meant import Meant
 
     Apply = Callable[[pl.LazyFrame], pl.LazyFrame]
     LoadLookup = Callable[[Lookup, Mapping[str, pl.DataType]], pl.DataFrame]
@@ -39,10 +42,17 @@ about 2·log2(rows) small evaluations (0.3 ms each)."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputColumn:
-    """A column after the transform: its type, and the source column that it is a plain copy of, if any."""
+    """A column after the transform.
+
+    Attributes:
+        dtype: its type in the frame.
+        source: the source column that it is a plain copy of, if any.
+        meaning: of its texts, where the type does not say it.
+    """
 
     dtype: pl.DataType
     source: str | None
+    meaning: Meaning | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,8 +161,14 @@ class _State:
     schema: dict[str, pl.DataType]
     depends: dict[str, frozenset[str]]
     lineage: dict[str, str | None]
+    meanings: dict[str, Meaning]
     needed: set[str]
     used: set[str]
+
+
+def meanings_of(columns: Mapping[str, Column]) -> dict[str, Meaning]:
+    """Return what the texts of columns mean, for those whose type in a frame does not say it."""
+    return {name: meaning for name, column in columns.items() if (meaning := meaning_of(column)) is not None}
 
 
 def compile_transform(
@@ -160,6 +176,7 @@ def compile_transform(
     source: Mapping[str, pl.DataType],
     load: LoadLookup | None = None,
     open_lookup: OpenLookup | None = None,
+    meanings: Mapping[str, Meaning] | None = None,
 ) -> Transform:
     """Compile the steps of a job against the columns of its source.
 
@@ -168,6 +185,7 @@ def compile_transform(
         source: column → dtype in a frame, in order.
         load: reads a lookup's rows, given its key columns and the types that they should have.
         open_lookup: describes one that is read for each chunk.
+        meanings: of the source's columns whose type in a frame does not say what PostgreSQL means by them.
 
     Raises:
         ConfigError: an expression does not parse, names an unknown column, has types that do not fit, or
@@ -177,6 +195,7 @@ def compile_transform(
         schema=dict(source),
         depends={name: frozenset({name}) for name in source},
         lineage={name: name for name in source},
+        meanings=dict(meanings or {}),
         needed=set(),
         used=set(),
     )
@@ -195,7 +214,10 @@ def compile_transform(
         state.needed |= state.depends[name]
     return Transform(
         steps=tuple(compiled),
-        output={n: OutputColumn(dtype=t, source=state.lineage[n]) for n, t in state.schema.items()},
+        output={
+            n: OutputColumn(dtype=t, source=state.lineage[n], meaning=state.meanings.get(n))
+            for n, t in state.schema.items()
+        },
         needed=frozenset(state.needed),
         used=frozenset(state.used),
         row_wise=all(step.kind != "python" for step in steps),
@@ -218,14 +240,17 @@ def _compile_step(
     return _compile_python(step.python, step.at, state)
 
 
-def _typed(text: str, at: str, state: _State) -> tuple[pl.Expr, pl.DataType]:
-    """Return the parsed expression, made exact, and the type of its result."""
-    expression = expressions.parse(text, at, state.schema)
-    if expression.meta.is_column():
-        return expression, state.schema[expression.meta.root_names()[0]]
+def _typed(text: str, at: str, state: _State, taken: int = 0) -> tuple[pl.Expr, Meant, pl.DataType]:
+    """Return the expression as it was written, then made exact, with what it needs and the type of its result."""
+    written = expressions.parse(text, at, state.schema)
     try:
-        expression = expressions.exact(expression, state.schema)
-        return expression, expressions.type_of(expression, state.schema)
+        found = meant.mean(written, state.schema, state.meanings, taken)
+        if written.meta.is_column():
+            return written, found, state.schema[written.meta.root_names()[0]]
+        expression = expressions.exact(found.expr, found.schema)
+        return written, replace(found, expr=expression), expressions.type_of(expression, found.schema)
+    except MeaningError as error:
+        raise ConfigError(f"{at}: check expression {expressions.short(text)}: {error}") from error
     except RecursionError as error:
         raise ConfigError(expressions.too_deep(text, at)) from error
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
@@ -233,54 +258,79 @@ def _typed(text: str, at: str, state: _State) -> tuple[pl.Expr, pl.DataType]:
         raise ConfigError(msg) from error
 
 
+@dataclass(slots=True)
+class _Assigned:
+    """What a ``set`` gives one column."""
+
+    dtype: pl.DataType
+    depends: frozenset[str]
+    origin: str | None
+    meaning: Meaning | None
+
+
 def _compile_set(step: Step, state: _State) -> Callable[[pl.LazyFrame], pl.LazyFrame]:
     problems: list[str] = []
+    computed: dict[str, pl.Expr] = {}
     named: dict[str, pl.Expr] = {}
-    results: dict[str, tuple[pl.DataType, frozenset[str], str | None]] = {}
+    results: dict[str, _Assigned] = {}
     for column, text in step.set.items():
         at = step.places.get(column, step.at)
         if column.lower() == RECORD:
             problems.append(f"{at}: set {RECORD}: this name is keyhaul's own. Choose another")
             continue
         try:
-            expression, dtype = _typed(text, at, state)
+            written, found, dtype = _typed(text, at, state, len(computed))
         except ConfigError as error:
             problems.append(str(error))
             continue
-        roots = expression.meta.root_names()
-        copied = roots[0] if expression.meta.is_column() else None
+        roots = written.meta.root_names()
+        copied = roots[0] if written.meta.is_column() else None
         depends = frozenset().union(*(state.depends[name] for name in roots))
         state.needed |= depends  # the step is evaluated, even when its result is dropped later
         if copied is None:
             state.used |= depends
-        named[f"_keyhaul_set_{len(named)}"] = expression
-        results[column] = (dtype, depends, state.lineage[copied] if copied else None)
+        computed |= found.computed
+        named[f"_keyhaul_set_{len(named)}"] = found.expr
+        results[column] = _Assigned(dtype, depends, state.lineage[copied] if copied else None, found.meaning)
     if problems:
         raise ConfigError("\n".join(problems))
     temporary = dict(zip(results, named, strict=True))
-    for column, (dtype, depends, origin) in results.items():
-        state.schema[column], state.depends[column], state.lineage[column] = dtype, depends, origin
+    for column, assigned in results.items():
+        state.schema[column], state.depends[column] = assigned.dtype, assigned.depends
+        state.lineage[column] = assigned.origin
+        state.meanings.pop(column, None)
+        if assigned.meaning is not None:
+            state.meanings[column] = assigned.meaning
 
     def apply(lazy: pl.LazyFrame) -> pl.LazyFrame:
-        evaluated = lazy.with_columns(expression.alias(name) for name, expression in named.items())
+        evaluated = _computed(lazy, computed)
+        evaluated = evaluated.with_columns(expression.alias(name) for name, expression in named.items())
         assigned = evaluated.with_columns(pl.col(name).alias(column) for column, name in temporary.items())
-        return assigned.drop(temporary.values())
+        return assigned.drop(*temporary.values(), *computed)
 
     return apply
 
 
+def _computed(lazy: pl.LazyFrame, columns: Mapping[str, pl.Expr]) -> pl.LazyFrame:
+    """Add the columns that an expression needs; a later one may look at those before."""
+    for name, expression in columns.items():
+        lazy = lazy.with_columns(expression.alias(name))
+    return lazy
+
+
 def _compile_where(text: str, at: str, state: _State) -> Callable[[pl.LazyFrame], pl.LazyFrame]:
-    expression, dtype = _typed(text, at, state)
+    written, found, dtype = _typed(text, at, state)
     if not isinstance(dtype, pl.Boolean):
         msg = f"{at}: check expression {text!r}: its type is {dtype}, expected true or false"
         raise ConfigError(msg)
-    depends = frozenset().union(*(state.depends[name] for name in expression.meta.root_names()))
+    depends = frozenset().union(*(state.depends[name] for name in written.meta.root_names()))
     state.needed |= depends
     state.used |= depends
+    expression, computed = found.expr, found.computed
 
     def apply(lazy: pl.LazyFrame) -> pl.LazyFrame:
-        evaluated = lazy.with_columns(expression.alias("_keyhaul_where"))
-        return evaluated.filter(pl.col("_keyhaul_where")).drop("_keyhaul_where")
+        evaluated = _computed(lazy, computed).with_columns(expression.alias("_keyhaul_where"))
+        return evaluated.filter(pl.col("_keyhaul_where")).drop("_keyhaul_where", *computed)
 
     return apply
 
@@ -299,7 +349,7 @@ def _compile_rename(names: Mapping[str, str], at: str, state: _State) -> Callabl
     if twice:
         msg = f"{at}: rename: two columns would be called {', '.join(twice)}. Choose other names"
         raise ConfigError(msg)
-    for field in ("schema", "depends", "lineage"):
+    for field in ("schema", "depends", "lineage", "meanings"):
         setattr(state, field, {names.get(name, name): value for name, value in getattr(state, field).items()})
     mapping = dict(names)
     return lambda lazy: lazy.rename(mapping, strict=False)  # a column that nobody uses is not read
@@ -309,6 +359,7 @@ def _compile_drop(names: Sequence[str], at: str, state: _State) -> Callable[[pl.
     _known(names, at, "drop", state)
     for name in names:
         state.schema.pop(name, None)
+        state.meanings.pop(name, None)
     gone = list(dict.fromkeys(names))
     return lambda lazy: lazy.drop(gone, strict=False)
 
@@ -334,6 +385,7 @@ def _compile_lookup(
     state.used |= depends
     for name, dtype in held.taken.items():
         state.schema[name], state.depends[name], state.lineage[name] = dtype, depends, None
+        state.meanings.pop(name, None)
     return held if lookup.missing == "quarantine" else held.join
 
 
@@ -353,27 +405,7 @@ def _compile_python(target: str, at: str, state: _State) -> Callable[[pl.LazyFra
     state.needed |= everything
     state.used |= everything
     state.schema = schema
+    state.meanings = {}
     state.depends = dict.fromkeys(schema, everything)
     state.lineage = dict.fromkeys(schema)
     return function
-
-
-def load_function(target: str, at: str) -> Callable[[pl.LazyFrame], pl.LazyFrame]:
-    """Import ``module:function``, looking in the current directory as well.
-
-    Raises:
-        ConfigError: it cannot be imported or is not callable.
-    """
-    module_name, _, name = target.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
-    try:
-        function = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        msg = f"{at}: import {target}: {error}, expected module:function of a module in the current directory"
-        raise ConfigError(msg) from error
-    if not callable(function):
-        msg = f"{at}: import {target}: got a {type(function).__name__}, expected a function LazyFrame -> LazyFrame"
-        raise ConfigError(msg)
-    return function  # type: ignore[no-any-return]  # the signature is checked by calling it with an empty frame

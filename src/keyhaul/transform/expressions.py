@@ -75,7 +75,7 @@ def parse(text: str, at: str, columns: Iterable[str]) -> pl.Expr:
         raise ConfigError(f"{at}: read expression {short(text)}: got {found}")
     try:
         expression = pl.sql_expr(text)
-        tree = _tree(expression)
+        tree = tree_of(expression)
     except RecursionError as error:
         raise ConfigError(too_deep(text, at)) from error
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
@@ -136,7 +136,7 @@ def exact(expression: pl.Expr, schema: Mapping[str, pl.DataType]) -> pl.Expr:
         polars.exceptions.PolarsError: the operands' types do not fit.
         RecursionError: it is deeper than Polars reads back.
     """
-    rewritten = _load(_rewrite(_tree(expression), schema))
+    rewritten = from_tree(_rewrite(tree_of(expression), schema))
     return rewritten.cast(pl.Int64, strict=True) if type_of(rewritten, schema).is_integer() else rewritten
 
 
@@ -145,11 +145,13 @@ def type_of(expression: pl.Expr, schema: Mapping[str, pl.DataType]) -> pl.DataTy
     return pl.DataFrame(schema=dict(schema)).lazy().select(expression.alias("x")).collect().schema["x"]
 
 
-def _tree(expression: pl.Expr) -> Tree:
+def tree_of(expression: pl.Expr) -> Tree:
+    """Return an expression as Polars serialises it."""
     return json.loads(expression.meta.serialize(format="json"))
 
 
-def _load(tree: Tree) -> pl.Expr:
+def from_tree(tree: Tree) -> pl.Expr:
+    """Return the expression of a tree; raises RecursionError when it is deeper than Polars reads back."""
     if _levels(tree) > MAX_LEVELS:
         raise RecursionError
     return pl.Expr.deserialize(io.BytesIO(json.dumps(tree).encode()), format="json")
@@ -171,11 +173,12 @@ def _nodes(tree: Tree) -> Iterator[tuple[str, Tree]]:
         return
     kind, value = next(iter(tree.items()))
     yield kind, value
-    for _, child in _children(kind, value):
+    for _, child in children_of(kind, value):
         yield from _nodes(child)
 
 
-def _children(kind: str, value: Tree) -> list[tuple[str | int, Tree]]:
+def children_of(kind: str, value: Tree) -> list[tuple[str | int, Tree]]:
+    """Return the parts of a node, each with its place in it."""
     names = {"BinaryExpr": ("left", "right"), "Cast": ("expr",), "Ternary": ("predicate", "truthy", "falsy")}
     if kind == "Function":
         return list(enumerate(value["input"]))
@@ -187,11 +190,11 @@ def _children(kind: str, value: Tree) -> list[tuple[str | int, Tree]]:
 def _row_wise(kind: str, value: Tree) -> bool:
     if kind != "Function":
         return kind in _ROW_WISE_NODES
-    family, member = _called(value)
+    family, member = called(value)
     return family in _ROW_WISE_FUNCTIONS and member not in _NOT_ROW_WISE.get(family, ())
 
 
-def _called(value: Tree) -> tuple[str, str]:
+def called(value: Tree) -> tuple[str, str]:
     """Return a function's family and member: ``("Sql", "Binary")``, ``("Abs", "")``."""
     name = value["function"]
     if isinstance(name, str):
@@ -204,7 +207,7 @@ def _rewrite(tree: Tree, schema: Mapping[str, pl.DataType]) -> Tree:
     if isinstance(tree, str):
         return tree
     kind, value = next(iter(tree.items()))
-    children = {place: _rewrite(child, schema) for place, child in _children(kind, value)}
+    children = {place: _rewrite(child, schema) for place, child in children_of(kind, value)}
     if kind == "Function":
         value = {**value, "input": list(children.values())}
     elif kind == "Alias":
@@ -212,24 +215,26 @@ def _rewrite(tree: Tree, schema: Mapping[str, pl.DataType]) -> Tree:
     elif isinstance(value, dict):
         value = {**value, **children}
     replaced = _exact_node(kind, value, schema)
-    return {kind: value} if replaced is None else _tree(replaced)
+    return {kind: value} if replaced is None else tree_of(replaced)
 
 
 def _exact_node(kind: str, value: Tree, schema: Mapping[str, pl.DataType]) -> pl.Expr | None:
     """Return what stands for an arithmetic node, or None for any other."""
     if kind == "BinaryExpr" and value["op"] in _OPERATORS:
-        return _exact_binary(_OPERATORS[value["op"]], _load(value["left"]), _load(value["right"]), kind, value, schema)
+        return _exact_binary(
+            _OPERATORS[value["op"]], from_tree(value["left"]), from_tree(value["right"]), kind, value, schema
+        )
     if kind != "Function":
         return None
-    if _called(value) == ("Sql", "Binary"):
-        left, right = map(_load, value["input"])
+    if called(value) == ("Sql", "Binary"):
+        left, right = map(from_tree, value["input"])
         return _exact_binary(_OPERATORS[value["function"]["Sql"]["Binary"]], left, right, kind, value, schema)
-    if _called(value) == ("Pow", "Generic"):
-        loaded = map(_load, value["input"])
+    if called(value) == ("Pow", "Generic"):
+        loaded = map(from_tree, value["input"])
         powers = [load.cast(pl.Float64) if type_of(load, schema).is_integer() else load for load in loaded]
-        return _load({kind: {**value, "input": [_tree(power) for power in powers]}})
-    if _called(value) == ("Abs", ""):
-        inner = _load(value["input"][0])
+        return from_tree({kind: {**value, "input": [tree_of(power) for power in powers]}})
+    if called(value) == ("Abs", ""):
+        inner = from_tree(value["input"][0])
         if type_of(inner, schema).is_integer():
             return inner.cast(pl.Int128).abs().cast(pl.Int64, strict=True)
     return None
@@ -251,8 +256,8 @@ def _exact_binary(
 def _apply(kind: str, value: Tree, left: pl.Expr, right: pl.Expr) -> pl.Expr:
     """Return the same operation on other operands."""
     if kind == "Function":
-        return _load({kind: {**value, "input": [_tree(left), _tree(right)]}})
-    return _load({kind: {**value, "left": _tree(left), "right": _tree(right)}})
+        return from_tree({kind: {**value, "input": [tree_of(left), tree_of(right)]}})
+    return from_tree({kind: {**value, "left": tree_of(left), "right": tree_of(right)}})
 
 
 def _not_zero(dividend: pl.Expr, divisor: pl.Expr) -> pl.Expr:

@@ -1,0 +1,189 @@
+"""Rules in which a column's texts mean what they mean in PostgreSQL.
+
+A comparison that DuckDB would answer wrongly becomes a column of the chunk, computed before the rules are asked; what
+can be neither compared nor computed is refused by name. See `keyhaul.transform.meant` for the other language of a job.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import polars as pl
+
+from keyhaul.transform.comparing import MeaningError, Operand, among, compare, refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import duckdb
+
+    from keyhaul.transform.meanings import Meaning
+
+COMPUTED: Final = "_keyhaul_rule_{}"
+
+_OPERATORS: Final = {
+    "COMPARE_LESSTHAN": "<", "COMPARE_LESSTHANOREQUALTO": "<=", "COMPARE_EQUAL": "=", "COMPARE_NOTEQUAL": "<>",
+    "COMPARE_GREATERTHANOREQUALTO": ">=", "COMPARE_GREATERTHAN": ">",
+    "COMPARE_NOT_DISTINCT_FROM": "is not distinct from", "COMPARE_DISTINCT_FROM": "is distinct from",
+}  # fmt: skip
+_ASKED: Final = frozenset({"OPERATOR_IS_NULL", "OPERATOR_IS_NOT_NULL"})
+_LISTS: Final = frozenset({"COMPARE_IN", "COMPARE_NOT_IN"})
+_LONG: Final = 20
+_TEXTS: Final = frozenset({"VARCHAR", "TEXT", "STRING", "CHAR", "BPCHAR", "NVARCHAR"})
+_OF_TIME: Final = {"TIME": "time", "INTERVAL": "interval", "UUID": "uuid"}
+
+Node = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meant:
+    """A rule with what it needs: its text for DuckDB, and the columns that are computed before, in order."""
+
+    sql: str
+    computed: Mapping[str, pl.Expr]
+
+
+def mean(
+    con: duckdb.DuckDBPyConnection,
+    text: str,
+    schema: Mapping[str, pl.DataType],
+    meanings: Mapping[str, Meaning],
+    taken: int,
+) -> Meant:
+    """Return a rule with PostgreSQL's comparisons; the same text when DuckDB's are right.
+
+    Args:
+        con: parses.
+        text: one expression over one row, see `keyhaul.staging.rules.not_one_expression`.
+        schema: column → type in the frame.
+        meanings: of the columns whose type does not say it.
+        taken: how many computed columns there are already.
+
+    Raises:
+        MeaningError: it does something with a column that cannot be done here.
+    """
+    serialized = con.execute("select json_serialize_sql(?)", [f"select (\n{text}\n)"]).fetchall()
+    tree: Node = json.loads(serialized[0][0])
+    walk = _Walk(schema=schema, meanings=meanings, taken=taken)
+    walk.settle(tree["statements"][0]["node"]["select_list"])
+    if not walk.computed:
+        return Meant(sql=text, computed={})
+    try:
+        written = con.execute("select json_deserialize_sql(?)", [json.dumps(tree)]).fetchall()
+    except RecursionError:
+        msg = "got operators nested too deeply, expected about 100 in a row where a column travels as text"
+        raise MeaningError(msg) from None
+    return Meant(sql=str(written[0][0]).removeprefix("SELECT "), computed=walk.computed)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Walk:
+    schema: Mapping[str, pl.DataType]
+    meanings: Mapping[str, Meaning]
+    taken: int
+    computed: dict[str, pl.Expr] = field(default_factory=dict)
+
+    def settle(self, top: list[Any]) -> None:
+        """Put a column in the place of each comparison that DuckDB would answer wrongly, however deep it is."""
+        pending: list[tuple[Any, Any]] = [(top, place) for place in range(len(top))]
+        while pending:
+            container, place = pending.pop()
+            value = container[place]
+            if isinstance(value, list):
+                pending += [(value, number) for number in range(len(value))]
+            if not isinstance(value, dict):
+                continue
+            outcome = self._outcome(value)
+            if outcome is not None:
+                container[place] = self._compute(outcome)
+            elif not self._is_plain(value):
+                pending += [(value, name) for name in value]
+
+    def _is_plain(self, node: Node) -> bool:
+        """Whether it is a column alone, with what may be asked of every column; refuses what may not."""
+        if node.get("type") in _ASKED or (node.get("class") == "CAST" and _type_of(node) in _TEXTS):
+            inner = node.get("child") or node["children"][0]
+            return self._column(inner) is not None
+        name = self._column(node)
+        meaning = None if name is None else self.meanings.get(name)
+        if meaning is not None and not meaning.is_string:
+            raise refusal("compute with it", Operand(meaning=meaning, name=str(name)))
+        return name is not None
+
+    def _outcome(self, node: Node) -> pl.Expr | None:
+        """Return what a comparison comes to, when DuckDB's own would not say it."""
+        kind = node.get("type", "")
+        if kind in _OPERATORS:
+            return self._compared(_OPERATORS[kind], node["left"], node["right"])
+        if kind in {"COMPARE_BETWEEN", "COMPARE_NOT_BETWEEN"}:
+            low = self._compared(">=", node["input"], node["lower"])
+            high = self._compared("<=", node["input"], node["upper"])
+            if low is None or high is None:
+                return None
+            return low & high if kind == "COMPARE_BETWEEN" else ~(low & high)
+        return self._listed(kind, node["children"]) if kind in _LISTS else None
+
+    def _compared(self, op: str, left: Node, right: Node) -> pl.Expr | None:
+        one, other = self._operand(left), self._operand(right)
+        if one is None or other is None:
+            for node, against in ((left, other), (right, one)):
+                if against is not None and against.meaning is not None:
+                    if against.meaning.is_string and against.meaning.ordered:
+                        return None
+                    raise refusal(f"compare it with an expression ({_shown(node)})", against)
+            return None
+        return compare(op, one, other)
+
+    def _listed(self, kind: str, nodes: Sequence[Node]) -> pl.Expr | None:
+        left = self._operand(nodes[0])
+        if left is None or left.is_constant:
+            return None
+        items = [self._operand(node) for node in nodes[1:]]
+        texts = [item.text for item in items if item is not None and item.text is not None]
+        if left.meaning is not None and len(nodes) > _LONG and len(texts) == len(nodes) - 1:
+            found = among(left, texts)
+            return found if kind == "COMPARE_IN" else ~found
+        outcomes = [self._compared("=", nodes[0], node) for node in nodes[1:]]
+        if not outcomes or any(outcome is None for outcome in outcomes):
+            return None
+        found = pl.any_horizontal([outcome for outcome in outcomes if outcome is not None])
+        return found if kind == "COMPARE_IN" else ~found
+
+    def _column(self, node: Node) -> str | None:
+        """Return the column that a name means; DuckDB's names ignore case."""
+        if node.get("class") != "COLUMN_REF":
+            return None
+        said = node["column_names"][-1].lower()
+        found = [name for name in self.schema if name.lower() == said]
+        return found[0] if len(found) == 1 else None
+
+    def _operand(self, node: Node) -> Operand | None:
+        """Return a side of a comparison: a column or a constant; None for anything else."""
+        name = self._column(node)
+        if name is not None:
+            return Operand(expr=pl.col(name), dtype=self.schema[name], meaning=self.meanings.get(name), name=name)
+        if node.get("class") == "CAST" and _type_of(node) in _OF_TIME and node["child"].get("class") == "CONSTANT":
+            return self._operand(node["child"])
+        if node.get("class") != "CONSTANT":
+            return None
+        literal = node["literal"]
+        if literal["kind"] == "STRING":
+            return Operand(text=literal["text"])
+        if literal["kind"] in {"INTEGER", "NUMERIC"}:
+            return Operand(number=literal["text"])
+        return Operand(null=True) if literal["kind"] == "NULL_LITERAL" else None
+
+    def _compute(self, expression: pl.Expr) -> Node:
+        column = COMPUTED.format(self.taken + len(self.computed))
+        self.computed[column] = expression
+        return {"class": "COLUMN_REF", "type": "COLUMN_REF", "alias": "", "column_names": [column]}
+
+
+def _type_of(node: Node) -> str:
+    return str(node.get("type_expr", {}).get("type_name", "")).upper()
+
+
+def _shown(node: Node) -> str:
+    return str(node.get("function_name") or node.get("class", "")).lower()
