@@ -134,6 +134,10 @@ def test_a_chunk_is_the_same_each_time_and_in_another_process(source, kind):
         "print(reader.read(chunk).frame.write_json())\n"
         "reader.close()\n"
     )
+    for uri in kind.environ.values():
+        password = Dsn.parse(uri, "test").password
+        assert password
+        assert password not in json.dumps(asdict(ticket))
     given = {"ticket": asdict(ticket), "lower": chunk.lower, "upper": chunk.upper, "environ": kind.environ}
     other = subprocess.run(
         [sys.executable, "-c", program], input=json.dumps(given), capture_output=True, text=True, check=False

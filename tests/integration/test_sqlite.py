@@ -364,3 +364,14 @@ def test_a_live_writer_does_not_show_in_the_target(etl_home, database, server, t
         assert conn.execute(
             'select count(*), count(*) filter (where "Bytes" <> 2^40 + "TrackId") from "Track"'
         ).fetchall() == [(20_000, 0)]
+
+
+def test_the_ledger_knows_the_job_so_replay_and_verify_need_no_more_than_the_addresses(move):
+    tracks(move.path, bad=["update Track set Bytes = 'many' where TrackId = 17"])
+    move("chunked", "--table", "Track", "--chunk", "100", "--where", "TrackId <= 500", code=1)
+    with closing(sqlite3.connect(move.path)) as conn:
+        conn.execute("update Track set Bytes = 5 where TrackId = 17")
+        conn.commit()
+    move("replay", "last")
+    assert move.rows('select count(*), min("Bytes") from "Track"') == [(500, 5)]
+    assert "equal" in move("verify", "last")

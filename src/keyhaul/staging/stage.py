@@ -301,11 +301,13 @@ def with_refused(staged: Staged, rejected: pl.DataFrame) -> Staged:
     if not rejected.height:
         return staged
     place = pl.struct("place", "raw") if rejected["place"].null_count() < rejected.height else pl.struct("raw")
+    said = {text: hide(text) for text in rejected["message"].unique()}
+    # PostgreSQL has no place for U+0000, in a text or in jsonb.
     records = rejected.with_columns(pl.col(pl.String).str.replace_all("\0", "\\x00", literal=True)).select(
         RECORD,
         pl.lit("read").alias("stage"),
         pl.concat_list("reason").alias("rules"),
-        "message",
+        pl.col("message").replace(said),
         "key",
         place.struct.json_encode().alias("data"),
     )
