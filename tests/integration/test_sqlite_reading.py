@@ -25,6 +25,7 @@ from keyhaul.quoting import quote_name
 from keyhaul.sources.cuts import chunks_between
 from keyhaul.sources.sqlite import catalog
 from keyhaul.sources.sqlite.bounds import Walk, literal, written
+from keyhaul.sources.sqlite.copier import checksum
 from keyhaul.sources.sqlite.copying import Copy
 from keyhaul.sources.sqlite.declared import observe, read_declared
 from keyhaul.sources.sqlite.reading import Rows, SqliteReader, _DoubtError
@@ -95,6 +96,19 @@ def test_a_copy_is_its_owners_alone_and_the_same_for_the_same_contents(tmp_path,
         one.remove()
         one.remove()
     assert [place.name for place in base.iterdir()] == ["sqlite.lock"]
+
+
+def test_another_version_of_the_library_that_wrote_last_is_no_other_contents(tmp_path):
+    path = make(tmp_path / "t.db", "create table t (id integer primary key)", rows=[(1,)])
+    before = checksum(str(path))
+    with path.open("r+b") as file:
+        file.seek(96)
+        file.write(b"\0\x2e\0\0")
+    assert checksum(str(path)) == before
+    with path.open("r+b") as file:
+        file.seek(60)
+        file.write(b"\0\0\0\7")  # user_version
+    assert checksum(str(path)) != before
 
 
 def test_a_copy_has_what_was_committed_before_it_and_nothing_that_is_under_way(tmp_path):
@@ -367,6 +381,14 @@ def test_decimals_are_the_shortest_number_of_their_double_and_whole_numbers_are_
     assert {n: Decimal(free) for n, _, free in batch.frame.rows() if free is not None} == expected
     assert batch.rejected.select("key", "reason").rows() == [("6", "out_of_range"), ("7", "out_of_range")]
     assert batch.rejected["message"][0].startswith("n: got a real of another form or range, expected a numeric(30,2)")
+
+
+@pytest.mark.parametrize("value", [2**53 + 1, -(2**62) - 1, 2**63 - 1])
+def test_a_whole_number_that_no_double_is_stays_exact_in_a_decimal(tmp_path, value):
+    path = make(
+        tmp_path / "t.db", "create table t (id integer primary key, n decimal(30,2))", rows=[(1, value), (2, 0.5)]
+    )
+    assert SqliteReader(rows_of(path)).read(Chunk(number=1)).frame["n"].to_list() == [Decimal(value), Decimal("0.5")]
 
 
 # --- the fast path and the strict one ------------------------------------------------------------
