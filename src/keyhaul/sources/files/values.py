@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _INTEGER: Final = r"^[+-]?[0-9]+$"
 _DECIMAL: Final = r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)$"
+_UNBOUNDED: Final = r"(?i)^([+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)|[+-]?inf(inity)?|nan)$"
 _FLOAT: Final = r"(?i)^[+-]?(([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?|inf(inity)?|nan)$"
 _DATE: Final = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$"
 _TIMESTAMP: Final = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?"
@@ -90,10 +91,14 @@ def _integer(text: pl.Series, column: Column, _zone: str | None) -> _Read:
 
 
 def _numeric(text: pl.Series, column: Column, _zone: str | None) -> _Read:
-    """Of a bounded numeric; one without bounds travels as text, and the target reads it."""
+    """Of a bounded numeric; one without bounds travels as text, in the form in which PostgreSQL writes it."""
     precision, scale = column.precision, column.scale or 0
     if precision is None or precision > _MOST_DIGITS:
-        return _only(_bare(text), _FLOAT), "a number"
+        plain = _only(_bare(text), _UNBOUNDED).str.strip_prefix("+").str.replace(r"^(-?)\.", "${1}0.")
+        word = plain.str.to_lowercase()
+        named = pl.when(word == "nan").then(pl.lit("NaN")).when(word.str.contains("^inf")).then(pl.lit("Infinity"))
+        named = named.when(word.str.contains("^-inf")).then(pl.lit("-Infinity"))
+        return pl.select(named.otherwise(plain.str.strip_suffix("."))).to_series(), "a number without an exponent"
     plain = _only(_bare(text), _DECIMAL).str.strip_prefix("+")
     # Zeros behind the last digit that fits say nothing; another digit there would be rounded off.
     tail = rf"\.[0-9]{{{scale}}}[0-9]*[1-9]"
