@@ -240,13 +240,18 @@ def describe_query(conn: psycopg.Connection[Any], query: str, what: str = "sourc
         msg = f"read {what}: the column names {listed} are not unique, expected a name of its own for each"
         raise ConfigError(msg)
     columns = _columns(conn, names, [result.ftype(i) for i in numbers], [result.fmod(i) for i in numbers])
-    collations = _collations(conn, _query_collations(conn, item, names))
+    collations = _collations(conn, _query_collations(conn, item, {column.name: column.type_oid for column in columns}))
     described = tuple(replace(column, collation=collations.get(column.name, "")) for column in columns)
     return Relation(from_item=item, label="query", oid=None, kind="q", columns=described)
 
 
-def _query_collations(conn: psycopg.Connection[Any], item: sql.Composable, names: Sequence[str]) -> Mapping[str, str]:
+def _query_collations(
+    conn: psycopg.Connection[Any], item: sql.Composable, types: Mapping[str, int]
+) -> Mapping[str, str]:
     """Return the collation of each column of a query that has one; the query is planned and not run."""
+    query = "select oid from pg_type where oid = any(%s::oid[]) and typcollation <> 0"
+    collated = {row[0] for row in conn.execute(query, [list(types.values())]).fetchall()}
+    names = [name for name, oid in types.items() if oid in collated]
     asked = sql.SQL(", ").join(sql.SQL("pg_collation_for(q.{})").format(sql.Identifier(name)) for name in names)
     statement = sql.SQL("select {} from (select) as one left join {} on false").format(asked, item)
     row = conn.execute(statement).fetchone() if names else None
