@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, NoReturn, TextIO
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+SOURCE = Path(__file__).parents[1] / "src"
 EARLY = ("PYTHON", "LC_", "LANG", "TZ", "LD_", "MALLOC", "POLARS", "OMP", "DUCKDB", "ARROW", "SSL", "RUST")
 """Beginnings of the names of variables that an interpreter, or a library that is loaded, looks at once."""
 
@@ -107,6 +108,7 @@ def can_fork(args, env: Mapping[str, str]) -> bool:
         return False
     names = {name for name in {*env, *os.environ} if name.startswith(EARLY) and name != "PYTHONDONTWRITEBYTECODE"}
     alike = all(env.get(name) == os.environ.get(name) for name in names - {"PYTHONPATH"})
+    alike = alike and env.get("PYTHONPATH", str(SOURCE)) == str(SOURCE)  # a folder more may hold a sitecustomize
     return alike and sum(map(len, [*args, *env, *env.values()])) < LARGEST_BYTES
 
 
@@ -157,7 +159,7 @@ def start(args, *, env: Mapping[str, str], cwd: Path) -> Forked | subprocess.Pop
 def _server() -> socket.socket:
     """Start the server of this process, once; it ends when this process does."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "src")}
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
     with theirs:
         command = [sys.executable, __file__, str(theirs.fileno())]
         server = subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
