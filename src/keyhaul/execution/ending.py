@@ -81,7 +81,10 @@ class Ending:
         if not target.fresh:
             self._finish()
             with self._halting.cancelling(self._ledger.connection):
-                advance_sequences(self._prepared, self._ledger, self._observe)
+                # A table that this run has made goes on where the source's own sequences are.
+                steps = self._ledger.finish_steps(self._run_id)
+                copied = frozenset(step["name"] for step in steps if step["kind"] == "sequence")
+                advance_sequences(self._prepared, self._ledger, self._observe, copied=copied)
             pass_point("table.finished")
             return Ended(status="done", checks=self._check(target.identifier, resumed=resumed))
         checks = self._check(target.loaded, resumed=resumed)
@@ -149,8 +152,12 @@ class Ending:
         return checks
 
 
-def advance_sequences(prepared: Prepared, ledger: Ledger, observe: Observer) -> None:
+def advance_sequences(
+    prepared: Prepared, ledger: Ledger, observe: Observer, *, copied: frozenset[str] = frozenset()
+) -> None:
     """Bring the sequences of the columns that were written to their highest value where the job lets it; tell the rest.
+
+    Those of `copied` columns have the state of the source's sequences, and are left there.
 
     By itself only where all rows came from this ledger: what others have in a table may have its reasons.
     """
@@ -163,7 +170,7 @@ def advance_sequences(prepared: Prepared, ledger: Ledger, observe: Observer) -> 
             continue
         label = f"{target.schema}.{target.table}"
         ours = wanted == "always" or (wanted == "auto" and _all_from(ledger, target, label))
-        for lag in lags:
+        for lag in (lag for lag in lags if lag.column not in copied):
             if ours and lag.may_set:
                 conn.execute(lag.statement.encode())
                 told = f"set the sequence {lag.sequence} of {label}.{lag.column} to {lag.value:,}, its highest value"
