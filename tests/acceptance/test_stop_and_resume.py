@@ -105,7 +105,7 @@ def test_a_signal_lets_running_chunks_finish_and_says_how_to_go_on(etl, start_et
     going.send(number)
     assert going.end() == code
     assert f"interrupted by {name} after" in going.stdout
-    assert "Next: etl chunked" in going.stdout
+    assert "Next: etl resume" in going.stdout
     assert "goes on with" in going.stdout
     assert "stopping when the chunks under way are done" in going.stderr
     assert fetch(target, "select status from keyhaul.runs") == [("stopped",)]
