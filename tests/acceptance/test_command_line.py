@@ -73,7 +73,7 @@ def test_quiet_still_says_what_stopped_a_run_and_how_to_go_on(etl, source, targe
     said = done.stdout + done.stderr
     assert "chunk 6" in said
     assert "a trigger or rule there drops or adds rows" in said
-    assert "Next: etl chunked" in said
+    assert "Next: etl resume" in said
 
 
 def test_quiet_says_that_more_was_quarantined_than_allowed(etl, source, target):

@@ -405,7 +405,7 @@ def test_ten_failures_in_a_row_stop_the_run_and_a_repair_resumes_it(etl, source,
     stopped = run(etl, *args, code=3)
     assert "10 chunks in a row failed" in stopped.stdout
     assert "a trigger or rule there drops or adds rows" in stopped.stdout
-    assert "Next: etl chunked" in stopped.stdout
+    assert "Next: etl resume" in stopped.stdout
     found = statuses(target)
     assert 10 <= found["failed"] <= 11  # the other worker may have been at its last
     assert found["planned"] == 40 - found["failed"]
