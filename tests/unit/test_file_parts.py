@@ -41,7 +41,7 @@ def records(path, part_bytes, numbers=None):
     return found
 
 
-@pytest.mark.parametrize("part_bytes", [1, 7, 64, 1000, 4096, 10**6])
+@pytest.mark.parametrize("part_bytes", [7, 64, 1000, 4096, 10**6])
 def test_a_file_has_the_same_records_in_parts_of_any_size(tmp_path, part_bytes):
     path = tmp_path / "a.csv"
     path.write_bytes(QUOTED)
