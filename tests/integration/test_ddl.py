@@ -649,7 +649,9 @@ def test_processes_that_all_miss_a_schema_make_it_once(databases):
     with psycopg.connect(databases[1]) as holder, ThreadPoolExecutor() as pool:
         holder.execute("create schema deep")  # not committed: all find it missing, and wait for it
         moves = [pool.submit(move, databases, f"deep.{name}", job=name) for name in names]
-        waiting = "select count(*) = 4 from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+        waiting = (
+            "select count(*) = 4 from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+        )
         support.wait_until(lambda: rows(databases[1], waiting) == [(True,)], "all to wait for the schema")
         holder.commit()
         assert [one.result().counts.loaded for one in moves] == [1, 1, 1, 1]
