@@ -8,6 +8,7 @@ import lzma
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
+import polars as pl
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -93,12 +94,12 @@ def test_a_compressed_file_has_the_text_of_the_plain_one_and_a_cut_off_one_is_re
     path = tmp_path / name
     packed = PACKED[name](b"id,t\n" + QUOTED)
     path.write_bytes(packed)
-    file = TextFile(path, work_dir=tmp_path)
+    file = TextFile(path, work_dir=str(tmp_path))
     assert file.read(0, file.size) == b"id,t\n" + QUOTED
     file.close()
     path.write_bytes(packed[: len(packed) // 2])
     with pytest.raises(ConfigError, match=r"expected a whole .* file\. Is it cut off"):
-        TextFile(path, work_dir=tmp_path)
+        TextFile(path, work_dir=str(tmp_path))
     assert [one.name for one in tmp_path.iterdir()] == [name]
 
 
@@ -228,3 +229,54 @@ def test_a_header_alone_is_a_file_without_records(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("id,t\n")
     assert opened(path).read_all() == ([], [])
+
+
+def test_columns_of_several_parquet_files_have_the_first_ones_types_or_the_record_is_rejected(tmp_path):
+    pl.DataFrame({"id": [1, 2], "x": ["1.5", "a"]}, schema={"id": pl.Int32, "x": pl.String}).write_parquet(
+        tmp_path / "a.parquet"
+    )
+    pl.DataFrame({"id": [3, 2**40, None], "x": ["b", "c", "d"]}).write_parquet(tmp_path / "b.parquet")
+    source = opened(tmp_path / "*.parquet")
+    assert [column.pg_type for column in source.source.describe().columns] == ["integer", "text"]
+    rows, left = source.read_all()
+    assert rows == [(1, "1.5"), (2, "a"), (3, "b"), (None, "d")]
+    assert left == [("b.parquet record 2", "id: expected a value of integer", '{"id": 1099511627776, "x": "c"}')]
+
+
+def test_the_batches_of_every_file_have_the_described_types(tmp_path):
+    pl.DataFrame({"n": [1.5]}, schema={"n": pl.Float32}).write_parquet(tmp_path / "a.parquet")
+    pl.DataFrame({"n": [2.5]}).write_parquet(tmp_path / "b.parquet")
+    source = opened(tmp_path / "*.parquet").source
+    reader = source.open(1, ["n"])
+    kinds = {reader.read(chunk).frame.schema["n"] for chunk in source.plan(10).chunks}
+    source.close()
+    assert kinds == {source.describe().routes["n"].dtype}
+
+
+@pytest.mark.parametrize("name", ["_file", "_record_number", "_line", "_record"])
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_a_column_with_a_name_of_our_own_is_refused_and_never_exchanged(tmp_path, name, ending):
+    path = tmp_path / f"a.{ending}"
+    frame = pl.DataFrame({"id": [1], name: ["mine"]})
+    frame.write_csv(path) if ending == "csv" else frame.write_parquet(path)
+    with pytest.raises(ConfigError, match=f"column {name} has a name of keyhaul's own"):
+        opened(path)
+
+
+def test_a_format_that_is_not_there_is_never_read_as_another_one(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"id": 1}\n{"id": 2}\n')
+    for path in (tmp_path / "a.jsonl", tmp_path):
+        with pytest.raises(ConfigError, match=r"expected (one of )?\.csv"):
+            opened(path)
+
+
+def test_a_compressed_files_copy_lies_in_the_work_folder_and_has_no_name(tmp_path, monkeypatch):
+    work = tmp_path / "work"
+    work.mkdir(mode=0o700)
+    path = tmp_path / "a.csv.gz"
+    path.write_bytes(gzip.compress(b"id\n1\n"))
+    seen = []
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    source = opened(path, work_dir=str(work))
+    seen.extend(work.iterdir())
+    assert (source.read_all()[0], seen) == ([(1,)], [])

@@ -10,14 +10,14 @@ import polars as pl
 import pyarrow as pa
 
 from keyhaul.errors import ChunkError, ConfigError
-from keyhaul.sources.columns import column_of
 from keyhaul.sources.files.delimited import REJECTED
 from keyhaul.sources.files.file import LINE, RECORD_NUMBER, Found
+from keyhaul.sources.files.infer import Inferred
 from keyhaul.sources.files.textfile import check_unchanged
 from keyhaul.sources.files.values import typed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from keyhaul.model import Column
@@ -42,10 +42,13 @@ class Columnar:
     Attributes:
         name: its path, for people and as the value of `_file`.
         names: its columns, in its own order.
-        evidence: by column, the file's own type.
+        spooled: no; see `File`.
+        proposed: the types that its own types say, by column; a column that is `declared` needs none.
     """
 
-    def __init__(self, path: Path, *, parquet: bool, declared: Mapping[str, Column]) -> None:
+    spooled = False
+
+    def __init__(self, path: Path, *, parquet: bool, declared: Collection[str]) -> None:
         """Read the footer.
 
         Raises:
@@ -61,16 +64,17 @@ class Columnar:
                 f"read {path}: {why}, expected a whole {'Parquet' if parquet else 'Arrow'} file"
             ) from error
         self.names = list(self._groups.schema.names)
-        self._types, self.evidence = _types_of(self.name, self._groups.schema, declared)
+        self.proposed = _proposed(self.name, self._groups.schema, declared)
+        self._types: Mapping[str, Column] = {}
+
+    def settle(self, types: Mapping[str, Column]) -> None:
+        """Take the types in which columns are read; see `File`."""
+        self._types = {name: types[name] for name in self.names if name in types}
 
     def state(self) -> tuple[int, int]:
         """Return size and time of change (ns)."""
         found = self._path.stat()
         return found.st_size, found.st_mtime_ns
-
-    def columns(self) -> Mapping[str, Column]:
-        """Return the columns by name, in the file's order."""
-        return self._types
 
     def parts(self, chunk_rows: int) -> Sequence[tuple[tuple[str, ...], int]]:
         """Return row groups; one with more than twice `chunk_rows` rows is cut into pieces of that size."""
@@ -197,25 +201,26 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column
 
 
-def _types_of(name: str, schema: pa.Schema, declared: Mapping[str, Column]) -> tuple[dict[str, Column], dict[str, str]]:
-    types: dict[str, Column] = {}
-    evidence: dict[str, str] = {}
+def _proposed(name: str, schema: pa.Schema, declared: Collection[str]) -> dict[str, Inferred]:
+    """Return the PostgreSQL types of a file's columns.
+
+    Raises:
+        ConfigError: no PostgreSQL type holds a column that is not declared.
+    """
+    found: dict[str, Inferred] = {}
     problems = []
     for field in schema:
         pg_type = _pg_type(field.type)
-        if field.name in declared:
-            types[field.name] = declared[field.name]
-        elif pg_type is None:
+        if pg_type is not None:
+            found[field.name] = Inferred(pg_type=pg_type, evidence=f"{field.type} in the file")
+        elif field.name not in declared:
             problems.append(f"{field.name} ({field.type})")
-        else:
-            types[field.name] = column_of(field.name, pg_type, not_null=False)
-        evidence[field.name] = f"{pg_type}: {field.type} in the file"
     if problems:
         raise ConfigError(
-            f"read {name}: {', '.join(problems)}: no PostgreSQL type holds it, expected a flat column. "
-            "Declare it under columns, for example as jsonb"
+            f"read {name}: {', '.join(problems)}: no PostgreSQL type holds it, expected a column of another type. "
+            "Declare it under columns, for example as text"
         )
-    return types, evidence
+    return found
 
 
 def _pg_type(kind: Any) -> str | None:  # noqa: ANN401 - an Arrow type
@@ -265,7 +270,8 @@ def _as_type(values: pl.Series, column: Column) -> tuple[pl.Series, str]:
     if natural is not None:
         return natural, expected
     # Everything else goes by its text, under the same rules as a text file's values: 1.5 is no integer.
-    texts = values.cast(pl.String) if values.dtype != pl.Boolean else values.cast(pl.Int8).cast(pl.String)
+    plain = values.cast(pl.Int8) if values.dtype == pl.Boolean else values
+    texts = plain.cast(pl.String, strict=False)  # bytes that are no text become NULL, to be told
     if values.dtype.is_float() and column.base_type in _WHOLE:
         whole = pl.when(values == values.floor()).then(values.cast(pl.Int64, strict=False))
         texts = pl.select(whole).to_series().cast(pl.String)

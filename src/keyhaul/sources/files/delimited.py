@@ -69,10 +69,6 @@ class Delimited:
         """Return size and time of change (ns)."""
         return self._file.state()
 
-    def columns(self) -> Mapping[str, Column]:
-        """Return the columns by name, in the file's order."""
-        return self._types
-
     def parts(self, chunk_rows: int) -> Sequence[tuple[tuple[str, ...], int]]:
         """Return parts of about so many rows, by the sample's mean width; no record is read."""
         part_bytes = max(1, round(chunk_rows * self._row_bytes))

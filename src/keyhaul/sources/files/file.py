@@ -33,16 +33,26 @@ class Found:
 
 
 class File(Protocol):
-    """An open file. `read` is called from several threads."""
+    """An open file. `read` is called from several threads.
+
+    Attributes:
+        name: its path, for people and as the value of `FILE`.
+        names: its columns, in its own order.
+        spooled: whether it is read from a copy that no other process can see.
+    """
 
     name: str
     names: list[str]
 
+    @property
+    def spooled(self) -> bool:
+        """See above."""
+
     def state(self) -> tuple[int, int]:
         """Return size and time of change (ns)."""
 
-    def columns(self) -> Mapping[str, Column]:
-        """Return the columns by name, in the file's order."""
+    def settle(self, types: Mapping[str, Column]) -> None:
+        """Take the types in which columns are read, by name; those that are not named are not read."""
 
     def parts(self, chunk_rows: int) -> Sequence[tuple[tuple[str, ...], int]]:
         """Return what finds each part, as texts, and its estimated rows; together all records, each once."""

@@ -12,14 +12,12 @@ from keyhaul.sources.files.textfile import COMPRESSED
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-Format = Literal["csv", "jsonl", "parquet", "arrow"]
+Format = Literal["csv", "parquet", "arrow"]
 
 ENDINGS: Final[dict[str, Format]] = {
     ".csv": "csv",
     ".tsv": "csv",
     ".tab": "csv",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
     ".parquet": "parquet",
     ".arrow": "arrow",
     ".feather": "arrow",

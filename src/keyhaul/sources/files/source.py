@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,13 +10,14 @@ from typing import TYPE_CHECKING, Any, Final
 import polars as pl
 
 from keyhaul.errors import ConfigError, RefusedError
-from keyhaul.model import Chunk, Plan
+from keyhaul.model import RECORD, Chunk, Plan
 from keyhaul.postgres import pgtypes
 from keyhaul.sources.columns import column_of
+from keyhaul.sources.cuts import batches
 from keyhaul.sources.files.columnar import Columnar
 from keyhaul.sources.files.delimited import Delimited
 from keyhaul.sources.files.file import FILE, LINE, RECORD_NUMBER
-from keyhaul.sources.files.infer import infer
+from keyhaul.sources.files.infer import Inferred, infer
 from keyhaul.sources.files.listing import Format, find_files
 from keyhaul.sources.files.textfile import TextFile
 from keyhaul.sources.source import REJECTED_BY_SOURCE, Abilities, Batch, Description, Sample, Ticket
@@ -76,8 +76,8 @@ class FilesSource:
         try:
             for path in paths:
                 self._files.append(self._open(path))
-            self._columns = self._settle()
             self._check_alike()
+            self._columns = self._settle()
         except BaseException:
             self.close()
             raise
@@ -94,7 +94,7 @@ class FilesSource:
         return Description(
             label=label,
             place=str(Path(first.name).resolve().parent),
-            table=_table_name(Path(first.name)),
+            table="",
             columns=tuple(self._columns.values()),
             routes=routes,
             key=_OWN,
@@ -146,12 +146,7 @@ class FilesSource:
 
     def reread(self, keys: Sequence[str], chunk_rows: int) -> Plan:
         """Return batches of records by file and number."""
-        batches = [tuple(keys[begin : begin + chunk_rows]) for begin in range(0, len(keys), chunk_rows)]
-        chunks = tuple(
-            Chunk(number=number, kind="keys", keys=batch, estimated_rows=len(batch))
-            for number, batch in enumerate(batches, start=1)
-        )
-        return Plan(chunks=chunks, estimated_rows=len(keys), estimated_bytes=0, exact=True)
+        return batches(keys, chunk_rows, self._files[0].sample()[0])
 
     def open(self, worker: int, columns: Sequence[str]) -> FilesReader:  # noqa: ARG002 - one reader is like the other
         """Return a reader; files are shared, since each read says where it reads."""
@@ -163,7 +158,7 @@ class FilesSource:
         Raises:
             RefusedError: a file is compressed, and its plain copy is this process's own.
         """
-        if self._format == "csv" and any(getattr(file, "spooled", False) for file in self._files):
+        if any(file.spooled for file in self._files):
             msg = "read files in another process: only this one sees a compressed file's copy. Unpack it first"
             raise RefusedError(msg)
         wanted = self._wanted
@@ -206,12 +201,11 @@ class FilesSource:
     def _open(self, path: Path) -> File:
         wanted = self._wanted
         if self._format in {"parquet", "arrow"}:
-            declared = {name: column_of(name, pg_type) for name, pg_type in wanted.declared.items()}
-            return Columnar(path, parquet=self._format == "parquet", declared=declared)
+            return Columnar(path, parquet=self._format == "parquet", declared=wanted.declared)
         dialect = wanted.dialect
         if dialect.delimiter == "," and {path.suffix.lower(), path.with_suffix("").suffix.lower()} & _TABS:
             dialect = replace(dialect, delimiter="\t")
-        file = TextFile(path, encoding=wanted.encoding, work_dir=Path(wanted.work_dir) if wanted.work_dir else None)
+        file = TextFile(path, encoding=wanted.encoding, work_dir=wanted.work_dir)
         try:
             return Delimited(file, dialect, wanted.time_zone)
         except BaseException:
@@ -219,7 +213,7 @@ class FilesSource:
             raise
 
     def _settle(self) -> dict[str, Column]:
-        """Return the columns of the first file, with the types that the job, the files or their values say."""
+        """Return the columns of the first file with the types that the job, the files or their values say, for all."""
         first, declared = self._files[0], self._wanted.declared
         unknown = [name for name in declared if name not in first.names]
         if unknown:
@@ -227,28 +221,31 @@ class FilesSource:
                 f"read {first.name}: no column {', '.join(unknown)}, expected one of {', '.join(first.names[:20])}. "
                 "Change columns"
             )
-        texts = [file for file in self._files if isinstance(file, Delimited)]
-        if not isinstance(first, Delimited):
-            self._evidence = dict(getattr(first, "evidence", {}))
-            return dict(first.columns())
-        every = max(1, len(texts) // MOST_SAMPLED)
-        looked = [file.look() for file in texts[::every]]
+        proposed = first.proposed if isinstance(first, Columnar) else self._inferred()
         columns: dict[str, Column] = {}
         for name in first.names:
-            if name in declared:
-                columns[name] = column_of(name, declared[name])
-                continue
-            found = infer(pl.concat([one[name] for one in looked if name in one.columns]))
-            columns[name] = column_of(name, found.pg_type)
-            self._evidence[name] = f"{found.pg_type}: {found.evidence}"
-        for file in texts:
+            columns[name] = column_of(name, declared[name] if name in declared else proposed[name].pg_type)
+            if name not in declared:
+                self._evidence[name] = f"{proposed[name].pg_type}: {proposed[name].evidence}"
+        for file in self._files:
             file.settle(columns)
         return columns
 
+    def _inferred(self) -> dict[str, Inferred]:
+        """Return what the values of the text files seem to be, by column of the first one."""
+        texts = [file for file in self._files if isinstance(file, Delimited)]
+        looked = [file.look() for file in texts[:: max(1, len(texts) // MOST_SAMPLED)]]
+        return {name: infer(pl.concat([one[name] for one in looked if name in one.columns])) for name in texts[0].names}
+
     def _check_alike(self) -> None:
-        """Refuse files that have more or fewer columns than the first one, unless the job says what to do."""
+        """Refuse columns of our own names, and more or fewer than the first file has unless the job allows it."""
         first, *others = self._files
-        problems = []
+        problems = [
+            f"read {file.name}: column {name} has a name of keyhaul's own, expected another one. Rename it in the file"
+            for file in self._files
+            for name in file.names
+            if name in {FILE, RECORD_NUMBER, LINE} or name.lower() == RECORD
+        ]
         for file in others:
             extra = [name for name in file.names if name not in first.names]
             missing = [name for name in first.names if name not in file.names]
@@ -361,11 +358,3 @@ def _rejected(name: str, found: pl.DataFrame) -> pl.DataFrame:
 def _key(name: str, number: int) -> str:
     """Return a record's key as the quarantine has it."""
     return json.dumps([name, str(number)], ensure_ascii=False, separators=(",", ":"))
-
-
-def _table_name(path: Path) -> str:
-    """Return a table's name like the file's: lower case, letters, digits and underscores."""
-    stem = path.name.split(".", 1)[0].lower()
-    name = "".join(character if character.isalnum() else "_" for character in stem).strip("_")
-    plain = name if name and not name[0].isdigit() else f"t_{name}"
-    return plain[:63] or "t_" + hashlib.sha256(stem.encode()).hexdigest()[:8]

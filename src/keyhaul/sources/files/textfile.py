@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Final
 import pyarrow as pa
 
 from keyhaul.errors import ConfigError, StopRunError, TransientError
+from keyhaul.workfolder import open_work_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,16 +30,15 @@ _BOM: Final = codecs.BOM_UTF8
 class TextFile:
     """An open file. What is compressed, or not in UTF-8, is first written as plain UTF-8 to a file without a name.
 
-    That copy lies in `work_dir` and takes its full size there; nothing of it is left when the process ends, however.
+    That copy lies in the work folder (`work_dir` of the job) and takes its full size there; nothing of it is left
+    when the process ends, however.
 
     Attributes:
-        name: for people.
-        size: bytes of text.
-        begin: where the first record begins: behind a byte order mark and the header.
-        begin_line: physical lines before it.
+        name: for people. size: bytes of text. begin: where the first record begins: behind a byte order mark and the
+        header. begin_line: physical lines before it.
     """
 
-    def __init__(self, path: Path, *, encoding: str = "utf-8", work_dir: Path | None = None) -> None:
+    def __init__(self, path: Path, *, encoding: str = "utf-8", work_dir: str | None = None) -> None:
         """Open a file.
 
         Raises:
@@ -109,11 +109,11 @@ class TextFile:
             self._spool = None
 
 
-def _spooled(path: Path, how: str | None, encoding: str, work_dir: Path | None) -> IO[bytes]:
+def _spooled(path: Path, how: str | None, encoding: str, work_dir: str | None) -> IO[bytes]:
     """Write a file's text as UTF-8 to a file without a name; bytes that the encoding does not know stay as they are."""
     decoder = codecs.getincrementaldecoder(encoding)("surrogateescape")
     plain = codecs.lookup(encoding).name == "utf-8"
-    spool = tempfile.TemporaryFile(dir=work_dir)  # noqa: SIM115 - handed on
+    spool = tempfile.TemporaryFile(dir=open_work_folder(work_dir))  # noqa: SIM115 - handed on
     try:
         with _decompressed(path, how) as stream:
             while block := stream.read(_BLOCK):
