@@ -35,7 +35,7 @@ def records(path, part_bytes, numbers=None):
     found = {}
     for number in numbers if numbers is not None else range(parts.count):
         part = parts.take(number)
-        tokens = take_apart(part.text, ["id", "t"], COMMA)
+        tokens = take_apart(part.text, ["id", "t"], COMMA, part.spans)
         lines = [part.begin.line + line + 1 for line in tokens.spans.lines]
         found[number] = (list(tokens.texts.iter_rows()), lines, sorted(tokens.bad.values()), part.begin.record)
     file.close()

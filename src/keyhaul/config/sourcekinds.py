@@ -6,6 +6,7 @@ A further kind is one class here, and its name in `Source`.
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, get_args
 from urllib.parse import unquote
@@ -66,14 +67,14 @@ class SourceKind(Part):
         """The table that is read, as a person gave it; None for a query, and where there are no tables."""
         return None
 
+    @abstractmethod
     def identity(self) -> dict[str, Any]:
         """Return what makes it the same source, JSON-ready; only texts that a user wrote may hold a secret."""
-        raise NotImplementedError
 
     @classmethod
+    @abstractmethod
     def complete(cls, draft: Draft, body: dict[str, Any]) -> str | None:
         """Fill in the kind's defaults and note what is wrong; return the name of what is read, None without one."""
-        raise NotImplementedError
 
     @classmethod
     def described(cls) -> str:

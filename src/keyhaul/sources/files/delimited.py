@@ -83,7 +83,7 @@ class Delimited:
         """Return a part's records in the exact types of `columns`, and those that have no such values."""
         number, part_bytes = map(int, part)
         taken = self._of(part_bytes).take(number)
-        tokens = take_apart(taken.text, self.names, self._dialect)
+        tokens = take_apart(taken.text, self.names, self._dialect, taken.spans)
         wanted = [name for name in columns if name in self._types]
         found = typed(tokens.texts, self._types, time_zone=self._zone)
         line = tokens.spans.lines.gather(tokens.number) + taken.begin.line + 1

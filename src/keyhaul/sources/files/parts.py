@@ -16,6 +16,7 @@ from keyhaul.sources.files.records import find_records
 
 if TYPE_CHECKING:
     from keyhaul.sources.files.dialect import Dialect
+    from keyhaul.sources.files.records import Spans
     from keyhaul.sources.files.textfile import TextFile
 
 _FURTHER: Final = 256 * 1024
@@ -40,10 +41,15 @@ class Border:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """The text of a part, of whole records, and where it stands in the file."""
+    """The text of a part, of whole records, and where it stands in the file.
+
+    Attributes:
+        spans: its records, where finding its end has found them; else they are to be found.
+    """
 
     text: bytes
     begin: Border
+    spans: Spans | None = None
 
 
 class Parts:
@@ -69,14 +75,13 @@ class Parts:
             StopRunError: the file has changed since it was opened.
         """
         with self._lock:
-            text: bytes | None = None
+            held: Part | None = None
             while len(self._borders) <= number + 1:
-                text = self._find_next()
+                held = self._find_next()
             begin, end = self._borders[number], self._borders[number + 1]
-            held = text if len(self._borders) == number + 2 else None
-        if held is None:
-            held = self._file.read(begin.offset, end.offset - begin.offset)
-        return Part(text=held[: end.offset - begin.offset], begin=begin)
+        if held is not None:
+            return held
+        return Part(text=self._file.read(begin.offset, end.offset - begin.offset), begin=begin)
 
     def border(self, number: int) -> Border:
         """Return where part `number` begins, and the one before it ends."""
@@ -85,13 +90,13 @@ class Parts:
                 self._find_next()
             return self._borders[number]
 
-    def _find_next(self) -> bytes:
-        """Find where the part after the last known border ends; returns the text from that border on."""
+    def _find_next(self) -> Part:
+        """Find where the part after the last known border ends; returns that part."""
         begin = self._borders[-1]
         wanted = len(self._borders) * self._part_bytes
         if begin.offset >= wanted:  # one record is longer than the whole part
             self._borders.append(begin)
-            return b""
+            return Part(text=b"", begin=begin)
         further = _FURTHER
         while True:
             text = self._file.read(begin.offset, min(wanted + further, self._file.size) - begin.offset)
@@ -108,4 +113,4 @@ class Parts:
             self._borders.append(
                 Border(offset=begin.offset + offset, line=begin.line + line, record=begin.record + inside)
             )
-            return text
+            return Part(text=text[:offset], begin=begin, spans=found.first(inside, offset, line))

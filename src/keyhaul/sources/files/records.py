@@ -48,6 +48,17 @@ class Spans:
     after: int
     lines_passed: int
 
+    def first(self, records: int, after: int, lines_passed: int) -> Spans:
+        """Return the first records alone, as if the text ended with them."""
+        return Spans(
+            starts=self.starts.head(records),
+            ends=self.ends.head(records),
+            lines=self.lines.head(records),
+            bad={number: why for number, why in self.bad.items() if number < records},
+            after=after,
+            lines_passed=lines_passed,
+        )
+
 
 def find_records(text: bytes, dialect: Dialect, *, last: bool) -> Spans:
     """Find the records of a text that begins with one.

@@ -39,7 +39,7 @@ class Tokens:
     spans: Spans
 
 
-def take_apart(text: bytes, names: Sequence[str], dialect: Dialect) -> Tokens:
+def take_apart(text: bytes, names: Sequence[str], dialect: Dialect, spans: Spans | None = None) -> Tokens:
     """Take apart the records of a text that has only whole ones.
 
     pyarrow does it for all records that are well formed; those that are not are found by themselves and left out, so
@@ -49,11 +49,12 @@ def take_apart(text: bytes, names: Sequence[str], dialect: Dialect) -> Tokens:
         text: whole records.
         names: of the file's columns; a record must have so many fields.
         dialect: what stands between and around them.
+        spans: the records, where they are known already.
 
     Raises:
         ChunkError: pyarrow did not find as many records as there are: a fault of ours.
     """
-    spans = find_records(text, dialect, last=True)
+    spans = spans or find_records(text, dialect, last=True)
     bad = dict(spans.bad)
     bad |= _with_nul(text, spans)
     found = None if bad else _parse(text, names, dialect)
