@@ -108,8 +108,8 @@ second column.
 _CLAUSES = """
 ## In a clause
 
-What `set`, `where`, rules, `dedup.on` and `dedup.order_by` make of a column. *yes*: what PostgreSQL makes of it, for
-every value, odd ones among them (NaN, ±infinity, 300 digits, 24:00, months beside days, labels in their own order).
+What `set`, `where`, rules, `dedup.on` and `dedup.order_by` make of a column. *yes*: what PostgreSQL makes of it, of
+odd values too (NaN, ±infinity, 300 digits, 24:00, months beside days, labels in their own order).
 *refused*: by name, before the first row, with what to write instead; IS NULL is asked of every type, and
 `cast(c as varchar)` gives the text that PostgreSQL prints. Constants stand in quotes, as in SQL: `c > '09:00'`.
 Tried by `tests/integration/test_clauses.py` on a server; this table is made by compiling each clause.
