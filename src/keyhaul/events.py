@@ -163,6 +163,15 @@ class Stopping:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LateLoaded:
+    """A pass over the rows that waited for a row of a later chunk; `left` are the chunks of which some still wait."""
+
+    number: int
+    rows: int
+    left: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunFinished:
     """The run is over; the report is what the ledger says."""
 

@@ -303,6 +303,7 @@ class Report:
         held: limit → seconds that this process's workers have waited for it, summed.
         workers: at a time, at the end; `workers_reason` says why so many, and is empty when the job does.
         fewest_workers: that ``cpu_limit`` allowed at a time; 0 without one.
+        late_passes: over rows that waited for a row of a later chunk, which they refer to; `late_rows` of them came.
         timings: of this process alone, as is `chunks_timed`, the number of chunks that it committed.
     """
 
@@ -330,6 +331,8 @@ class Report:
     held: Mapping[str, float] = field(default_factory=dict)
     fewest_workers: int = 0
     workers_reason: str = ""
+    late_passes: int = 0
+    late_rows: int = 0
 
     @property
     def broken(self) -> tuple[str, ...]:

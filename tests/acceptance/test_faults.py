@@ -63,7 +63,9 @@ AUTO = "chunk: {min_rows: 50, target_seconds: 60}\n"
 OF_REPLACE = ("fresh.created", "fresh.indexed", "fresh.complete", "swap.locked", "swap.before", "swap.after")
 OF_DEDUP = ("gather.written", "gather.after", "copies.told")
 OF_REPLAY = ("records.locked", "records.settled")
-OF_ALL = [point for point in faults.POINTS if point not in {*OF_REPLACE, *OF_DEDUP, *OF_REPLAY}]
+OF_LATE = ("late.parked", "late.written", "late.committed")
+"""See test_late.py."""
+OF_ALL = [point for point in faults.POINTS if point not in {*OF_REPLACE, *OF_DEDUP, *OF_REPLAY, *OF_LATE}]
 POINTS = {
     "append": OF_ALL,
     "replace": [*OF_REPLACE, "run.closed"],

@@ -85,7 +85,7 @@ def test_each_term_of_the_balance_is_a_column_of_the_ledger_and_of_both_frames(u
 def test_a_fact_with_a_word_stands_in_show_and_on_the_page_as_it_is_in_the_ledger(upserted):
     uri, report = upserted
     words = {fact.metadata["shown"] for fact in fields(RunRow)} - {""}
-    assert words == {"job", "replay of", "source", "target", "workers", "stopped"}
+    assert words == {"job", "replay of", "source", "target", "workers", "late passes", "late rows", "stopped"}
     run_sql(uri, "update keyhaul.runs set stop_reason = 'told <by> the test', replay_of = 'another'")
     for word, value in {"stopped": "told <by> the test", "replay of": "another"}.items():
         assert [line.split(word)[1].strip() for line in printed(uri, report.run_id).splitlines() if word in line] == [

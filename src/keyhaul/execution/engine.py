@@ -21,6 +21,7 @@ from keyhaul.config.parts import AutoChunk
 from keyhaul.control import Control
 from keyhaul.errors import ConfigError, EtlError, RefusedError, StopRunError, first_line
 from keyhaul.execution.ending import Ended, Ending
+from keyhaul.execution.late import load_late
 from keyhaul.execution.phases import Phases, sweep
 from keyhaul.execution.pool import Pool
 from keyhaul.execution.task import Task
@@ -342,6 +343,9 @@ class Sitting:
         totals = ledger.totals(self._run_id)
         reason = self.why_incomplete(totals)
         ledger.limited(self._run_id, self.sizing.told(self._job, pool.limits, workers))
+        if not reason:
+            reason = load_late(self._prepared, self.task(), ledger, self._control, self._observe)
+            totals = ledger.totals(self._run_id)
         told = ledger.told(self._run_id)  # before its last word: when it is done, nothing can fail
         end = Ended(status="stopped", reason=reason)
         if not reason:
@@ -390,6 +394,8 @@ class Sitting:
             chunks_timed=pool.chunks,
             held=dict(pool.limits.held),
             workers_reason=pool.workers_reason,
+            late_passes=told.late[0] or 0,
+            late_rows=told.late[1] or 0,
             fewest_workers=pool.limits.governor.fewest if self._job.cpu_limit else 0,
         )
         self._observe(events.RunFinished(report=report))

@@ -140,7 +140,8 @@ class Worker:
             timings = replace(timings, stage_seconds=timings.stage_seconds + time.perf_counter() - started)
         timings = replace(timings, wait_seconds=timings.wait_seconds + self.waited_seconds)
         self._step(chunk, "load", staged.accepted.height)
-        entry = replace(self._entry(chunk, attempt, timings, produced.bytes_read), batch=produced.batch)
+        entry = self._entry(chunk, attempt, timings, produced.bytes_read)
+        entry = replace(entry, batch=produced.batch, text_columns=produced.text_columns)
         try:
             return self._load(self._columns(produced.text_columns), staged, entry, sheets)
         except BaseException:

@@ -52,9 +52,12 @@ select run_id, fingerprint, config, coalesce(fresh_table, '') from {schema}.runs
 select run_id from {schema}.runs where job = {job} and status in ('running', 'stopped') order by run_id for update;
 
 -- name: abandon
--- What was unfinished will not be resumed: runs by `--fresh`, replays by the next replay.
-update {schema}.runs set status = 'abandoned', ended_at = clock_timestamp()
- where job = {job} and kind = {kind} and status in ('running', 'stopped');
+-- What was unfinished will not be resumed: runs by `--fresh`, replays by the next replay. What waits of them goes.
+with gone as (
+    update {schema}.runs set status = 'abandoned', ended_at = clock_timestamp()
+     where job = {job} and kind = {kind} and status in ('running', 'stopped') returning run_id
+)
+delete from {schema}.late where run_id in (select run_id from gone);
 
 -- name: fresh_tables
 -- The tables that this job's given up runs of mode replace have loaded: quoted names. A run that is done has none.
@@ -253,6 +256,84 @@ select {run_id}, {chunk}, record, stage, rules, message, key, data::jsonb from p
 -- name: count_quarantine
 -- Counted by SQL: what this chunk has in quarantine now.
 select count(*) from {schema}.quarantine where run_id = {run_id} and chunk = {chunk};
+
+-- name: hold_run
+-- Hold the run until the transaction's end, if it is still this sitting's.
+select run_id from {schema}.runs
+ where run_id = {run_id} and status = 'running' and sittings = {sitting} for key share;
+
+-- name: has_late
+-- Whether rows of the run wait for rows of later chunks.
+select exists (select from {schema}.late where run_id = {run_id});
+
+-- name: late_pieces
+-- What waits: the pieces of chunks of which a record still lacks one of these references.
+select c.chunk, c.kind, c.lower_bound, c.upper_bound, c.estimated_rows, l.piece, l.text_columns
+  from {schema}.late l join {schema}.chunks c using (run_id, chunk)
+ where l.run_id = {run_id} and exists (
+       select from {schema}.quarantine q where q.run_id = l.run_id and q.chunk = l.chunk and q.resolved_at is null
+          and q.stage = 'load' and q.rules && {names}::text[])
+ order by l.chunk, l.piece;
+
+-- name: late_data
+-- The rows of one piece.
+select data from {schema}.late where run_id = {run_id} and chunk = {chunk} and piece = {piece};
+
+-- name: late_records
+-- The records of a chunk that still lack one of these references.
+select record from {schema}.quarantine
+ where run_id = {run_id} and chunk = {chunk} and resolved_at is null and stage = 'load' and rules && {names}::text[];
+
+-- name: late_together
+-- Take all that is in the session's temporary table out of the quarantine and into the balance of its chunks; returns how
+-- many records were in the quarantine, and how many rows the table has.
+with gone as (
+    delete from {schema}.quarantine q using pg_temp._keyhaul_late w
+     where q.run_id = {run_id} and q.chunk = (w._record >> 32)::int and q.record = w._record & 4294967295
+       and q.resolved_at is null
+    returning q.chunk
+), counted as (
+    select chunk, count(*) as n from gone group by chunk
+), moved as (
+    update {schema}.chunks c set rows_quarantined = c.rows_quarantined - n.n, rows_loaded = c.rows_loaded + n.n
+      from counted n where c.run_id = {run_id} and c.chunk = n.chunk
+    returning n.n
+), told as (
+    update {schema}.runs set late_passes = coalesce(late_passes, 0) + 1, late_rows = coalesce(late_rows, 0) + t.n
+      from (select sum(n)::bigint as n from moved) t where run_id = {run_id} and t.n > 0
+)
+select coalesce(sum(n), 0)::bigint, (select count(*) from pg_temp._keyhaul_late) from moved;
+
+-- name: late_alone
+-- The same for some records of one chunk, with what became of their rows.
+with gone as (
+    delete from {schema}.quarantine
+     where run_id = {run_id} and chunk = {chunk} and record = any({records}::bigint[]) and resolved_at is null
+    returning record
+), told as (
+    update {schema}.runs set late_passes = coalesce(late_passes, 0) + {first},
+           late_rows = coalesce(late_rows, 0) + (select count(*) from gone) where run_id = {run_id}
+)
+update {schema}.chunks
+   set rows_quarantined = rows_quarantined - (select count(*) from gone), rows_loaded = rows_loaded + {loaded},
+       rows_updated = rows_updated + {updated}, rows_unchanged = rows_unchanged + {unchanged},
+       rows_duplicate = rows_duplicate + {duplicate}, tables = tables || {tables}::jsonb
+ where run_id = {run_id} and chunk = {chunk}
+returning (select count(*) from gone);
+
+-- name: late_refused
+-- What the target refuses of them now for another reason.
+update {schema}.quarantine q set stage = r.stage, rules = r.rules, message = r.message
+  from jsonb_to_recordset({refused}::jsonb) as r(record bigint, stage text, rules text[], message text)
+ where q.run_id = {run_id} and q.chunk = {chunk} and q.record = r.record and q.resolved_at is null;
+
+-- name: late_told
+-- In how many passes rows came that had waited, and how many; null when none had.
+select late_passes, late_rows from {schema}.runs where run_id = {run_id};
+
+-- name: late_over
+-- What was put down is of no use any more.
+delete from {schema}.late where run_id = {run_id};
 
 -- name: older_unresolved
 -- Older runs of the run's job and table that have unresolved records (that broke the rule), the oldest first, with their

@@ -39,6 +39,8 @@ create table {schema}.runs (
     gathered       jsonb not null default '{{}}',
     emptied        boolean not null default false,
     given          text,
+    late_passes    integer,
+    late_rows      bigint,
     started_at     timestamptz not null default clock_timestamp(),
     ended_at       timestamptz,
     stop_reason    text
@@ -94,6 +96,15 @@ create table {schema}.quarantine (
     resolved_by text,
     resolved_as text,
     primary key (run_id, chunk, record),
+    foreign key (run_id, chunk) references {schema}.chunks on delete cascade
+);
+create table {schema}.late (
+    run_id       text not null,
+    chunk        integer not null,
+    piece        integer not null,
+    text_columns text[] not null,
+    data         bytea not null,
+    primary key (run_id, chunk, piece),
     foreign key (run_id, chunk) references {schema}.chunks on delete cascade
 );
 create table {schema}.checks (

@@ -89,6 +89,11 @@ class RunRow:
         "what the job's limits were and did, written when a sitting ends: how long workers waited for each, in all "
         "sittings, and what else it changed"
     )
+    late_passes: int | None = fact(
+        "passes over rows that had waited for a row of a later chunk, which they refer to; NULL if none loaded any",
+        shown="late passes",
+    )
+    late_rows: int | None = fact("the rows that they loaded", "rows", shown="late rows")
     gathered: dict[str, int] = fact("how far a dedup across chunks has come before it loads any", framed=False)
     stop_reason: str | None = fact("why it stopped", shown="stopped")
     host: str = fact("the machine of the last sitting's process")

@@ -46,12 +46,13 @@ class Unfinished:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Told:
-    """What a run's report tells beside the balance."""
+    """What a run's report tells beside the balance; `late` are passes and rows, None where none waited."""
 
     quarantined_by_reason: Mapping[str, int]
     failed: tuple[FailedChunk, ...]
     warned: Mapping[str, int]
     tables: tuple[TableCounts, ...]
+    late: tuple[int | None, int | None] = (None, None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

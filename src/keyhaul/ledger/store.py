@@ -258,7 +258,12 @@ class Ledger(JobConnection):
             failed=self.failed_chunks(run_id),
             warned=self.warned(run_id),
             tables=self.tables(run_id),
+            late=tuple(self._execute_again("late_told", run_id=run_id).fetchall()[0]),
         )
+
+    def has_late(self, run_id: str) -> bool:
+        """Whether rows of a run wait for rows of its later chunks."""
+        return bool(self._execute_again("has_late", run_id=run_id).fetchall()[0][0])
 
     def fresh_tables(self) -> list[str]:
         """Return the quoted names of the tables that this job's abandoned runs of mode replace have loaded."""

@@ -140,6 +140,9 @@ def _facts(report: Report) -> Iterable[RenderableType]:
     if report.failed:
         chunks += f", {len(report.failed):,} failed"
     table.add_row("", "chunks", f"{chunks}, {plural(report.workers, 'worker')}")
+    if report.late_passes:
+        passes = plural(report.late_passes, "pass", "passes")
+        table.add_row("", "late rows", f"{report.late_rows:,} that waited for a later chunk's, in {passes}")
     times = report.timings
     steps = times.by_step()
     total = sum(steps.values())

@@ -147,7 +147,12 @@ def suspected(session: Session, destination: Destination, frame: pl.DataFrame) -
     known = {column.name for column in destination.columns}
     unique = session.execute(sql.SQL(_UNIQUE).format(table=sql.Literal(_text(table))))
     plain = all(simple and names and set(names) <= known for names, simple in unique)
-    if destination.mode == "upsert" or not plain or not _as_written(session, [table]) or own_references(session, table):
+    if (
+        destination.mode == "upsert"
+        or not plain
+        or not _as_written(session, [table])
+        or references_within(session, [table])
+    ):
         return None
 
     def ask(rows: sql.Composable) -> list[set[int]]:
@@ -158,13 +163,14 @@ def suspected(session: Session, destination: Destination, frame: pl.DataFrame) -
     return next(iter(_asked(session, destination, frame, ask)), None)
 
 
-def own_references(session: Session, table: sql.Identifier) -> list[str]:
-    """Return the names of the foreign keys by which a table refers to itself."""
+def references_within(session: Session, tables: Sequence[sql.Identifier]) -> list[str]:
+    """Return the names of the foreign keys by which tables refer to themselves and to each other."""
     query = sql.SQL(
-        "select conname::text from pg_constraint"
-        " where contype = 'f' and conrelid = confrelid and conrelid = {}::regclass"
+        "select distinct conname::text from pg_constraint where contype = 'f'"
+        " and conrelid = any({tables}::regclass[]) and confrelid = any({tables}::regclass[]) order by 1"
     )
-    return [row[0] for row in session.execute(query.format(sql.Literal(_text(table))))]
+    names = sql.Literal([_text(table) for table in tables])
+    return [row[0] for row in session.execute(query.format(tables=names))]
 
 
 def lost_references(session: Session, destination: Destination, frame: pl.DataFrame) -> set[int]:
@@ -178,28 +184,63 @@ def lost_references(session: Session, destination: Destination, frame: pl.DataFr
         known = [one for one in _constraints(session, destination, own) if one.expression is None]
         if not known:
             return []
-        # Where several rows have the key that is referred to, one of them may come: no edge then.
         query = sql.SQL(
             "with recursive edges as materialized ({edges}), lost as ({base} union"
             " select child from lost join edges on parent = record) select record from lost"
-        ).format(
-            edges=sql.SQL(" union all ").join(
-                sql.SQL(
-                    "select t.{record} as child, min(r.{record}) as parent from {rows} as t join {rows} as r on {same}"
-                    " where {missing} group by 1 having count(*) = 1"
-                ).format(record=sql.Identifier(RECORD), rows=rows, same=_same(one), missing=_missing(one))
-                for one in known
-            ),
-            base=sql.SQL(" union ").join(
-                sql.SQL("select t.{} as record from {} as t where {}").format(
-                    sql.Identifier(RECORD), rows, _missing(one, rows)
-                )
-                for one in known
-            ),
-        )
+        ).format(edges=_edges(known, rows), base=_nowhere(known, rows))
         return [row[0] for row in session.execute(query)]
 
     return set(_asked(session, destination, frame, ask))
+
+
+def drop_lost(session: Session, destination: Destination, rows: sql.Identifier) -> None:
+    """Delete the rows of a temporary table that lead to what is neither in the destination nor among them.
+
+    They may be millions, and the way there long: each step is a set, and what follows from a row is found by an index.
+    """
+    own = sql.SQL("c.confrelid = c.conrelid")
+    known = [one for one in _constraints(session, destination, own) if one.expression is None]
+    if not known:
+        return
+    record = sql.Identifier(RECORD)
+    for query in (
+        sql.SQL("create temp table _keyhaul_edges on commit drop as {}").format(_edges(known, rows)),
+        sql.SQL("create index on pg_temp._keyhaul_edges (parent)"),
+        sql.SQL("create temp table _keyhaul_lost on commit drop as {}").format(_nowhere(known, rows)),
+        sql.SQL("analyze pg_temp._keyhaul_edges, pg_temp._keyhaul_lost"),
+        sql.SQL("set local enable_hashjoin = off"),
+        sql.SQL("set local enable_mergejoin = off"),
+        sql.SQL(
+            "with recursive lost as (select record from pg_temp._keyhaul_lost union"
+            " select child from lost join pg_temp._keyhaul_edges on parent = record)"
+            " insert into pg_temp._keyhaul_lost select record from lost"
+        ),
+        sql.SQL("set local enable_hashjoin to default"),
+        sql.SQL("set local enable_mergejoin to default"),
+        sql.SQL("analyze pg_temp._keyhaul_lost"),
+        sql.SQL("delete from {} where {} in (select record from pg_temp._keyhaul_lost)").format(rows, record),
+    ):
+        session.execute(query)
+
+
+def _edges(known: Sequence[Constraint], rows: sql.Composable) -> sql.Composable:
+    """Return which row (child) needs which other of the rows (parent), where that is only one."""
+    # Where several rows have the key that is referred to, one of them may come: no edge then.
+    return sql.SQL(" union all ").join(
+        sql.SQL(
+            "select t.{record} as child, min(r.{record}) as parent from {rows} as t join {rows} as r on {same}"
+            " where {missing} group by 1 having count(*) = 1"
+        ).format(record=sql.Identifier(RECORD), rows=rows, same=_same(one), missing=_missing(one))
+        for one in known
+    )
+
+
+def _nowhere(known: Sequence[Constraint], rows: sql.Composable) -> sql.Composable:
+    """Return the rows that refer to what is neither in the table nor among them."""
+    return sql.SQL(" union ").join(
+        sql.SQL("select t.{} as record from {} as t where {}").format(sql.Identifier(RECORD), rows, _missing(one, rows))
+        for one in known
+    )
 
 
 def _as_written(session: Session, tables: Sequence[sql.Identifier]) -> bool:
@@ -217,11 +258,11 @@ def _asked(
         fill_temporary(session, destination.columns, frame, numbered=True)
         # Without statistics the planner would join the rows with themselves by a nested loop.
         session.execute(sql.SQL("analyze {}").format(CHUNK))
-        answers += ask(_as_stored(session, destination))
+        answers += ask(as_stored(session, destination))
     return answers
 
 
-def _as_stored(session: Session, destination: Destination) -> sql.Composable:
+def as_stored(session: Session, destination: Destination) -> sql.Composable:
     """Return the rows as the target would hold them: rounded, in its types, compared as there."""
     query = sql.SQL(_COLLATIONS).format(table=sql.Literal(_text(destination.table)))
     collations = {row[0]: row[1] for row in session.execute(query)}

@@ -14,7 +14,7 @@ import polars as pl
 from keyhaul.errors import RejectedError
 from keyhaul.halving import halve
 from keyhaul.model import RECORD
-from keyhaul.targets.constraints import lost_references, own_references, suspected
+from keyhaul.targets.constraints import lost_references, references_within, suspected
 from keyhaul.targets.rows import INVALID, Placed, write_rows
 from keyhaul.targets.session import attempt
 from keyhaul.targets.singly import refused_singly, verdicts
@@ -47,7 +47,7 @@ def write_chunk(session: Session, destination: Destination, frame: pl.DataFrame)
         return Placed()
     search = _Search(session, destination)
     search.load(frame)
-    if search.failed and (own := own_references(session, destination.table)):
+    if search.failed and (own := references_within(session, [destination.table])):
         search.try_orphans(frame, own)
     return replace(search.placed, invalid=search.rejected)
 

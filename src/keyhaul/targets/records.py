@@ -16,7 +16,7 @@ from psycopg import sql
 from keyhaul.errors import RejectedError
 from keyhaul.halving import halve
 from keyhaul.model import RECORD, TableCounts
-from keyhaul.targets.constraints import surely_refused
+from keyhaul.targets.constraints import references_within, surely_refused
 from keyhaul.targets.rows import INVALID, Placed, fill_temporary, invalid_texts
 from keyhaul.targets.session import attempt
 from keyhaul.targets.sheets import append_rows, ask_parent, merge_rows, with_given
@@ -31,11 +31,6 @@ if TYPE_CHECKING:
 
 FAILED_TRIES: Final = 48
 """Failed tries after which the constraints are asked as sets: some records of a chunk are found by halving before."""
-
-_WITHIN: Final = (
-    "select conname::text from pg_constraint where contype = 'f' and conrelid = any({tables}::regclass[])"
-    " and confrelid = any({tables}::regclass[])"
-)
 
 
 class _MisfitError(RejectedError):
@@ -210,8 +205,7 @@ class _Search:
         """
         if not self.rejected["message"].str.contains("SQLSTATE 23503", literal=True).any():
             return
-        tables = sql.Literal([sheet.destination.table.as_string(None) for sheet in self._sheets])
-        names = [row[0] for row in self._session.execute(sql.SQL(_WITHIN).format(tables=tables))]
+        names = references_within(self._session, [sheet.destination.table for sheet in self._sheets])
         while True:
             lacked = pl.col("rules").list.eval(pl.element().is_in(names)).list.any()
             orphans = self.rejected.filter((pl.col("stage") == "load") & lacked)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from psycopg import sql
 
@@ -110,25 +110,31 @@ def store(session: Session, place: Place, hashing: Hashing, chunk: Chunk) -> Non
 
 
 class Renewal:
-    """The checksums of another run's chunks, kept true while a replay writes rows into their parts.
+    """The checksums of chunks that are loaded, kept true while a replay or late rows come into their parts.
 
     What the rows written add to a checksum is added; a row that somebody else has changed before stays a difference.
     """
 
-    def __init__(self, session: Session, place: Place, hashing: Hashing, keys: Sequence[str]) -> None:
+    def __init__(self, session: Session, place: Place, hashing: Hashing, chunks: Sequence[Chunk]) -> None:
+        """Hash the parts of these chunks, before anything is written."""
+        self._session = session
+        self._place = place
+        self._hashing = hashing
+        self._chunks = chunks
+        self._before = [hash_part(session, place.table, hashing, chunk) for chunk in self._chunks]
+
+    @classmethod
+    def of_records(cls, session: Session, place: Place, hashing: Hashing, keys: Sequence[str]) -> Self:
         """Lock the ledger rows of the chunks to which these quarantined records belong, and hash their parts.
 
         The rows are locked in the order of the chunks, before anything is written: two batches never wait crosswise.
         """
-        self._session = session
-        self._place = place
-        self._hashing = hashing
         query = statement("chunks_of_records", place.ledger_schema, run_id=place.run_id, keys=sorted(keys), tag=TAG)
-        self._chunks = [
+        chunks = [
             Chunk(number=number, kind=kind, lower=_bound(lower), upper=_bound(upper))
             for number, kind, lower, upper in session.execute(query)
         ]
-        self._before = [hash_part(session, place.table, hashing, chunk) for chunk in self._chunks]
+        return cls(session, place, hashing, chunks)
 
     def store(self) -> None:
         """Add what has changed since."""

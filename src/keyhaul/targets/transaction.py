@@ -15,6 +15,7 @@ from keyhaul.ledger.rows import lost
 from keyhaul.ledger.statements import assigned, statement
 from keyhaul.model import RECORD, ChunkResult, Counts, Timings
 from keyhaul.targets.isolate import write_chunk
+from keyhaul.targets.late import Late, LateRun, Piece, park
 from keyhaul.targets.records import write_records
 from keyhaul.targets.replayed import lock_records, settle
 from keyhaul.targets.rowhash import Place, Renewal, store
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from keyhaul.targets.sheets import Sheet
     from keyhaul.transform.mapping import WriteColumn
 
+__all__ = ["Late", "LateRun", "LedgerEntry", "Piece", "claim", "late_run", "load"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerEntry:
@@ -43,6 +46,7 @@ class LedgerEntry:
         batch: for a chunk of a replay: its records are in the quarantine already.
         hashing: how the chunk's part of the target is hashed; None when it gets no checksum. For a chunk of a
             replay that of the run it replays, whose checksums are kept true.
+        text_columns: source columns that travel as text in the chunk.
     """
 
     run_id: str
@@ -55,6 +59,7 @@ class LedgerEntry:
     bytes_read: int
     batch: Batch | None = None
     hashing: Hashing | None = None
+    text_columns: frozenset[str] = frozenset()
 
     @property
     def cuts(self) -> int:
@@ -142,6 +147,8 @@ def load(
         quarantined = rejected.height
     else:
         quarantined = _write_quarantine(session, rejected, entry)
+        tables = [sheet.destination.table for sheet in sheets] or [target.loaded]
+        park(session, late_run(entry, tables), entry.chunk.number, staged.accepted, placed.invalid)
     pass_point("quarantine.written")
     _hash(session, target, entry, renewal)
     missing = len(batch.missing) if batch is not None else 0
@@ -161,6 +168,18 @@ def load(
     session.commit()
     pass_point("commit.after")
     return result
+
+
+def late_run(entry: LedgerEntry, tables: Sequence[sql.Identifier]) -> LateRun:
+    """Return what is known of the run of whose rows some may wait for a row of a later chunk."""
+    return LateRun(
+        run_id=entry.run_id,
+        sitting=entry.sitting,
+        ledger_schema=entry.ledger_schema,
+        tables=tables,
+        text_columns=entry.text_columns,
+        hashing=entry.hashing,
+    )
 
 
 def _refuse_if_all_alike(invalid: pl.DataFrame, records: int) -> None:
@@ -201,7 +220,7 @@ def _renewal(session: Session, target: TargetTable, entry: LedgerEntry) -> Renew
     if entry.hashing is None or entry.batch is None:
         return None
     place = Place(table=target.loaded, ledger_schema=entry.ledger_schema, run_id=entry.batch.run_id)
-    return Renewal(session, place, entry.hashing, sorted(entry.batch.asked))
+    return Renewal.of_records(session, place, entry.hashing, sorted(entry.batch.asked))
 
 
 def _hash(session: Session, target: TargetTable, entry: LedgerEntry, renewal: Renewal | None) -> None:
