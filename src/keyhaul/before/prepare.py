@@ -16,6 +16,7 @@ import polars as pl
 import psycopg
 
 from keyhaul.before.incremental import increments_of
+from keyhaul.before.money import check_money
 from keyhaul.before.runcheck import check_run_rules
 from keyhaul.errors import ConfigError, RefusedError, first_line
 from keyhaul.fanout.tables import compile_tables, refuse_held, together
@@ -266,6 +267,7 @@ def _settle_table(
         msg = f"load {target.label}: {null_conflict(target)}. Or set target.allow_null_conflicts: true"
         raise RefusedError(msg)
     _check_shapes(source, target_conn, target, transform.output, columns)
+    check_money(source, target_conn, ends.target, target, transform.output, columns, transform.used)
     if not columns:
         msg = f"load {target.label}: no column is left after the transform. Drop fewer"
         raise RefusedError(msg)
@@ -298,6 +300,7 @@ def _settle_tables(
         _refuse_itself(ends, source, table.target)
         copied = {name: OutputColumn(dtype=pl.String(), source=origin) for name, origin in table.copies.items()}
         _check_shapes(source, target_conn, table.target, copied, table.columns)
+        check_money(source, target_conn, ends.target, table.target, copied, table.columns, table.looks_at)
     given = [part for name in [job.source.read_table] if name for part in _parts(target_conn, name)]
     _check_names([*given, *transform.output])
     return together(tables), None, (), tables

@@ -78,7 +78,7 @@ DIRECT: Final[dict[str, DirectType]] = {
 }
 
 TEXT: Final[dict[str, str]] = {
-    "money": "its digits depend on lc_monetary, which both sessions set to C",
+    "money": "an amount by lc_monetary; refused where that has other decimals in the target",
     "time": "24:00 is later than any Arrow time",
     "timetz": "no Arrow type has a time with a zone",
     "interval": "months, days and time are three numbers",

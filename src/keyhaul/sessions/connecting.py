@@ -19,12 +19,14 @@ from keyhaul.ledger.reading import ledger_errors
 from keyhaul.ledger.store import Ledger
 from keyhaul.postgres import pgtypes
 from keyhaul.postgres.dsn import Dsn, redact
+from keyhaul.postgres.shapes import money_decimals, money_in
 from keyhaul.sessions import links, seats
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from keyhaul.config.job import Job
+    from keyhaul.model import Column
 
 CONNECT_TIMEOUT_SECONDS = 2
 """How long a first connection may take (the URI's own connect_timeout wins); a wrong address is told at once."""
@@ -243,6 +245,21 @@ def session_settings(job: Job, **more: str) -> dict[str, str]:
         "idle_session_timeout": "0",
         **more,
     }
+
+
+def decimals(
+    conn: psycopg.Connection[Any], columns: Sequence[Column], dsn: Dsn, end: str, *, sure: bool = False
+) -> dict[str, int]:
+    """Return those of the columns that have a money in them, with the decimals that it has in their database.
+
+    Our own sessions say how a money is written as text; what it means is said by the database's ``lc_monetary``, or the
+    login's. So a session without settings of ours is asked, where there is such a column; `sure`: each is one.
+    """
+    found = [column.name for column in columns] if sure else money_in(conn, columns)
+    if not found:
+        return {}
+    with closing(connect(dsn, end, application_name="keyhaul money", settings={})) as plain:
+        return dict.fromkeys(found, money_decimals(plain))
 
 
 def describe_tls(dsn: Dsn, conn: psycopg.Connection[Any]) -> str:

@@ -355,3 +355,6 @@ class Catalog(Protocol):
 
     def shapes(self, column: Column) -> Sequence[TypeDefinition]:
         """Return what a column's type is made of (labels, attributes, subtypes), domains left out."""
+
+    def decimals(self, columns: Sequence[Column]) -> Mapping[str, int]:
+        """Return those of the columns that have a money in them, with the decimals that it has in this database."""

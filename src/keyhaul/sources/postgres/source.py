@@ -15,7 +15,7 @@ from keyhaul.model import RECORD
 from keyhaul.postgres import catalog, pgtypes, shapes
 from keyhaul.postgres.dsn import redact
 from keyhaul.sessions.capacity import free_connections, room_of_run
-from keyhaul.sessions.connecting import connect, describe_tls, noticing, session_settings, with_login
+from keyhaul.sessions.connecting import connect, decimals, describe_tls, noticing, session_settings, with_login
 from keyhaul.sources.cuts import batches
 from keyhaul.sources.postgres.increments import PostgresIncrements
 from keyhaul.sources.postgres.lookups import SETTINGS, Place, PostgresLookups
@@ -87,7 +87,7 @@ class PostgresSource:
             increments=PostgresIncrements(source, self._limit),
             aggregates=_Aggregates(source),
             lookups=PostgresLookups(conn=source.conn, place=place),
-            catalog=_Catalog(source),
+            catalog=_Catalog(source, dsn),
         )
 
     @property
@@ -224,8 +224,9 @@ class PostgresSeats:
 class _Catalog:
     """See `sources.source.Catalog`."""
 
-    def __init__(self, source: SqlSource) -> None:
+    def __init__(self, source: SqlSource, dsn: Dsn) -> None:
         self._source = source
+        self._dsn = dsn
 
     def definition(self, columns: Collection[str]) -> TableDefinition | None:
         described = self._source.relation.columns
@@ -233,6 +234,9 @@ class _Catalog:
 
     def shapes(self, column: Column) -> Sequence[TypeDefinition]:
         return shapes.parts(self._source.conn, column)
+
+    def decimals(self, columns: Sequence[Column]) -> Mapping[str, int]:
+        return decimals(self._source.conn, columns, self._dsn, "source")
 
 
 class _Aggregates:
