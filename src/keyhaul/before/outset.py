@@ -122,7 +122,7 @@ def surprises(
         yield f"emptied {target.label} in the embedded warehouse, where this job had loaded it", "info"
     if target.ddl.before:
         yield f"created {target.label}", "info"
-    for sentence in _of_targets(prepared):
+    for sentence in (*prepared.source.describe().notes, *_of_targets(prepared)):
         yield sentence, "warning"
     if chunks <= 1:
         return

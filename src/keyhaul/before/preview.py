@@ -150,6 +150,7 @@ def _notes(prepared: Prepared, plan: Plan, sizing: Sizing) -> Iterator[str]:
     described = prepared.source.describe()
     if not described.database:  # a PostgreSQL source has one snapshot, as the guarantees say
         yield f"one moment: {described.moment}"
+    yield from described.notes
     yield from (f"column {name}: {why}" for name, why in described.evidence.items())
     if not described.indexed and len(plan.chunks) > 1:
         yield "no index leads with the key: each chunk scans the whole source"

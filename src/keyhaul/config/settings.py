@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 
 from pydantic import BaseModel
 
-from keyhaul.config.parts import AutoChunk, Dedup, Flag, Incremental, Target
-from keyhaul.config.sourcekinds import KINDS, CsvFormat, kinds_with
+from keyhaul.config.parts import AutoChunk, CsvFormat, Dedup, Flag, Incremental, Target
+from keyhaul.config.sourcekinds import KINDS, kinds_with
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

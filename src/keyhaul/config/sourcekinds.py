@@ -13,8 +13,8 @@ from urllib.parse import unquote
 
 from pydantic import Discriminator
 
-from keyhaul.config.fields import Names, Words
-from keyhaul.config.parts import EMBEDDED, EMBEDDED_TABLE, EVERYWHERE, Flag, Part, setting
+from keyhaul.config.fields import Names
+from keyhaul.config.parts import EMBEDDED, EMBEDDED_TABLE, EVERYWHERE, CsvFormat, Flag, Part, setting
 from keyhaul.errors import ConfigError
 from keyhaul.postgres.dsn import FOREIGN, Dsn
 
@@ -150,15 +150,24 @@ class PostgresSource(TablesSource):
         Flag("--reader", value="NAME", help="connectorx or adbc.", commands=EVERYWHERE),
         "ETL_READER",
     )
+    only: bool = setting(
+        default=False,
+        meaning="Read the table without the rows of tables that inherit from it, which otherwise come along.",
+        expected="true or false",
+        flags=Flag("--only", help="Leave out the rows of tables that inherit from it.", commands=EVERYWHERE),
+        variable="ETL_ONLY",
+    )
 
     def identity(self) -> dict[str, Any]:
         """Return host, port and name of the database, and what is read of it."""
         database = EMBEDDED if self.uri == EMBEDDED else Dsn.parse(self.uri, "source.uri").identity
-        return {"database": database, **self.rows}
+        return {"database": database, **self.rows, **({"only": True} if self.only else {})}
 
     @classmethod
     def complete(cls, draft: Draft, body: dict[str, Any]) -> str | None:
         """Take the flights of the embedded database where nothing else is named."""
+        if body.get("only") is True and body.get("query") is not None:
+            draft.refuse((*_PLACE, "only"), "a query", "a table", "Write it in the query: … from only TABLE")
         if body.get("table") is None and body.get("query") is None and body.get("uri", EMBEDDED) == EMBEDDED:
             body["table"] = EMBEDDED_TABLE
         return super().complete(draft, body)
@@ -177,29 +186,6 @@ class SqliteSource(TablesSource):
     def identity(self) -> dict[str, Any]:
         """Return the file's whole path, and what is read of it."""
         return {"database": f"sqlite:///{Path(self.path).resolve()}", **self.rows}
-
-
-class CsvFormat(Part):
-    """How a CSV file is written."""
-
-    delimiter: str = setting(
-        ",",
-        "Between two fields; a tab for files that end in .tsv or .tab.",
-        "one ASCII character",
-        pattern=r'^[^"\r\n\x80-\U0010ffff]$',
-    )
-    quote: Literal['"', "'"] | None = setting(
-        '"', "Around a field; inside it twice for one. null: no field is quoted.", "a double or a single quote, or null"
-    )
-    encoding: str = setting("utf-8", "Of the text.", "an encoding such as utf-8, latin-1 or cp1252", min_length=1)
-    header: bool = setting(
-        default=True,
-        meaning="Whether the first line names the columns; else column1, column2 and so on.",
-        expected="true or false",
-    )
-    nulls: Words = setting(
-        ("",), "Unquoted words that are NULL; a quoted field never is.", 'a list of words such as ["", "NULL"]'
-    )
 
 
 class FilesSource(SourceKind):

@@ -121,6 +121,7 @@ class Relation:
         primary_key: names in order, empty when there is none.
         reltuples: the statistics' row estimate, -1 when unknown.
         row_bytes: the statistics' average width of a row, 0 when unknown.
+        only: without the tables that inherit from it; `from_item` says so.
     """
 
     from_item: sql.Composable
@@ -131,6 +132,7 @@ class Relation:
     primary_key: tuple[str, ...] = ()
     reltuples: float = -1
     row_bytes: int = 0
+    only: bool = False
 
     def column(self, name: str) -> Column | None:
         """Return the column called `name`, or None."""

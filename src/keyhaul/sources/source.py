@@ -74,6 +74,7 @@ class Description:
             that is missing can be compared with nothing.
         indexed: a chunk is read without reading the others' records.
         recomputed: each chunk runs a view or query anew, so the rows read are compared with those planned.
+        notes: what a person should know of what is read, a sentence each.
         moment: one sentence for plan and report: what can be promised of one moment.
         evidence: column → what its type rests on, where the source does not say it itself (``bigint: 10,000 values
             looked at, widest 336776``).
@@ -99,6 +100,7 @@ class Description:
     evidence: Mapping[str, str] = field(default_factory=dict)
     indexed: bool = True
     recomputed: bool = False
+    notes: tuple[str, ...] = ()
 
     def column(self, name: str) -> Column | None:
         """Return the column called `name`, or None."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 from psycopg import pq
 
-from keyhaul.config.job import TablesSource
+from keyhaul.config.job import PostgresSource as Asked
 from keyhaul.errors import ConfigError, RefusedError, StopRunError, first_line
 from keyhaul.model import RECORD
 from keyhaul.postgres import catalog, pgtypes, shapes
@@ -46,7 +46,7 @@ def open_source(opening: Opening) -> PostgresSource:
         psycopg.Error: what the server says besides; whoever prepares a job tells it.
     """
     job, dsn = opening.job, opening.dsn
-    if dsn is None or not isinstance(job.source, TablesSource):
+    if dsn is None or not isinstance(job.source, Asked):
         msg = "open source: no address, expected one of a PostgreSQL database"
         raise ConfigError(msg)
     driver = choose_reader(job, dsn)
@@ -59,7 +59,7 @@ def open_source(opening: Opening) -> PostgresSource:
         )
         stack.callback(conn.close)
         dsn = noticing(with_login(dsn, conn), conn)
-        source = SqlSource.open(conn, table=job.source.table, query=job.source.query, key=job.key)
+        source = SqlSource.open(conn, table=job.source.table, query=job.source.query, key=job.key, only=job.source.only)
         opened = PostgresSource(job, opening.run_id, dsn, driver, source)
         stack.pop_all()
         return opened
@@ -201,6 +201,7 @@ def _described(source: SqlSource, job: Job, dsn: Dsn, driver: str) -> Descriptio
         recomputed=relation.kind in {"q", "v"},
         moment=MOMENT,
         resumed=RESUMED,
+        notes=source.inherited(),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
@@ -48,7 +48,7 @@ select exists (
              join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
             where k.n <= i.indnkeyatts and a.attname <> all(%(key)s::name[])
        )
-) and (%(kind)s = 'p' or not exists (select from pg_inherits where inhparent = %(oid)s))
+) and (%(kind)s = 'p' or %(only)s or not exists (select from pg_inherits where inhparent = %(oid)s))
 """
 """A unique index of a table does not look at the tables that inherit from it, but a SELECT does."""
 
@@ -77,6 +77,28 @@ select {texts}, _rows from walk order by {walk}
 """Each step goes to the entry that stands `step` further. Where that has the same key (more rows of one value than a
 chunk holds, which stay together) it goes to the next value, the greater of the two, and counts the rows."""
 
+_HEIRS: Final = """
+with recursive reads(oid) as (
+    select %s::oid
+    union
+    select d.refobjid from reads join pg_rewrite w on w.ev_class = reads.oid join pg_class v on v.oid = reads.oid
+      join pg_depend d on d.classid = 'pg_rewrite'::regclass and d.objid = w.oid and d.refclassid = 'pg_class'::regclass
+     where v.relkind in ('v', 'm')
+), heirs(parent, heir) as (
+    select reads.oid, i.inhrelid from reads join pg_class c on c.oid = reads.oid and c.relkind = 'r'
+      join pg_inherits i on i.inhparent = reads.oid
+    union
+    select heirs.parent, i.inhrelid from heirs join pg_inherits i on i.inhparent = heirs.heir
+), names as (
+    select c.oid, n.nspname || '.' || c.relname as name
+      from pg_class c join pg_namespace n on n.oid = c.relnamespace
+)
+select p.name, array_agg(h.name order by h.name)
+  from heirs join names p on p.oid = parent join names h on h.oid = heir
+ group by 1 order by 1
+"""
+"""Tables that others inherit from, among those that a table or view reads. A partitioned table is not one of them."""
+
 SAMPLED_ROWS_PER_CHUNK: Final = 200
 """Rows that a sampled plan looks at for each chunk; the sizes then vary by about a tenth."""
 
@@ -99,7 +121,13 @@ class SqlSource:
 
     @classmethod
     def open(
-        cls, conn: psycopg.Connection[Any], *, table: str | None, query: str | None, key: Sequence[str]
+        cls,
+        conn: psycopg.Connection[Any],
+        *,
+        table: str | None,
+        query: str | None,
+        key: Sequence[str],
+        only: bool = False,
     ) -> SqlSource:
         """Begin the snapshot and describe what will be read.
 
@@ -109,6 +137,7 @@ class SqlSource:
         """
         conn.execute("begin isolation level repeatable read read only")
         relation = catalog.describe_query(conn, query) if query is not None else find_table(conn, table or "")
+        relation = _alone(relation) if only else relation
         check_stable(conn, relation, query)
         _check_key(conn, relation, key)
         row = conn.execute("select pg_export_snapshot()").fetchone()
@@ -226,9 +255,24 @@ class SqlSource:
         if relation.oid is None or relation.kind not in {"r", "p"}:
             return False
         row = self.conn.execute(
-            _UNIQUE, {"oid": relation.oid, "kind": relation.kind, "key": list(self.ranges.names)}
+            _UNIQUE,
+            {"oid": relation.oid, "kind": relation.kind, "only": relation.only, "key": list(self.ranges.names)},
         ).fetchone()
         return bool(row and row[0])
+
+    def inherited(self) -> tuple[str, ...]:
+        """Return a sentence for each table whose heirs' rows are read with its own."""
+        relation = self.relation
+        if relation.oid is None or relation.only:
+            return ()
+        direct = relation.kind == "r"
+        why = "" if direct else f", which {relation.label} reads, unless it says ONLY"
+        advice = "Give --only to leave them out" if direct else "Say ONLY there to leave them out"
+        return tuple(
+            f"the rows of {_few(heirs)} come along: {'it inherits' if len(heirs) == 1 else 'they inherit'} from "
+            f"{parent}{why}. {advice}"
+            for parent, heirs in self.conn.execute(_HEIRS, [relation.oid]).fetchall()
+        )
 
     def definition(self, types: Sequence[int]) -> TableDefinition | None:
         """Return how the table is defined, with the types of the given oids; None for a view or query."""
@@ -236,6 +280,28 @@ class SqlSource:
         if relation.oid is None or relation.kind not in {"r", "p"}:
             return None
         return read_definition(self.conn, relation.oid, types)
+
+
+_NAMED: Final = 5
+"""So many heirs are named."""
+
+
+def _few(names: Sequence[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _alone(relation: Relation) -> Relation:
+    """Return a table without those that inherit from it.
+
+    Raises:
+        RefusedError: it is no plain table.
+    """
+    if relation.kind != "r":
+        what = "partitioned, and has no rows of its own" if relation.kind == "p" else "no table"
+        msg = f"read source table: only is given, and {relation.label} is {what}. Leave --only out"
+        raise RefusedError(msg)
+    return replace(relation, from_item=sql.SQL("only {}").format(relation.from_item), only=True)
 
 
 def _pairs(form: LiteralString, left: Iterable[sql.Identifier], right: Iterable[sql.Identifier]) -> sql.Composed:
