@@ -356,3 +356,16 @@ def test_a_login_that_may_not_create_ledger_or_table_is_told_and_creates_neither
         with psycopg.connect(target, autocommit=True) as connection:
             connection.execute("drop owned by guest")
             connection.execute("drop role guest")
+
+
+def test_a_date_beside_a_text_is_told_with_the_cast(etl, databases):
+    with psycopg.connect(databases[0], autocommit=True) as conn:
+        conn.execute("create table public.d (id int primary key, day date, note text)")
+    command = ["chunked", "--source", databases[0], "--target", databases[1], "--table", "public.d", "--key", "id"]
+    where = etl(*command, "--where", "day > note")
+    assert where.returncode == 2
+    assert "it compares a date or time with a text. Cast the text, as in cast(NAME as date)" in where.stderr
+    assert "python" not in where.stderr
+    rule = etl(*command, "--rule", "r: day > note")
+    assert rule.returncode == 2
+    assert "note is text: compare with a text in quotes, or cast it, as in note::date" in rule.stderr

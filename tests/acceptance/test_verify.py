@@ -50,6 +50,27 @@ def test_a_clean_move_is_equal_by_the_runs_name_by_last_and_by_the_job_file(etl,
         assert "comparing with the source as it is now" in done.stderr
 
 
+def test_the_flags_of_the_run_are_those_of_its_verify(etl, ends, tmp_path):
+    run = (
+        *("--chunk", "500", "--loader", "copy", "--memory-limit", "400MB", "--cpu-limit", "99%", "--order", "desc"),
+        *(
+            "--rate-limit",
+            "1000000",
+            "--stop-on-error",
+            "--allow-quarantined",
+            "1%",
+            "--with-foreign-keys",
+            "--checksum",
+        ),
+        *("--work-dir", str(tmp_path), "--rule", "named: name <> ''", "--workers", "2"),
+    )
+    moved = etl("chunked", *flags(ends, *run))
+    assert moved.returncode == 0, moved.stderr
+    done = etl("verify", *flags(ends, *run))
+    assert (done.returncode, done.stdout.partition(" in ")[0]) == (0, "verified 2,000 rows"), done.stderr
+    assert "--chunk" not in etl("verify", "--help").stdout  # it has no use for it
+
+
 def test_differences_are_named_without_values_unless_asked_and_end_with_code_1(etl, ends):
     target = ends[1]
     etl("chunked", *flags(ends, "--chunk", "500"))

@@ -7,6 +7,7 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from moving import move, run_sql
 from psycopg import sql
 
 from keyhaul.errors import ConfigError, RefusedError
@@ -469,3 +470,9 @@ def test_a_key_that_would_be_compared_otherwise_than_it_is_sorted_is_refused(icu
     citext("ext")
     with pytest.raises(RefusedError, match=r"citext \(schema ext\) are not in this user's search_path"):
         open_source(icu_connection)
+
+
+def test_a_table_without_columns_is_refused_by_name(databases):
+    run_sql(databases[0], "create table public.nothing ()")
+    with pytest.raises(RefusedError, match=r"^read source public\.nothing: it has no columns, expected at least one"):
+        move(databases, "public.nothing")

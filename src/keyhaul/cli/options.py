@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 def with_settings(command: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a function the options of `command`: ``move``, ``replay`` or ``verify``.
 
-    They stand after its own positional parameters, before its other options, and it gets them as ``**flags``.
+    They stand after its own positional parameters, before its other options, and it gets them as ``**flags``. What it
+    has no use for of a run's it takes as well, unseen, so that a run's command line fits.
     """
 
     def give(function: Callable[..., None]) -> Callable[..., None]:
@@ -42,15 +43,15 @@ def only_for_moves() -> tuple[set[str], set[str]]:
 
 def _parameters(command: str) -> list[inspect.Parameter]:
     return [
-        _parameter(name, value, told, many=many)
+        _parameter(name, value, told, many=many, hidden=command not in commands.split())
         for name, value, told, many, commands in FLAGS
-        if command in commands.split()
+        if command in commands.split() or ("move" in commands.split() and not many)  # a replay's --rule is another
     ]
 
 
-def _parameter(name: str, value: str, told: str, *, many: bool) -> inspect.Parameter:
+def _parameter(name: str, value: str, told: str, *, many: bool, hidden: bool) -> inspect.Parameter:
     kind: Any = list[str] | None if many else str | None if value else bool
-    option = typer.Option(name, metavar=value or None, help=told)
+    option = typer.Option(name, metavar=value or None, help=told, hidden=hidden)
     return inspect.Parameter(
         name[2:].replace("-", "_"),
         inspect.Parameter.KEYWORD_ONLY,

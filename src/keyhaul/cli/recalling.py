@@ -54,6 +54,8 @@ def _check_whole(what: str, verb: str, run_id: str, found: GivenJob) -> None:
     from keyhaul.config.job import hidden_in
 
     advice = f"Give the job: etl {verb} {run_id} JOB.yaml, or the same flags as the run"
+    if verb == "replay":
+        advice += ", with its --rule as --check"
     if not found.text:
         raise RefusedError(f"{what}: the ledger does not have its job. {advice}")
     if hidden := hidden_in(found.text):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -209,14 +210,18 @@ def _bind(con: duckdb.DuckDBPyConnection, check: Check, schema: Mapping[str, pl.
     return ""
 
 
+_TEMPORAL: Final = re.compile(r"\b(?:DATE|TIMESTAMP(?: WITH TIME ZONE)?|TIME|INTERVAL)\b")
+
+
 def _cast_hint(text: str, check: Check, schema: Mapping[str, pl.DataType]) -> str:
     """Return what to do where DuckDB misses an operator for a text that is something else in the database."""
     texts = [name for name in sorted(check.columns) if schema.get(name) == pl.String]
     if "VARCHAR" not in text or not texts:
         return ""
+    other = _TEMPORAL.search(text)
     return (
         f". {' and '.join(texts)} {'is' if len(texts) == 1 else 'are'} text: compare with a text in quotes, or cast "
-        f"it, as in {texts[0]}::decimal(38,9)"
+        f"it, as in {texts[0]}::{other[0].lower() if other else 'decimal(38,9)'}"
     )
 
 

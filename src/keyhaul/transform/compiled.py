@@ -254,8 +254,10 @@ def _typed(text: str, at: str, state: _State, taken: int = 0) -> tuple[pl.Expr, 
     except RecursionError as error:
         raise ConfigError(expressions.too_deep(text, at)) from error
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        msg = f"{at}: check expression {expressions.short(text)}: {safe_message(error)}"
-        raise ConfigError(msg) from error
+        told = safe_message(error)
+        if "native python" in told:
+            told = "it compares a date or time with a text. Cast the text, as in cast(NAME as date)"
+        raise ConfigError(f"{at}: check expression {expressions.short(text)}: {told}") from error
 
 
 @dataclass(slots=True)

@@ -138,6 +138,9 @@ class SqlSource:
         conn.execute("begin isolation level repeatable read read only")
         relation = catalog.describe_query(conn, query) if query is not None else find_table(conn, table or "")
         relation = _alone(relation) if only else relation
+        if not relation.columns:
+            msg = f"read source {relation.label}: it has no columns, expected at least one. There is nothing to move"
+            raise RefusedError(msg)
         check_stable(conn, relation, query)
         _check_key(conn, relation, key)
         row = conn.execute("select pg_export_snapshot()").fetchone()
