@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 
 import psycopg
 import pytest
@@ -112,6 +113,8 @@ OPAQUE = {
 }
 """Type → values; nothing but IS NULL is asked of them."""
 
+GROUPS_OF = 4
+
 OPERATORS = ("<", "<=", "=", ">=", ">", "<>")
 
 
@@ -129,23 +132,39 @@ def literal(text):
     return "null" if text is None else "'" + text.replace("'", "''") + "'"
 
 
-def fill(uri, kind, values):
-    """Make public.t of some values and NULL, each twice, beside each of which w has another."""
+GROUPS = [list(VALUES)[start::GROUPS_OF] for start in range(GROUPS_OF)]
+"""A command costs more than a condition, so several types stand in one table, each in columns of its own."""
+
+
+def fill(uri, pools):
+    """Make public.t of two columns for each type: its values and NULL, each twice, beside each of which w has another."""
+    texts = [[*values, None, *values] for values in pools.values()]
+    columns = [sql.SQL("v{0} {1}, w{0} {1}").format(sql.SQL(str(n)), sql.SQL(kind)) for n, kind in enumerate(pools)]
+    marks = ", ".join(["%s"] * (2 + 2 * len(texts)))
     with psycopg.connect(uri, autocommit=True) as conn:
         conn.execute("drop table if exists public.t")
-        conn.execute(sql.SQL("create table public.t (id int primary key, g int, v {0}, w {0})").format(sql.SQL(kind)))
-        texts = [*values, None, *values]
-        for number, text in enumerate(texts):
-            conn.execute("insert into public.t values (%s, %s, %s, %s)", [number, number % 3, text, texts[-number]])
+        conn.execute(
+            sql.SQL("create table public.t (id int primary key, g int, {})").format(sql.SQL(", ").join(columns))
+        )
+        filled = [
+            [
+                number,
+                number % 3,
+                *(one for mine in texts for one in (mine[number % len(mine)], mine[-number % len(mine)])),
+            ]
+            for number in range(max(map(len, texts)))
+        ]
+        conn.cursor().executemany(sql.SQL("insert into public.t values ({})").format(sql.SQL(marks)), filled)
 
 
-def conditions(constants):
+def conditions(constants, v, w):
     """Every comparison with each constant, and between two columns."""
     given = [literal(text) for text in constants]
-    asked = [f"v {op} {one}" for op in OPERATORS for one in given]
-    asked += [f"v between {one} and {other}" for one, other in itertools.pairwise(given)]
-    asked += [f"v in ({one}, {other})" for one, other in itertools.pairwise(given)]
-    return [*asked, f"v not in ({given[0]})", f"{given[0]} < v", "v is null", *(f"v {op} w" for op in OPERATORS)]
+    asked = [f"{v} {op} {one}" for op in OPERATORS for one in given]
+    asked += [f"{v} between {one} and {other}" for one, other in itertools.pairwise(given)]
+    asked += [f"{v} in ({one}, {other})" for one, other in itertools.pairwise(given)]
+    between = [f"{v} {op} {w}" for op in OPERATORS]
+    return [*asked, f"{v} not in ({given[0]})", f"{given[0]} < {v}", f"{v} is null", *between]
 
 
 def answers(uri, asked):
@@ -154,10 +173,15 @@ def answers(uri, asked):
     return {condition: {row[0]: row[n] for row in found} for n, condition in enumerate(asked, 1)}
 
 
-def clauses_of(kind, pool):
-    """How many of a type's values stand in conditions: few by default, others each time in a thorough run."""
+def clauses_of(kinds):
+    """How many of each type's values stand in conditions: few by default, others each time in a thorough run."""
     few = 12 if THOROUGH else 4
-    return st.lists(st.sampled_from(pool), min_size=min(2, len(pool)), max_size=min(few, len(pool)), unique=True)
+    return st.tuples(
+        *(
+            st.lists(st.sampled_from(pool), min_size=min(2, len(pool)), max_size=min(few, len(pool)), unique=True)
+            for pool in (VALUES[kind] for kind in kinds)
+        )
+    )
 
 
 def moved(ends, **flags):
@@ -165,15 +189,15 @@ def moved(ends, **flags):
     return move(ends, "public.t", into="public.u", **flags)
 
 
-@pytest.mark.parametrize("kind", VALUES)
-def test_a_comparison_is_that_of_postgresql_in_set_and_in_rules(ends, kind):
+@pytest.mark.parametrize("kinds", GROUPS, ids=" ".join)
+def test_a_comparison_is_that_of_postgresql_in_set_and_in_rules(ends, kinds):
     source, target = ends
-    fill(source, kind, VALUES[kind])
+    fill(source, {kind: VALUES[kind] for kind in kinds})
 
     @profile
-    @given(constants=clauses_of(kind, VALUES[kind]))
+    @given(constants=clauses_of(kinds))
     def compared(constants):
-        asked = conditions(constants)
+        asked = [one for n, few in enumerate(constants) for one in conditions(few, f"v{n}", f"w{n}")]
         right = answers(source, asked)
         moved(ends, set=[f"c{n} = {condition}" for n, condition in enumerate(asked)])
         found = rows(target, f"select id, {', '.join(f'c{n}' for n in range(len(asked)))} from public.u order by id")
@@ -188,35 +212,87 @@ def test_a_comparison_is_that_of_postgresql_in_set_and_in_rules(ends, kind):
     compared()
 
 
+def fill_in_turn(uri, pools):
+    """Make public.t of rows in which the column of one type, told by k, varies as in `fill`, and each other is the same."""
+    columns = [sql.SQL("v{} {}").format(sql.SQL(str(n)), sql.SQL(kind)) for n, kind in enumerate(pools)]
+    same = [values[0] for values in pools.values()]
+    marks = sql.SQL(", ").join(map(sql.SQL, ["%s"] * (3 + len(same))))
+    made = sorted(
+        (number, k, text)
+        for k, values in enumerate(pools.values())
+        for number, text in enumerate([*values, "", *values])
+    )
+    with psycopg.connect(uri, autocommit=True) as conn:
+        conn.execute("drop table if exists public.t")
+        every = sql.SQL(", ").join(columns)
+        conn.execute(sql.SQL("create table public.t (id int primary key, k int, g int, {})").format(every))
+        filled = []
+        for number, (at, k, text) in enumerate(made):
+            nothing = at == len(list(pools.values())[k])
+            filled.append([number, k, at % 5 + 5 * k, *same[:k], None if nothing else text, *same[k + 1 :]])
+        conn.cursor().executemany(sql.SQL("insert into public.t values ({})").format(marks), filled)
+
+
 @pytest.mark.parametrize("across", [False, True], ids=["in one chunk", "across chunks"])
-@pytest.mark.parametrize("kind", VALUES)
-def test_copies_and_their_order_are_those_of_postgresql(ends, kind, across):
+def test_copies_and_their_order_are_those_of_postgresql(ends, across):
+    """Copies are told, and ordered, by the columns of all types; only one of them differs between any two rows of a g."""
     source, target = ends
-    fill(source, kind, VALUES[kind])
-    flags = {"chunk": 7} if across else {"key": "g", "chunk": 1000}
-    moved(ends, dedup="g", order_by="v", **flags)
-    ordered = "select distinct on (g) g, v::text from public.t order by g, t.v desc nulls last"
-    winners = dict(rows(target, "select g, v::text from public.u"))
-    for g, text in rows(source, ordered):
-        same = f"select {literal(winners[g])}::{kind} is not distinct from {literal(text)}::{kind}"
-        assert rows(source, same) == [(True,)], (g, text)
-    on = "v" if across else "g, v"
-    moved(ends, dedup=on.replace(" ", ""), **flags)
-    distinct = f"select count(distinct ({on})) filter (where v is not null) + count(*) filter (where v is null) from "
-    assert rows(target, "select count(*) from public.u") == rows(source, f"{distinct} public.t")
-    assert rows(target, f"{distinct} public.u") == rows(source, f"{distinct} public.t")
+    fill_in_turn(source, VALUES)
+    names = [f"v{n}" for n in range(len(VALUES))]
+    flags = {"chunk": 200} if across else {"key": "g", "chunk": 5000}
+    moved(ends, dedup="g", order_by=",".join(names), **flags)
+    for n, kind in enumerate(VALUES):
+        ordered = f"select distinct on (g) g, v{n}::text from public.t where k = {n} order by g, t.v{n} desc nulls last"
+        winners = dict(rows(target, f"select g, v{n}::text from public.u where k = {n}"))
+        right = dict(rows(source, ordered))
+        assert winners.keys() == right.keys()
+        same = ", ".join(
+            f"{literal(winners[g])}::{kind} is not distinct from {literal(text)}::{kind}" for g, text in right.items()
+        )
+        assert all(rows(source, f"select {same}")[0]), (kind, winners, right)
+    on = ["k", *names] if across else ["g", *names]
+    moved(ends, dedup=",".join(on), **flags)
+    for n, kind in enumerate(VALUES):
+        told = f"({'k' if across else 'g'}, v{n})"
+        null = f"v{n} is null"
+        counted = f"select count(distinct {told}) filter (where not {null}) + count(*) filter (where {null}) from "
+        right = rows(source, f"{counted} public.t where k = {n}")
+        assert rows(target, f"select count(*) from public.u where k = {n}") == right, kind
+        assert rows(target, f"{counted} public.u where k = {n}") == right, kind
 
 
-@pytest.mark.parametrize("kind", OPAQUE)
-def test_what_cannot_mean_what_postgresql_means_is_refused_by_name(ends, kind):
-    fill(ends[0], kind, OPAQUE[kind])
-    one = literal(OPAQUE[kind][0])
-    for asked in (f"v < {one}", f"v = {one}", f"v in ({one})", f"v between {one} and {one}", "v > w", "v = w"):
-        for flags in ({"set": [f"c = {asked}"]}, {"where": [asked]}, {"rule": [f"c: {asked}"]}):
-            with pytest.raises(ConfigError, match=r"v is .*, and .*cast\(v as varchar\)"):
-                moved(ends, **flags)
-    for flags in ({"dedup": "v"}, {"dedup": "g", "order_by": "v"}):
-        with pytest.raises(RefusedError, match=r"dedup .*v: .*cast\(v as varchar\)"):
+def test_what_cannot_mean_what_postgresql_means_is_refused_by_name(ends):
+    fill(ends[0], OPAQUE)
+    every = []
+    for n, values in enumerate(OPAQUE.values()):
+        one, v, w = literal(values[0]), f"v{n}", f"w{n}"
+        asked = [f"{v} < {one}", f"{v} = {one}", f"{v} in ({one})", f"{v} between {one} and {one}"]
+        every.append([*asked, f"{v} > {w}", f"{v} = {w}"])
+    names = [f"c{n}_{m}" for n in range(len(OPAQUE)) for m in range(len(every[n]))]
+    pairs = dict(zip(names, itertools.chain(*every), strict=True))
+    for flags in (
+        {"set": [f"{c} = {asked}" for c, asked in pairs.items()]},
+        {"rule": [f"{c}: {a}" for c, a in pairs.items()]},
+    ):
+        with pytest.raises(ConfigError) as refused:
+            moved(ends, **flags)
+        lines = str(refused.value).splitlines()
+        for name, asked in pairs.items():
+            v = asked.split(" ", 1)[0]
+            told = [line for line in lines if re.search(rf"\b{name}\b", line)]
+            assert len(told) == 1, (name, asked)
+            assert re.search(rf"{v} is .*, and .*cast\({v} as varchar\)", told[0])
+    for n, asked in enumerate(every):  # a step of its own each: the first that is wrong ends it
+        with pytest.raises(ConfigError, match=rf"v{n} is .*, and .*cast\(v{n} as varchar\)"):
+            moved(ends, where=[asked[n % len(asked)]])
+    columns = [f"v{n}" for n in range(len(OPAQUE))]
+    for flags in ({"dedup": ",".join(columns)}, {"dedup": "g", "order_by": ",".join(columns)}):
+        with pytest.raises(RefusedError) as refused:
             moved(ends, chunk=1000, **flags)
-    report = moved(ends, where=["v is not null"], rule=["c: v is not null"])
-    assert (report.counts.filtered, report.counts.quarantined) == (1, 0)
+        for v in columns:
+            assert re.search(rf"{v}: .*cast\({v} as varchar\)", str(refused.value)), v
+    present = [f"{v} is not null" for v in columns]
+    report = moved(ends, where=present, rule=[f"r{n}: {one}" for n, one in enumerate(present)])
+    nulls = rows(ends[0], f"select count(*) from public.t where not ({' and '.join(present)})")[0][0]
+    assert (report.counts.filtered, report.counts.quarantined) == (nulls, 0)
+    assert nulls > 0
