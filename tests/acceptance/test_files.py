@@ -7,6 +7,7 @@ import signal
 
 import polars as pl
 import psycopg
+import pyarrow as pa
 import pytest
 
 from keyhaul.embedded.flights import flights_path
@@ -33,6 +34,10 @@ def folder(tmp_path_factory):
     flights.write_ipc(made / "flights.arrow", record_batch_size=3_000)
     flights.write_csv(made / "flights.csv", datetime_format="%Y-%m-%d %H:%M:%S%:z")
     (made / "flights.csv.gz").write_bytes(gzip.compress((made / "flights.csv").read_bytes()))
+    lines = flights.with_columns(pl.col("time_hour").dt.to_string("%Y-%m-%d %H:%M:%S%:z")).write_ndjson().encode()
+    (made / "flights.jsonl").write_bytes(lines)
+    (made / "flights.ndjson.zst").write_bytes(pa.compress(lines, "zstd", asbytes=True))
+    (made / "flights.json").write_bytes(b"[\n" + b",\n".join(lines.splitlines()) + b"\n]\n")
     (made / "flights.tsv").write_bytes((made / "flights.csv").read_bytes().replace(b",", b"\t"))
     return made
 
@@ -57,7 +62,10 @@ def target(server, database):
     return uri
 
 
-@pytest.mark.parametrize("name", ["flights.csv", "flights.csv.gz", "flights.tsv", "flights.parquet", "flights.arrow"])
+FORMATS = ("csv", "csv.gz", "tsv", "parquet", "arrow", "jsonl", "ndjson.zst", "json")
+
+
+@pytest.mark.parametrize("name", [f"flights.{ending}" for ending in FORMATS])
 def test_each_format_gives_the_table_that_copy_makes(etl, folder, target, expected, name):
     done = etl("chunked", "--source", str(folder / name), "--target", target, "--into", "flights", "--chunk", "3000")
     assert (done.returncode, done.stderr) == (0, done.stderr)
@@ -89,15 +97,55 @@ def test_bad_lines_are_quarantined_with_line_and_text_and_the_others_load(etl, t
     assert "bad.csv line 5, record 4" in shown.stdout
 
 
+@pytest.mark.parametrize("name", ["flights.csv.gz", "flights.ndjson.zst", "flights.json"])
 @pytest.mark.parametrize("point", ["read.after:2", "commit.before:2", "commit.after:3"])
-def test_killed_at_a_point_the_same_command_makes_what_one_run_makes(etl, folder, target, expected, point):
-    command = ("chunked", "--source", str(folder / "flights.csv.gz"), "--target", target, "--into", "flights")
+def test_killed_at_a_point_the_same_command_makes_what_one_run_makes(etl, folder, target, expected, name, point):
+    command = ("chunked", "--source", str(folder / name), "--target", target, "--into", "flights")
     command = (*command, "--chunk", "2500", "--workers", "2")
     killed = etl(*command, env={"KEYHAUL_FAULT": f"{point}:kill"})
     assert killed.returncode == -signal.SIGKILL
     done = etl(*command)
     assert done.returncode == 0, done.stderr
     assert ask(target, SUM) == expected
+
+
+def test_bad_json_records_are_quarantined_and_the_others_load(etl, tmp_path, target):
+    path = tmp_path / "bad.jsonl"
+    good = "".join(f'{{"id":{n},"n":{n}.50,"at":"2024-02-29T10:00:00Z","more":{{"k":[{n}]}}}}\n' for n in range(20_000))
+    bad = '{"id":-1,"id":-2}\n{"id":-3,"n":"x"}\n{"id":-4,\n'
+    path.write_text(good[: len(good) // 3] + good[len(good) // 3 :].replace("\n", "\n" + bad, 1), newline="")
+    file = tmp_path / "bad.yaml"
+    file.write_text(f"job: bad\nsource: {{path: {path}, columns: {{n: numeric}}}}\n")
+    assert "jsonb: 20,000 values looked at" in etl("plan", str(file), "--target", target).stdout
+    done = etl("run", str(file), "--target", target, "--into", "bad", "--chunk", "3000")
+    assert done.returncode == 1, done.stderr
+    whole = "select count(*), sum(n), min(at)::text, min(more->'k'->>0), pg_typeof(min(n))::text from bad"
+    assert ask(target, whole) == [(20_000, 20_000 * 9999.5 + 10_000, "2024-02-29 10:00:00+00", "0", "numeric")]
+    found = ask(target, "select rules[1], message, data->>'raw' from keyhaul.quarantine order by data->>'place'")
+    assert sorted(row[:2] for row in found) == [
+        ("malformed_record", "broken JSON: Input data was truncated"),
+        ("malformed_record", 'key "id" twice, expected each key once'),
+        ("wrong_value", "n: expected a number without an exponent"),
+    ]
+
+
+def test_a_key_that_is_no_column_is_refused_by_name_or_left_out_and_told(etl, tmp_path, target):
+    path = tmp_path / "late.jsonl"
+    lines = [f'{{"id":{n},"text":"{"x" * 300}"}}' for n in range(20_000)]
+    lines[6_000] = '{"id":6000,"late":true}'
+    path.write_text("\n".join(lines))
+    command = ("chunked", "--source", str(path), "--target", target, "--into", "later", "--chunk", "3000")
+    refused = etl(*command)
+    assert refused.returncode == 1, refused.stderr
+    assert ask(target, "select rules[1], data->>'place' from keyhaul.quarantine") == [
+        ("extra_key", "late.jsonl line 6001, record 6001")
+    ]
+    assert ask(target, "select count(*) from later") == [(19_999,)]
+    file = tmp_path / "late.yaml"
+    file.write_text(f"job: late\nsource: {{path: {path}, extra_columns: ignore}}\n")
+    done = etl("run", str(file), "--target", target, "--into", "all_of_them")
+    assert (done.returncode, 'key "late", first in record 6,001, is no column: left out' in done.stderr) == (0, True)
+    assert ask(target, "select count(*) from all_of_them") == [(20_000,)]
 
 
 def test_a_run_is_not_gone_on_with_when_its_file_has_changed(etl, tmp_path, target):
@@ -131,6 +179,8 @@ MISTAKES = {
     "a key": (["good.csv", "--key", "id"], "got a key, expected none for kind files"),
     "a table": (["good.csv", "--table", "t"], "got a table for a source of kind files"),
     "a file cut off": (["cut.csv.gz"], "Is it cut off, or still being written?"),
+    "an array cut off": (["cut.json"], "line 1: the array has no end, expected a closing bracket. Is it cut off"),
+    "no JSON records": (["no.jsonl"], "no record looked at is a JSON object (a number, expected an object)"),
     "no Parquet": (["wrong.parquet"], "expected a whole Parquet file"),
     "incremental": (["good.csv", "--incremental", "id"], "cannot be asked for what is new"),
     "checksums": (["good.csv", "--checksum"], "Leave out --checksum"),
@@ -143,6 +193,8 @@ def test_a_mistake_is_told_before_anything_is_created(etl, tmp_path, target, wha
     (tmp_path / "good.csv").write_text("id,t\n1,a\n")
     (tmp_path / "twice.csv").write_text("id,id\n1,2\n")
     (tmp_path / "cut.csv.gz").write_bytes(gzip.compress(b"id,t\n" * 1000)[:-20])
+    (tmp_path / "cut.json").write_text('[{"id":1},{"id":2}')
+    (tmp_path / "no.jsonl").write_text("1\n2\n")
     (tmp_path / "wrong.parquet").write_text("no parquet")
     (name, *more), told = MISTAKES[what]
     done = etl("chunked", "--source", str(tmp_path / name), "--target", target, "--into", "made", *more)

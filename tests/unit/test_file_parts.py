@@ -13,11 +13,11 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from opened import opened
 
 from keyhaul.errors import ConfigError, StopRunError
 from keyhaul.sources.files.dialect import Dialect
 from keyhaul.sources.files.parts import Parts
-from keyhaul.sources.files.source import FilesSource, Wanted
 from keyhaul.sources.files.textfile import TextFile
 from keyhaul.sources.files.tokens import take_apart
 
@@ -133,26 +133,6 @@ def test_a_file_that_changes_stops_the_run(tmp_path):
         source.read_all()
 
 
-class opened:  # noqa: N801 - a short word in the tests
-    """A source over files and what it gives."""
-
-    def __init__(self, *paths, declared=None, dialect=COMMA, **more):
-        paths = tuple(map(str, paths))
-        self.source = FilesSource(Wanted(paths=paths, declared=declared or {}, dialect=dialect, **more))
-
-    def read_all(self, chunk_rows=50_000):
-        """Rows, and for each rejected record its place, message and raw text."""
-        described = self.source.describe()
-        reader = self.source.open(1, [column.name for column in described.columns])
-        try:
-            batches = [reader.read(chunk) for chunk in self.source.plan(chunk_rows).chunks]
-        finally:
-            self.source.close()
-        rows = [row for batch in batches for row in batch.frame.iter_rows()]
-        left = [one for batch in batches for one in batch.rejected.select("place", "message", "raw").iter_rows()]
-        return rows, left
-
-
 @pytest.mark.parametrize("chunk_rows", [1, 2, 1000])
 def test_a_bad_record_costs_itself_and_says_where_it_is(tmp_path, chunk_rows):
     path = tmp_path / "odd.csv"
@@ -264,8 +244,8 @@ def test_a_column_with_a_name_of_our_own_is_refused_and_never_exchanged(tmp_path
 
 
 def test_a_format_that_is_not_there_is_never_read_as_another_one(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"id": 1}\n{"id": 2}\n')
-    for path in (tmp_path / "a.jsonl", tmp_path):
+    (tmp_path / "a.orc").write_text("id\n1\n")
+    for path in (tmp_path / "a.orc", tmp_path):
         with pytest.raises(ConfigError, match=r"expected (one of )?\.csv"):
             opened(path)
 

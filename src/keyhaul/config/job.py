@@ -17,6 +17,7 @@ from keyhaul.config import layers, runrules, steps, tablestep
 from keyhaul.config.allowance import Allowance
 from keyhaul.config.draft import Draft, Place, spell
 from keyhaul.config.fields import Allowed, MemoryOf, Names, PercentOf, Rules, RunRules, Steps, Targets
+from keyhaul.config.filesource import FilesSource
 from keyhaul.config.given import hidden_in, read_given, write_given
 from keyhaul.config.identity import step_identity
 from keyhaul.config.parts import (
@@ -34,7 +35,7 @@ from keyhaul.config.parts import (
     setting,
 )
 from keyhaul.config.settings import Setting, settings_of
-from keyhaul.config.sourcekinds import AnySource, FilesSource, PostgresSource, Source, SqliteSource, TablesSource
+from keyhaul.config.sourcekinds import AnySource, PostgresSource, Source, SqliteSource, TablesSource
 from keyhaul.config.steps import Rule, Step
 from keyhaul.config.yamlfile import read_yaml
 from keyhaul.errors import ConfigError

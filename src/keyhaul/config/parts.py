@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
-from keyhaul.config.fields import LagOf, Names, SizeOf, Words
+from keyhaul.config.fields import LagOf, Names, SizeOf
 from keyhaul.config.lag import Lag
 from keyhaul.quantity import read_size
 
@@ -67,29 +67,6 @@ class Part(BaseModel):
     """The settings that all parts of a job share: frozen, strict, no unknown key."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", hide_input_in_errors=True)
-
-
-class CsvFormat(Part):
-    """How a CSV file is written."""
-
-    delimiter: str = setting(
-        ",",
-        "Between two fields; a tab for files that end in .tsv or .tab.",
-        "one ASCII character",
-        pattern=r'^[^"\r\n\x80-\U0010ffff]$',
-    )
-    quote: Literal['"', "'"] | None = setting(
-        '"', "Around a field; inside it twice for one. null: no field is quoted.", "a double or a single quote, or null"
-    )
-    encoding: str = setting("utf-8", "Of the text.", "an encoding such as utf-8, latin-1 or cp1252", min_length=1)
-    header: bool = setting(
-        default=True,
-        meaning="Whether the first line names the columns; else column1, column2 and so on.",
-        expected="true or false",
-    )
-    nulls: Words = setting(
-        ("",), "Unquoted words that are NULL; a quoted field never is.", 'a list of words such as ["", "NULL"]'
-    )
 
 
 class AutoChunk(Part):

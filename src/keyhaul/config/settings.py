@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 
 from pydantic import BaseModel
 
-from keyhaul.config.parts import AutoChunk, CsvFormat, Dedup, Flag, Incremental, Target
+from keyhaul.config.filesource import PARTS
+from keyhaul.config.parts import AutoChunk, Dedup, Flag, Incremental, Target
 from keyhaul.config.sourcekinds import KINDS, kinds_with
 
 if TYPE_CHECKING:
@@ -64,8 +65,9 @@ def _settings_of_sources() -> Iterator[Setting]:
             yield replace(one, expected=" or ".join(KINDS), default="")
         elif len(kinds) < len(KINDS):
             yield replace(one, meaning=f"Kind {' or '.join(kinds)}: {one.meaning}", required=False)
-            if name == "csv":
-                yield from (_setting(("source", name, inner), told) for inner, told in CsvFormat.model_fields.items())
+            if name in PARTS:
+                inside = PARTS[name].model_fields
+                yield from (_setting(("source", name, inner), told) for inner, told in inside.items())
         else:
             yield one
 

@@ -1,89 +1,25 @@
 """The kinds of sources: what each has under ``source:``, and how the kind is told from a URI, a path or ``kind:``.
 
-A further kind is one class here, and its name in `Source`.
+A further kind is one class, here or in a module of its own, and its name in `Source`.
 """
 
 from __future__ import annotations
 
 import re
-from abc import abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args
 from urllib.parse import unquote
 
 from pydantic import Discriminator
 
-from keyhaul.config.fields import Names
-from keyhaul.config.parts import EMBEDDED, EMBEDDED_TABLE, EVERYWHERE, CsvFormat, Flag, Part, setting
+from keyhaul.config.filesource import FilesSource
+from keyhaul.config.parts import EMBEDDED, EMBEDDED_TABLE, EVERYWHERE, Flag, setting
+from keyhaul.config.sourcekind import PLACE, SourceKind, either, kind_setting, uri_setting
 from keyhaul.errors import ConfigError
 from keyhaul.postgres.dsn import FOREIGN, Dsn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from keyhaul.config.draft import Draft, Place
-
-_PLACE: Final = ("source",)
-
-
-def _kind(name: str) -> Any:  # noqa: ANN401  # a field of a literal's type
-    return setting(name, "What kind of source it is, where neither a URI nor a path's ending says so.", name)
-
-
-def _uri(default: str | None) -> Any:  # noqa: ANN401  # a field of any type
-    return setting(
-        default,
-        "A server's database or a file; the scheme or the ending says which kind of source it is.",
-        "a URI, a path or embedded",
-        Flag("--source", value="URI|PATH", help="Source: a database or a file [embedded].", commands=EVERYWHERE),
-        "ETL_SOURCE_URL",
-        repr=False,
-    )
-
-
-class SourceKind(Part):
-    """What the kinds share.
-
-    A kind whose model has a `path` is a file: a URI of one of its schemes is read into that path, and `uri` stays None.
-
-    Attributes:
-        schemes: of the URIs that mean this kind; `words` are whole ones.
-        endings: of the paths that mean it, in lower case.
-        has_key: whether it has columns that a record is found by.
-        needs_key: whether ``key:`` must be given; else the source itself knows what it is cut by.
-    """
-
-    schemes: ClassVar[tuple[str, ...]] = ()
-    words: ClassVar[tuple[str, ...]] = ()
-    endings: ClassVar[tuple[str, ...]] = ()
-    has_key: ClassVar[bool] = True
-    needs_key: ClassVar[bool] = True
-
-    kind: str
-    uri: str | None = _uri(None)
-
-    @property
-    def read_table(self) -> str | None:
-        """The table that is read, as a person gave it; None for a query, and where there are no tables."""
-        return None
-
-    @abstractmethod
-    def identity(self) -> dict[str, Any]:
-        """Return what makes it the same source, JSON-ready; only texts that a user wrote may hold a secret."""
-
-    @classmethod
-    @abstractmethod
-    def complete(cls, draft: Draft, body: dict[str, Any]) -> str | None:
-        """Fill in the kind's defaults and note what is wrong; return the name of what is read, None without one."""
-
-    @classmethod
-    def described(cls) -> str:
-        """Return by which URIs and paths it is known, for messages and the documentation."""
-        slashes = ":///" if "path" in cls.model_fields else "://"
-        ways = [*(f"{scheme}{slashes}" for scheme in cls.schemes), *cls.words]
-        if cls.endings:
-            ways.append(f"a path that ends in {_either(cls.endings)}")
-        return _either(ways)
 
 
 class TablesSource(SourceKind):
@@ -129,9 +65,9 @@ class TablesSource(SourceKind):
         """Demand exactly one of a table and a query."""
         table, query = body.get("table"), body.get("query")
         if table is not None and query is not None:
-            draft.refuse((*_PLACE, "query"), "both a table and a query", "one of them", "Remove one")
+            draft.refuse((*PLACE, "query"), "both a table and a query", "one of them", "Remove one")
         elif table is None and query is None:
-            draft.refuse((*_PLACE, "table"), "nothing", "a table or a query", "Give --table or --query")
+            draft.refuse((*PLACE, "table"), "nothing", "a table or a query", "Give --table or --query")
         return table if isinstance(table, str) else None
 
 
@@ -141,8 +77,8 @@ class PostgresSource(TablesSource):
     schemes = ("postgresql", "postgres")
     words = (EMBEDDED,)
 
-    kind: Literal["postgres"] = _kind("postgres")
-    uri: str = _uri(EMBEDDED)
+    kind: Literal["postgres"] = kind_setting("postgres")
+    uri: str = uri_setting(EMBEDDED)
     reader: Literal["connectorx", "adbc"] | None = setting(
         None,
         "The library that reads; by default connectorx, and adbc where TLS verifies the server.",
@@ -167,7 +103,7 @@ class PostgresSource(TablesSource):
     def complete(cls, draft: Draft, body: dict[str, Any]) -> str | None:
         """Take the flights of the embedded database where nothing else is named."""
         if body.get("only") is True and body.get("query") is not None:
-            draft.refuse((*_PLACE, "only"), "a query", "a table", "Write it in the query: … from only TABLE")
+            draft.refuse((*PLACE, "only"), "a query", "a table", "Write it in the query: … from only TABLE")
         if body.get("table") is None and body.get("query") is None and body.get("uri", EMBEDDED) == EMBEDDED:
             body["table"] = EMBEDDED_TABLE
         return super().complete(draft, body)
@@ -180,81 +116,13 @@ class SqliteSource(TablesSource):
     endings = (".db", ".sqlite", ".sqlite3")
     needs_key = False
 
-    kind: Literal["sqlite"] = _kind("sqlite")
+    kind: Literal["sqlite"] = kind_setting("sqlite")
     path: str = setting(..., "The file, from the current directory; in place of uri.", "a path", min_length=1)
 
     def identity(self) -> dict[str, Any]:
         """Return the file's whole path, and what is read of it."""
         return {"database": f"sqlite:///{Path(self.path).resolve()}", **self.rows}
 
-
-class FilesSource(SourceKind):
-    """Files of one format: CSV, Parquet or Arrow, each a source of records without a key."""
-
-    schemes = ("file",)
-    endings = (".csv", ".tsv", ".tab", ".parquet", ".arrow", ".feather", ".ipc")
-    has_key: ClassVar[bool] = False
-    packed: ClassVar[tuple[str, ...]] = (".gz", ".zst", ".bz2", ".xz", ".zip")
-    needs_key = False
-
-    kind: Literal["files"] = _kind("files")
-    path: Names = setting(
-        ...,
-        "A file, a glob such as in/*.csv.gz, a folder, or a list of these; from the current directory.",
-        "a path or a list of paths",
-    )
-    format: Literal["csv", "parquet", "arrow"] | None = setting(
-        None, "How the files are written; by default what their endings say.", "csv, parquet or arrow"
-    )
-    columns: dict[str, str] = setting(
-        {},
-        "PostgreSQL types of columns; those of the others are inferred from a sample.",
-        "a mapping of columns to types such as {id: bigint, amount: numeric(12,2)}",
-    )
-    csv: CsvFormat = setting(CsvFormat(), "How CSV files are written.", "a mapping such as {delimiter: ;}")
-    extra_columns: Literal["refuse", "ignore"] = setting(
-        "refuse", "What becomes of a column that the first file does not have.", "refuse or ignore"
-    )
-    missing_columns: Literal["refuse", "null"] = setting(
-        "refuse", "What becomes of a column of the first file that another one does not have.", "refuse or null"
-    )
-    time_zone: str | None = setting(
-        None,
-        "Zone in which timestamps without a zone are meant, for a column with one.",
-        "a zone such as Europe/Berlin",
-        (),
-        "ETL_TIME_ZONE",
-        min_length=1,
-    )
-
-    def identity(self) -> dict[str, Any]:
-        """Return the whole paths, and how the files are read; size and date are the source's affair."""
-        return {
-            "database": "files",
-            "files": [str(Path(path).resolve()) for path in self.path],
-            **self.model_dump(mode="json", exclude={"kind", "uri", "path"}),
-        }
-
-    @classmethod
-    def complete(cls, draft: Draft, body: dict[str, Any]) -> str | None:  # noqa: ARG003 - nothing can be wrong
-        """Return the name of a table that is called like the first file."""
-        path = body.get("path")
-        first = path[0] if isinstance(path, list | tuple) and path else path
-        return table_name(first) if isinstance(first, str) else None
-
-
-def table_name(path: str) -> str:
-    """Return a table's name like a file's or a folder's: lower case, letters, digits and underscores."""
-    name = Path(path).name
-    parent = Path(path).parent.name
-    stem = name.split(".", 1)[0] if not re.fullmatch(r"[*?\[\]{}]*", name.split(".", 1)[0]) else parent
-    plain = re.sub(r"\W+", "_", stem.lower()).strip("_")
-    if not plain or plain[0].isdigit():
-        plain = f"t_{plain}"
-    return plain.encode()[:_NAME_BYTES].decode(errors="ignore")
-
-
-_NAME_BYTES: Final = 63
 
 Source = PostgresSource | SqliteSource | FilesSource
 AnySource = Annotated[Source, Discriminator("kind")]
@@ -299,16 +167,16 @@ def known_kinds() -> str:
 def _kind_of(draft: Draft, body: dict[str, Any]) -> type[Source] | None:
     said, uri, path = body.get("kind"), body.get("uri"), body.get("path")
     if uri is not None and path is not None:
-        draft.refuse((*_PLACE, "path"), "both a uri and a path", "one of them", "Remove one")
+        draft.refuse((*PLACE, "path"), "both a uri and a path", "one of them", "Remove one")
         return None
-    place: Place = (*_PLACE, "uri" if path is None else "path")
+    place: Place = (*PLACE, "uri" if path is None else "path")
     told = _by_address(uri if path is None else path)
     if said is None or (told is not None and place in draft.overrides):
         if told is None:
             _refuse_address(draft, place, uri if path is None else path)
         return told
     if not isinstance(said, str) or said not in KINDS:
-        at = (*_PLACE, "kind")
+        at = (*PLACE, "kind")
         draft.refuse(at, draft.show(at, said), f"one of {', '.join(KINDS)}")
         return None
     return KINDS[said]
@@ -351,14 +219,14 @@ def _refuse_of_others(draft: Draft, body: dict[str, Any], kind: type[Source]) ->
     for name in body:
         if name not in own and (others := kinds_with(name)):
             got = f"a {name} for a source of kind {own['kind'].default}"
-            draft.refuse((*_PLACE, name), got, f"it for kind {_either(others)} only", "Leave it out")
+            draft.refuse((*PLACE, name), got, f"it for kind {either(others)} only", "Leave it out")
 
 
 def _read_path(draft: Draft, body: dict[str, Any], kind: type[Source], *, must_exist: bool) -> None:
-    place: Place = (*_PLACE, "uri" if "path" not in body else "path")
+    place: Place = (*PLACE, "uri" if "path" not in body else "path")
     given = body.get("uri", body.get("path"))
     if given is None:
-        draft.refuse((*_PLACE, "path"), "nothing", f"a path or {kind.described()}", "Give --source")
+        draft.refuse((*PLACE, "path"), "nothing", f"a path or {kind.described()}", "Give --source")
         body["path"] = "-"
         return
     if not isinstance(given, str):
@@ -399,8 +267,3 @@ def check_uri(draft: Draft, place: Place) -> None:
             Dsn.parse(uri, draft.heading(place))
         except ConfigError as error:
             draft.problems[place] = str(error)
-
-
-def _either(names: Iterable[str]) -> str:
-    *first, last = names
-    return f"{', '.join(first)} or {last}" if first else last

@@ -263,6 +263,8 @@ class Worker:
         if self._reader is None:
             self._reader = task.source.open(self.number, task.read_columns)
         read = self._reader.read(chunk)
+        for notice in read.notices:
+            self._observe(events.Notice(message=notice, level="warning"))
         numbered = read.frame.with_row_index(RECORD).with_columns(pl.col(RECORD).cast(pl.Int64))
         after = pl.int_range(numbered.height, numbered.height + pl.len(), dtype=pl.Int64).alias(RECORD)
         return replace(read, frame=numbered, rejected=read.rejected.with_columns(after))

@@ -132,12 +132,14 @@ class Batch:
         as_text: columns that came as PostgreSQL text (String) in this batch, because it has a value that its type
             does not hold (infinity, NaN, a far date) and the target's does.
         bytes_read: of Arrow buffers, or of the file's part where that is more.
+        notices: sentences for a person on what these records showed, without a value; each once for the source.
     """
 
     frame: pl.DataFrame
     bytes_read: int
     rejected: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=REJECTED_BY_SOURCE))
     as_text: frozenset[str] = frozenset()
+    notices: tuple[str, ...] = ()
 
 
 class Reader(Protocol):

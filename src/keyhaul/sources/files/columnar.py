@@ -10,9 +10,9 @@ import polars as pl
 import pyarrow as pa
 
 from keyhaul.errors import ChunkError, ConfigError
-from keyhaul.sources.files.delimited import REJECTED
 from keyhaul.sources.files.file import LINE, RECORD_NUMBER, Found
 from keyhaul.sources.files.infer import Inferred
+from keyhaul.sources.files.rejecting import REJECTED
 from keyhaul.sources.files.textfile import check_unchanged
 from keyhaul.sources.files.values import typed
 

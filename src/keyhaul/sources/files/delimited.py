@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Final
 import polars as pl
 
 from keyhaul.errors import ConfigError
-from keyhaul.sources.files.file import LINE, RECORD_NUMBER, Found
-from keyhaul.sources.files.parts import Parts
+from keyhaul.sources.files.parts import ByBytes
 from keyhaul.sources.files.records import count_fields, find_records
-from keyhaul.sources.files.tokens import Tokens, take_apart
+from keyhaul.sources.files.rejecting import found_in
+from keyhaul.sources.files.tokens import take_apart
 from keyhaul.sources.files.values import typed
 
 if TYPE_CHECKING:
@@ -18,21 +18,11 @@ if TYPE_CHECKING:
 
     from keyhaul.model import Column
     from keyhaul.sources.files.dialect import Dialect
+    from keyhaul.sources.files.file import Found
     from keyhaul.sources.files.textfile import TextFile
 
 SAMPLE_BYTES: Final = 1 << 20
 """Bytes of a file that are looked at for types, at its beginning, middle and end each."""
-
-RAW_CHARACTERS: Final = 8_000
-"""Of a rejected record's text so much is kept, and its length."""
-
-REJECTED: Final[dict[str, pl.DataType]] = {
-    "number": pl.Int64(),
-    "line": pl.Int64(),
-    "reason": pl.String(),
-    "message": pl.String(),
-    "raw": pl.String(),
-}
 
 
 class Delimited:
@@ -53,8 +43,7 @@ class Delimited:
         self.name = str(file.path)
         self.names = self._read_header()
         self._types: dict[str, Column] = {}
-        self._row_bytes = 1.0
-        self._parts: dict[int, Parts] = {}
+        self._cuts = ByBytes(file, dialect)
 
     def settle(self, types: Mapping[str, Column]) -> None:
         """Take the types of the columns; those that are not named are not read."""
@@ -71,53 +60,30 @@ class Delimited:
 
     def parts(self, chunk_rows: int) -> Sequence[tuple[tuple[str, ...], int]]:
         """Return parts of about so many rows, by the sample's mean width; no record is read."""
-        part_bytes = max(1, round(chunk_rows * self._row_bytes))
-        count = self._of(part_bytes).count
-        rows = max(0, round((self._file.size - self._file.begin) / self._row_bytes))
-        return [
-            ((str(number), str(part_bytes)), min(chunk_rows, max(0, rows - number * chunk_rows)))
-            for number in range(count)
-        ]
+        return self._cuts.parts(chunk_rows)
 
     def read(self, part: tuple[str, ...], columns: Sequence[str]) -> Found:
         """Return a part's records in the exact types of `columns`, and those that have no such values."""
-        number, part_bytes = map(int, part)
-        taken = self._of(part_bytes).take(number)
+        taken = self._cuts.take(part)
         tokens = take_apart(taken.text, self.names, self._dialect, taken.spans)
         wanted = [name for name in columns if name in self._types]
         found = typed(tokens.texts, self._types, time_zone=self._zone)
-        line = tokens.spans.lines.gather(tokens.number) + taken.begin.line + 1
-        frame = found.frame.select(wanted).with_columns(
-            (tokens.number + taken.begin.record + 1).alias(RECORD_NUMBER), line.alias(LINE)
-        )
-        if found.wrong:
-            kept = pl.select(row=pl.int_range(frame.height)).to_series().is_in(pl.Series(list(found.wrong)).implode())
-            frame = frame.filter(~kept)
-        rejected = self._rejected(taken.text, tokens, found.wrong, taken.begin.line, taken.begin.record)
-        return Found(frame=frame, rejected=rejected, bytes_read=len(taken.text))
+        bad = {number: ("malformed_record", why) for number, why in tokens.bad.items()}
+        return found_in(taken, tokens.number, found, bad, wanted)
 
     def part_of(self, number: int) -> tuple[str, ...] | None:
         """Return a part that has the record of this number, from 1."""
-        part_bytes = max(1, round(50_000 * self._row_bytes))
-        parts = self._of(part_bytes)
-        for part in range(parts.count):
-            found = parts.border(part + 1)
-            if number <= found.record:
-                return str(part), str(part_bytes)
-        return None
+        return self._cuts.part_of(number)
 
     def sample(self) -> tuple[float, float]:
         """Return bytes of a record and the number of records, estimated."""
-        return self._row_bytes, (self._file.size - self._file.begin) / self._row_bytes
+        return self._cuts.sample()
 
     def close(self) -> None:
         """Close it; twice is once."""
         self._file.close()
 
     # --- before the first part -------------------------------------------------------------------
-
-    def _of(self, part_bytes: int) -> Parts:
-        return self._parts.setdefault(part_bytes, Parts(self._file, self._dialect, part_bytes))
 
     def _read_header(self) -> list[str]:
         file = self._file
@@ -153,51 +119,12 @@ class Delimited:
 
     def look(self) -> pl.DataFrame:
         """Return the texts of records of the file's beginning, middle and end; measures them too."""
-        file = self._file
-        middle, end = (file.begin + file.size) // 2, file.size - SAMPLE_BYTES
-        begins = (file.begin, middle, end) if end > file.begin + 2 * SAMPLE_BYTES else (file.begin,)
-        length = SAMPLE_BYTES if len(begins) > 1 else file.size - file.begin
         frames, records, size = [], 0, 0
-        for begin in begins:
-            text = file.read(begin, length)
-            skipped = 0 if begin == file.begin else text.find(b"\n") + 1  # where the next line begins
-            text = text[skipped:]
-            spans = find_records(text, self._dialect, last=begin + skipped + len(text) >= file.size)
+        for number, (text, spans) in enumerate(self._cuts.samples(SAMPLE_BYTES)):
             tokens = take_apart(text[: spans.after], self.names, self._dialect)
-            if begin != file.begin and len(tokens.bad) * 2 > tokens.spans.starts.len():
+            if number and len(tokens.bad) * 2 > tokens.spans.starts.len():
                 continue  # it began inside quotes
             frames.append(tokens.texts)
             records, size = records + tokens.spans.starts.len(), size + spans.after
-        self._row_bytes = max(1.0, size / records) if records else 1.0
+        self._cuts.row_bytes = max(1.0, size / records) if records else 1.0
         return pl.concat(frames) if frames else pl.DataFrame(schema=dict.fromkeys(self.names, pl.String))
-
-    # --- rejected records ------------------------------------------------------------------------
-
-    def _rejected(
-        self, text: bytes, tokens: Tokens, wrong: Mapping[int, Mapping[str, str]], line: int, record: int
-    ) -> pl.DataFrame:
-        rows = [(number, "malformed_record", why) for number, why in tokens.bad.items()]
-        rows += [(tokens.number[row], "wrong_value", "; ".join(found.values())) for row, found in wrong.items()]
-        spans = tokens.spans
-        return pl.DataFrame(
-            [
-                (
-                    number + record + 1,
-                    spans.lines[number] + line + 1,
-                    reason,
-                    why,
-                    raw_text(text[spans.starts[number] : spans.ends[number]]),
-                )
-                for number, reason, why in sorted(rows)
-            ],
-            schema=REJECTED,
-            orient="row",
-        )
-
-
-def raw_text(raw: bytes) -> str:
-    r"""Return a record as it stands in the file; bytes that are no text as ``\xe9``, a long one with its length."""
-    text = raw.decode("utf-8", "backslashreplace").replace("\0", "\\x00")
-    if len(text) <= RAW_CHARACTERS:
-        return text
-    return f"{text[:RAW_CHARACTERS]}… ({len(raw):,} bytes)"

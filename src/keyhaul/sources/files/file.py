@@ -25,11 +25,13 @@ class Found:
         frame: the columns asked for, then `RECORD_NUMBER` and `LINE` (NULL in a format without lines).
         rejected: one row each: number, line (Int64), reason, message, raw (String).
         bytes_read: of the file's part.
+        notices: sentences for a person, each once for the file.
     """
 
     frame: pl.DataFrame
     rejected: pl.DataFrame
     bytes_read: int
+    notices: tuple[str, ...] = ()
 
 
 class File(Protocol):

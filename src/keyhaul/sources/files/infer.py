@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
 import polars as pl
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Container
 
 _MOMENT: Final = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?"
 
@@ -26,18 +28,26 @@ class Inferred:
     evidence: str
 
 
-def infer(texts: pl.Series) -> Inferred:
+NUMBERS: Final = frozenset({"bigint", "numeric", "double precision"})
+MOMENTS: Final = frozenset({"date", "timestamp with time zone", "timestamp without time zone", "uuid"})
+
+
+def infer(texts: pl.Series, among: Container[str] | None = None) -> Inferred:
     """Return the type that every text of a sample fits, unchanged in both directions.
 
     Leading zeros stay text, 1.10 is numeric, and so is a whole number beyond bigint. A value behind the sample that
     does not fit is a rejected record, never a NULL.
+
+    Args:
+        texts: the sample; NULL says nothing.
+        among: the types that come into question besides text; None: all.
     """
     values = texts.drop_nulls()
     looked = f"{values.len():,} value{'s' * (values.len() != 1)} looked at"
     if values.is_empty():
         return Inferred(pg_type="text", evidence=f"{looked}: nothing says more")
     for pg_type, fits, say in _LADDER:
-        if fits(values):
+        if (among is None or pg_type in among) and fits(values):
             return Inferred(pg_type=pg_type, evidence=f"{looked}, {say(values)}")
     return Inferred(pg_type="text", evidence=f"{looked}, some are of no other type")
 
@@ -49,6 +59,13 @@ def _all(pattern: str) -> Callable[[pl.Series], bool]:
 def _fits_bigint(values: pl.Series) -> bool:
     whole = bool(values.str.contains(r"^-?(0|[1-9][0-9]{0,18})$").all())
     return whole and values.cast(pl.Int64, strict=False).null_count() == 0
+
+
+def _fits_double(values: pl.Series) -> bool:
+    """Whether each is a number that a double prints again: 9007199254740993 beside 1e5 is not, nor is 1e400."""
+    if not values.str.contains(r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]{1,6})?$").all():
+        return False
+    return all(math.isfinite(read := float(text)) and Decimal(repr(read)) == Decimal(text) for text in values)
 
 
 def _widest(values: pl.Series) -> str:
@@ -64,7 +81,7 @@ _LADDER: Final[tuple[tuple[str, Callable[[pl.Series], bool], Callable[[pl.Series
     ("boolean", _all(r"^(true|false|True|False|TRUE|FALSE)$"), _like),
     ("bigint", _fits_bigint, _widest),
     ("numeric", _all(_NUMBER), _widest),
-    ("double precision", _all(r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?$"), _widest),
+    ("double precision", _fits_double, _widest),
     ("date", _all(r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$"), _like),
     ("timestamp with time zone", _all(_MOMENT + r"\s?(Z|[+-][0-9]{2}(:?[0-9]{2})?)$"), _like),
     ("timestamp without time zone", _all(_MOMENT + "$"), _like),

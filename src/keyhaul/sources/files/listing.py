@@ -12,12 +12,15 @@ from keyhaul.sources.files.textfile import COMPRESSED
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-Format = Literal["csv", "parquet", "arrow"]
+Format = Literal["csv", "json", "parquet", "arrow"]
 
 ENDINGS: Final[dict[str, Format]] = {
     ".csv": "csv",
     ".tsv": "csv",
     ".tab": "csv",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".json": "json",
     ".parquet": "parquet",
     ".arrow": "arrow",
     ".feather": "arrow",

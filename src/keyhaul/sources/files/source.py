@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
-from keyhaul.errors import ConfigError, RefusedError
-from keyhaul.model import RECORD, Chunk, Plan
+from keyhaul.errors import RefusedError
+from keyhaul.model import Chunk, Plan
 from keyhaul.postgres import pgtypes
 from keyhaul.sources.columns import column_of
 from keyhaul.sources.cuts import batches
+from keyhaul.sources.files.agreeing import agreed
 from keyhaul.sources.files.columnar import Columnar
 from keyhaul.sources.files.delimited import Delimited
 from keyhaul.sources.files.file import FILE, LINE, RECORD_NUMBER
-from keyhaul.sources.files.infer import Inferred, infer
+from keyhaul.sources.files.json.file import JsonFile
 from keyhaul.sources.files.listing import Format, find_files
 from keyhaul.sources.files.textfile import TextFile
 from keyhaul.sources.source import REJECTED_BY_SOURCE, Abilities, Batch, Description, Sample, Ticket
@@ -43,7 +44,8 @@ class Wanted:
         format: None: by their endings.
         declared: column → PostgreSQL type as ``format_type`` prints it; the others are inferred.
         dialect, encoding: of CSV.
-        extra_columns: what becomes of a column that the first file does not have: ``refuse`` or ``ignore``.
+        extra_columns: what becomes of a column that the first file does not have, or of a key of JSON that is no
+            column: ``refuse`` or ``ignore``.
         missing_columns: of one that a later file does not have: ``refuse`` or ``null``.
         time_zone: of moments that are written without an offset; None: those are no moments.
         work_dir: where plain copies of compressed files lie.
@@ -72,12 +74,12 @@ class FilesSource:
         self._wanted = wanted
         paths, self._format = find_files(wanted.paths, wanted.format)
         self._files: list[File] = []
-        self._evidence: dict[str, str] = {}
         try:
             for path in paths:
                 self._files.append(self._open(path))
-            self._check_alike()
-            self._columns = self._settle()
+            self._columns, self._evidence = agreed(
+                self._files, wanted.declared, extra=wanted.extra_columns, missing=wanted.missing_columns
+            )
         except BaseException:
             self.close()
             raise
@@ -205,66 +207,17 @@ class FilesSource:
         dialect = wanted.dialect
         if dialect.delimiter == "," and {path.suffix.lower(), path.with_suffix("").suffix.lower()} & _TABS:
             dialect = replace(dialect, delimiter="\t")
-        file = TextFile(path, encoding=wanted.encoding, work_dir=wanted.work_dir)
+        is_json = self._format == "json"
+        file = TextFile(path, encoding="utf-8" if is_json else wanted.encoding, work_dir=wanted.work_dir)
         try:
+            if is_json:
+                ignore = wanted.extra_columns == "ignore"
+                return JsonFile(file, work_dir=wanted.work_dir, ignore_extra=ignore, time_zone=wanted.time_zone)
             return Delimited(file, dialect, wanted.time_zone)
         except BaseException:
             file.close()
             raise
 
-    def _settle(self) -> dict[str, Column]:
-        """Return the columns of the first file with the types that the job, the files or their values say, for all."""
-        first, declared = self._files[0], self._wanted.declared
-        unknown = [name for name in declared if name not in first.names]
-        if unknown:
-            raise ConfigError(
-                f"read {first.name}: no column {', '.join(unknown)}, expected one of {', '.join(first.names[:20])}. "
-                "Change columns"
-            )
-        proposed = first.proposed if isinstance(first, Columnar) else self._inferred()
-        columns: dict[str, Column] = {}
-        for name in first.names:
-            columns[name] = column_of(name, declared[name] if name in declared else proposed[name].pg_type)
-            if name not in declared:
-                self._evidence[name] = f"{proposed[name].pg_type}: {proposed[name].evidence}"
-        for file in self._files:
-            file.settle(columns)
-        return columns
-
-    def _inferred(self) -> dict[str, Inferred]:
-        """Return what the values of the text files seem to be, by column of the first one."""
-        texts = [file for file in self._files if isinstance(file, Delimited)]
-        looked = [file.look() for file in texts[:: max(1, len(texts) // MOST_SAMPLED)]]
-        return {name: infer(pl.concat([one[name] for one in looked if name in one.columns])) for name in texts[0].names}
-
-    def _check_alike(self) -> None:
-        """Refuse columns of our own names, and more or fewer than the first file has unless the job allows it."""
-        first, *others = self._files
-        problems = [
-            f"read {file.name}: column {name} has a name of keyhaul's own, expected another one. Rename it in the file"
-            for file in self._files
-            for name in file.names
-            if name in {FILE, RECORD_NUMBER, LINE} or name.lower() == RECORD
-        ]
-        for file in others:
-            extra = [name for name in file.names if name not in first.names]
-            missing = [name for name in first.names if name not in file.names]
-            if extra and self._wanted.extra_columns == "refuse":
-                problems.append(
-                    f"read {file.name}: column {', '.join(extra)} is not in {first.name}, expected the same columns. "
-                    "Give extra_columns: ignore to leave it out"
-                )
-            if missing and self._wanted.missing_columns == "refuse":
-                problems.append(
-                    f"read {file.name}: column {', '.join(missing)} of {first.name} is missing, expected the same "
-                    "columns. Give missing_columns: null to load NULL"
-                )
-        if problems:
-            raise ConfigError("\n".join(problems))
-
-
-MOST_SAMPLED: Final = 20
-"""Of more files so many are looked at for types, evenly over the list."""
 
 _TABS: Final = frozenset({".tsv", ".tab"})
 
@@ -300,6 +253,7 @@ class FilesReader:
             frame=frame.select(self._columns),
             bytes_read=found.bytes_read,
             rejected=_rejected(file.name, found.rejected),
+            notices=found.notices,
         )
 
     def _among(self, keys: Sequence[str]) -> Batch:
@@ -320,6 +274,7 @@ class FilesReader:
             frame=pl.concat([batch.frame for batch in batches]),
             bytes_read=sum(batch.bytes_read for batch in batches),
             rejected=pl.concat([batch.rejected for batch in batches]),
+            notices=tuple(notice for batch in batches for notice in batch.notices),
         )
 
     def _some(self, file: File, numbers: set[int]) -> list[Batch]:

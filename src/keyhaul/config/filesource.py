@@ -1,0 +1,112 @@
+"""Files as a source: what a job says of them under ``source:``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
+
+from keyhaul.config.fields import Names, Words
+from keyhaul.config.parts import Part, setting
+from keyhaul.config.sourcekind import SourceKind, kind_setting
+
+if TYPE_CHECKING:
+    from keyhaul.config.draft import Draft
+
+
+class CsvFormat(Part):
+    """How a CSV file is written."""
+
+    delimiter: str = setting(
+        ",",
+        "Between two fields; a tab for files that end in .tsv or .tab.",
+        "one ASCII character",
+        pattern=r'^[^"\r\n\x80-\U0010ffff]$',
+    )
+    quote: Literal['"', "'"] | None = setting(
+        '"', "Around a field; inside it twice for one. null: no field is quoted.", "a double or a single quote, or null"
+    )
+    encoding: str = setting("utf-8", "Of the text.", "an encoding such as utf-8, latin-1 or cp1252", min_length=1)
+    header: bool = setting(
+        default=True,
+        meaning="Whether the first line names the columns; else column1, column2 and so on.",
+        expected="true or false",
+    )
+    nulls: Words = setting(
+        ("",), "Unquoted words that are NULL; a quoted field never is.", 'a list of words such as ["", "NULL"]'
+    )
+
+
+PARTS: Final[dict[str, type[Part]]] = {"csv": CsvFormat}
+"""Setting of files → what is in it."""
+
+
+class FilesSource(SourceKind):
+    """Files of one format, each a source of records without a key."""
+
+    schemes = ("file",)
+    endings = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".feather", ".ipc")
+    has_key: ClassVar[bool] = False
+    packed: ClassVar[tuple[str, ...]] = (".gz", ".zst", ".bz2", ".xz", ".zip")
+    needs_key = False
+
+    kind: Literal["files"] = kind_setting("files")
+    path: Names = setting(
+        ...,
+        "A file, a glob such as in/*.csv.gz, a folder, or a list of these; from the current directory.",
+        "a path or a list of paths",
+    )
+    format: Literal["csv", "json", "parquet", "arrow"] | None = setting(
+        None, "How the files are written; by default what their endings say.", "csv, json, parquet or arrow"
+    )
+    columns: dict[str, str] = setting(
+        {},
+        "PostgreSQL types of columns; those of the others are inferred from a sample.",
+        "a mapping of columns to types such as {id: bigint, amount: numeric(12,2)}",
+    )
+    csv: CsvFormat = setting(CsvFormat(), "How CSV files are written.", "a mapping such as {delimiter: ;}")
+    extra_columns: Literal["refuse", "ignore"] = setting(
+        "refuse",
+        "What becomes of a column that the first file does not have, and of a JSON key that is no column.",
+        "refuse or ignore",
+    )
+    missing_columns: Literal["refuse", "null"] = setting(
+        "refuse", "What becomes of a column of the first file that another one does not have.", "refuse or null"
+    )
+    time_zone: str | None = setting(
+        None,
+        "Zone in which timestamps without a zone are meant, for a column with one.",
+        "a zone such as Europe/Berlin",
+        (),
+        "ETL_TIME_ZONE",
+        min_length=1,
+    )
+
+    def identity(self) -> dict[str, Any]:
+        """Return the whole paths, and how the files are read; size and date are the source's affair."""
+        return {
+            "database": "files",
+            "files": [str(Path(path).resolve()) for path in self.path],
+            **self.model_dump(mode="json", exclude={"kind", "uri", "path"}),
+        }
+
+    @classmethod
+    def complete(cls, draft: Draft, body: dict[str, Any]) -> str | None:  # noqa: ARG003 - nothing can be wrong
+        """Return the name of a table that is called like the first file."""
+        path = body.get("path")
+        first = path[0] if isinstance(path, list | tuple) and path else path
+        return table_name(first) if isinstance(first, str) else None
+
+
+def table_name(path: str) -> str:
+    """Return a table's name like a file's or a folder's: lower case, letters, digits and underscores."""
+    name = Path(path).name
+    parent = Path(path).parent.name
+    stem = name.split(".", 1)[0] if not re.fullmatch(r"[*?\[\]{}]*", name.split(".", 1)[0]) else parent
+    plain = re.sub(r"\W+", "_", stem.lower()).strip("_")
+    if not plain or plain[0].isdigit():
+        plain = f"t_{plain}"
+    return plain.encode()[:_NAME_BYTES].decode(errors="ignore")
+
+
+_NAME_BYTES: Final = 63

@@ -1,0 +1,1 @@
+"""JSON records in files: lines of objects, or one array of them."""
