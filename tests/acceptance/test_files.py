@@ -9,6 +9,7 @@ import polars as pl
 import psycopg
 import pyarrow as pa
 import pytest
+import xlsxwriter
 
 from keyhaul.embedded.flights import flights_path
 
@@ -97,6 +98,67 @@ def test_bad_lines_are_quarantined_with_line_and_text_and_the_others_load(etl, t
     assert "bad.csv line 5, record 4" in shown.stdout
 
 
+@pytest.fixture(scope="module")
+def workbook(folder):
+    """The first 3,000 flights as a workbook writes them: numbers are doubles, moments have no zone."""
+    flights = pl.read_parquet(flights_path()).head(3_000).with_columns(pl.col("time_hour").dt.replace_time_zone(None))
+    book = xlsxwriter.Workbook(folder / "flights.xlsx", {"default_date_format": "yyyy-mm-dd hh:mm:ss"})
+    sheet = book.add_worksheet("Flights")
+    sheet.write_row(0, 0, flights.columns)
+    for number, row in enumerate(flights.iter_rows(), start=1):
+        sheet.write_row(number, 0, row)
+    book.close()
+    return folder / "flights.xlsx"
+
+
+def test_a_workbook_gives_the_table_that_copy_makes(etl, folder, workbook, target, server):
+    from support import database_of
+
+    command = ("chunked", "--source", str(workbook), "--target", target, "--into", "flights", "--chunk", "700")
+    environ = {"ETL_TIME_ZONE": "UTC"}
+    killed = etl(*command, env={"KEYHAUL_FAULT": "commit.before:3:kill", **environ})
+    assert killed.returncode == -signal.SIGKILL
+    done = etl(*command, env=environ)
+    assert (done.returncode, "3,000 rows" in done.stdout + done.stderr) == (0, True), done.stderr
+    with database_of(server, "copied_some", f"create table flights ({COLUMNS})") as uri:
+        with psycopg.connect(uri) as conn, conn.cursor().copy("copy flights from stdin (format csv, header)") as copy:
+            copy.write(b"".join((folder / "flights.csv").read_bytes().splitlines(keepends=True)[:3_001]))
+        assert ask(target, SUM) == ask(uri, SUM)
+    compared = etl("verify", "last", "--source", str(workbook), "--target", target, env=environ)
+    assert (compared.returncode, "verified 3,000 rows" in compared.stdout) == (0, True), compared.stderr
+
+
+def test_a_bad_cell_is_quarantined_with_its_place_and_the_others_load(etl, tmp_path, target):
+    book = xlsxwriter.Workbook(tmp_path / "orders.xlsx")
+    sheet = book.add_worksheet("Orders 2024")
+    for number, row in enumerate((["Our orders"], ["id", "due"], [1, 10], [2, 20], [3, "soon"])):
+        sheet.write_row(number, 0, row)
+    sheet.write_formula("B4", "=1/0", None, "#DIV/0!")
+    book.close()
+    file = tmp_path / "orders.yaml"
+    columns = "columns: {id: int, due: int}, excel: {sheet: Orders 2024, header_row: 2}"
+    file.write_text(f"job: orders\nsource: {{path: {tmp_path}/orders.xlsx, {columns}}}\n")
+    done = etl("run", str(file), "--target", target, "--into", "orders")
+    assert done.returncode == 1, done.stderr
+    assert ask(target, "select id, due from orders") == [(1, 10)]
+    found = ask(target, "select rules[1], data->>'place', message, data->>'raw' from keyhaul.quarantine order by 2")
+    whole = "expected a whole number from -2147483648 to 2147483647"
+    assert found == [
+        (
+            "cell_error",
+            "orders.xlsx sheet Orders 2024 row 4, record 2",
+            "due (cell B4): the error #DIV/0!, expected a value",
+            '{"id": "2", "due": "#DIV/0!"}',
+        ),
+        (
+            "wrong_value",
+            "orders.xlsx sheet Orders 2024 row 5, record 3",
+            f"due (cell B5): {whole}",
+            '{"id": "3", "due": "soon"}',
+        ),
+    ]
+
+
 @pytest.mark.parametrize("name", ["flights.csv.gz", "flights.ndjson.zst", "flights.json"])
 @pytest.mark.parametrize("point", ["read.after:2", "commit.before:2", "commit.after:3"])
 def test_killed_at_a_point_the_same_command_makes_what_one_run_makes(etl, folder, target, expected, name, point):
@@ -180,6 +242,7 @@ MISTAKES = {
     "a table": (["good.csv", "--table", "t"], "got a table for a source of kind files"),
     "a file cut off": (["cut.csv.gz"], "Is it cut off, or still being written?"),
     "an array cut off": (["cut.json"], "line 1: the array has no end, expected a closing bracket. Is it cut off"),
+    "no workbook": (["no.xlsx"], "expected a whole workbook. Is it cut off, or packed?"),
     "no JSON records": (["no.jsonl"], "no record looked at is a JSON object (a number, expected an object)"),
     "no Parquet": (["wrong.parquet"], "expected a whole Parquet file"),
     "incremental": (["good.csv", "--incremental", "id"], "cannot be asked for what is new"),
@@ -194,6 +257,7 @@ def test_a_mistake_is_told_before_anything_is_created(etl, tmp_path, target, wha
     (tmp_path / "twice.csv").write_text("id,id\n1,2\n")
     (tmp_path / "cut.csv.gz").write_bytes(gzip.compress(b"id,t\n" * 1000)[:-20])
     (tmp_path / "cut.json").write_text('[{"id":1},{"id":2}')
+    (tmp_path / "no.xlsx").write_text("no workbook")
     (tmp_path / "no.jsonl").write_text("1\n2\n")
     (tmp_path / "wrong.parquet").write_text("no parquet")
     (name, *more), told = MISTAKES[what]

@@ -7,7 +7,7 @@ from decimal import Decimal
 
 import polars as pl
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from opened import opened
 
@@ -61,6 +61,7 @@ def records(draw):
 texts = st.lists(records(), max_size=4).map("\n".join)
 
 
+@settings(deadline=None)
 @given(texts)
 @example('{"i":1}{"i":2}\n  ')
 @example('{"d":0.0}\n{"d":1e-400}')
@@ -92,6 +93,7 @@ def test_the_fast_way_reads_good_records(tmp_path):
     assert found.frame["b"].to_list() == [None, None, 9007199254740993]
 
 
+@settings(deadline=None)
 @given(texts)
 def test_the_strict_way_rejects_what_pythons_json_module_does_not_read_as_one_object(text):
     def pairs(found):
@@ -202,6 +204,7 @@ def test_an_array_has_the_same_records_and_bad_ones_with_their_own_lines(tmp_pat
         )
 
 
+@settings(deadline=None)
 @given(st.lists(st.one_of(st.dictionaries(st.text(max_size=3), st.recursive(st.one_of(st.text(max_size=5), st.integers(), st.none()), lambda inner: st.lists(inner, max_size=3), max_leaves=4), max_size=3), st.integers(), st.text(max_size=4)), max_size=8), st.booleans(), st.sampled_from([None, 1]), st.integers(1, 40), st.integers(1, 4))  # fmt: skip
 def test_the_elements_of_an_array_are_found_in_blocks_of_any_size(
     tmp_path_factory, values, ascii_only, indent, block, count

@@ -37,7 +37,22 @@ class CsvFormat(Part):
     )
 
 
-PARTS: Final[dict[str, type[Part]]] = {"csv": CsvFormat}
+class ExcelFormat(Part):
+    """Where in a workbook the records are."""
+
+    sheet: str | None = setting(
+        None, "The sheet's name; by default the first that is not hidden.", "a name", min_length=1
+    )
+    header_row: int | None = setting(
+        1,
+        "The row with the columns' names, as the workbook counts; what is above it is left out. null: there is none, "
+        "and columns are called column1, column2 and so on.",
+        "a whole number from 1, or null",
+        ge=1,
+    )
+
+
+PARTS: Final[dict[str, type[Part]]] = {"csv": CsvFormat, "excel": ExcelFormat}
 """Setting of files → what is in it."""
 
 
@@ -45,7 +60,23 @@ class FilesSource(SourceKind):
     """Files of one format, each a source of records without a key."""
 
     schemes = ("file",)
-    endings = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".feather", ".ipc")
+    endings = (
+        ".csv",
+        ".tsv",
+        ".tab",
+        ".jsonl",
+        ".ndjson",
+        ".json",
+        ".xlsx",
+        ".xlsm",
+        ".xls",
+        ".xlsb",
+        ".ods",
+        ".parquet",
+        ".arrow",
+        ".feather",
+        ".ipc",
+    )
     has_key: ClassVar[bool] = False
     packed: ClassVar[tuple[str, ...]] = (".gz", ".zst", ".bz2", ".xz", ".zip")
     needs_key = False
@@ -56,8 +87,8 @@ class FilesSource(SourceKind):
         "A file, a glob such as in/*.csv.gz, a folder, or a list of these; from the current directory.",
         "a path or a list of paths",
     )
-    format: Literal["csv", "json", "parquet", "arrow"] | None = setting(
-        None, "How the files are written; by default what their endings say.", "csv, json, parquet or arrow"
+    format: Literal["csv", "json", "excel", "parquet", "arrow"] | None = setting(
+        None, "How the files are written; by default what their endings say.", "csv, json, excel, parquet or arrow"
     )
     columns: dict[str, str] = setting(
         {},
@@ -65,6 +96,9 @@ class FilesSource(SourceKind):
         "a mapping of columns to types such as {id: bigint, amount: numeric(12,2)}",
     )
     csv: CsvFormat = setting(CsvFormat(), "How CSV files are written.", "a mapping such as {delimiter: ;}")
+    excel: ExcelFormat = setting(
+        ExcelFormat(), "Which part of a workbook is read.", "a mapping such as {sheet: Sheet1, header_row: 1}"
+    )
     extra_columns: Literal["refuse", "ignore"] = setting(
         "refuse",
         "What becomes of a column that the first file does not have, and of a JSON key that is no column.",

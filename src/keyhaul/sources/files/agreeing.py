@@ -11,6 +11,8 @@ from keyhaul.model import RECORD
 from keyhaul.sources.columns import column_of
 from keyhaul.sources.files.columnar import Columnar
 from keyhaul.sources.files.delimited import Delimited
+from keyhaul.sources.files.excel.cells import EMPTY
+from keyhaul.sources.files.excel.file import Excel
 from keyhaul.sources.files.file import FILE, LINE, RECORD_NUMBER
 from keyhaul.sources.files.infer import Inferred, infer
 from keyhaul.sources.files.json.file import JsonFile
@@ -69,12 +71,34 @@ def _of_first(files: Sequence[File], declared: Mapping[str, str], *, extra: str,
             f"read {first.name}: no column {', '.join(unknown)}, expected one of {', '.join(first.names[:20])}. "
             "Change columns"
         )
+    sheets = [file for file in files if isinstance(file, Excel)]
+    if sheets:
+        return {
+            name: _widest([sheet.proposed[name] for sheet in sheets if name in sheet.names]) for name in first.names
+        }
     if isinstance(first, Columnar):
         return {name: first.proposed.get(name, _UNKNOWN) for name in first.names}
     texts = [file for file in files if isinstance(file, Delimited)]
     looked = [file.look() for file in _some(texts)]
     return {name: infer(pl.concat([one[name] for one in looked if name in one.columns])) for name in first.names}
 
+
+def _widest(proposed: Sequence[Inferred]) -> Inferred:
+    """Return the type that holds what all sheets have in a column."""
+    found = {one.pg_type: one for one in proposed if one.evidence != EMPTY}
+    if len(found) <= 1:
+        return next(iter(found.values()), proposed[0])
+    for kinds, pg_type in _TOGETHER:
+        if found.keys() <= kinds:
+            return found[pg_type]
+    return Inferred(pg_type="text", evidence=f"{', '.join(sorted(found))} in different files")
+
+
+_TOGETHER: Final = (
+    ({"bigint", "double precision"}, "double precision"),
+    ({"date", "timestamp without time zone"}, "timestamp without time zone"),
+    ({"time without time zone", "interval"}, "interval"),
+)
 
 _UNKNOWN: Final = Inferred(pg_type="text", evidence="declared")
 _UNSEEN: Final = Inferred(pg_type="text", evidence="declared, and in no record looked at")

@@ -25,12 +25,14 @@ class Found:
         frame: the columns asked for, then `RECORD_NUMBER` and `LINE` (NULL in a format without lines).
         rejected: one row each: number, line (Int64), reason, message, raw (String).
         bytes_read: of the file's part.
+        line_is: what `LINE` counts, for people.
         notices: sentences for a person, each once for the file.
     """
 
     frame: pl.DataFrame
     rejected: pl.DataFrame
     bytes_read: int
+    line_is: str = "line"
     notices: tuple[str, ...] = ()
 
 

@@ -12,7 +12,7 @@ from keyhaul.sources.files.textfile import COMPRESSED
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-Format = Literal["csv", "json", "parquet", "arrow"]
+Format = Literal["csv", "json", "excel", "parquet", "arrow"]
 
 ENDINGS: Final[dict[str, Format]] = {
     ".csv": "csv",
@@ -21,6 +21,11 @@ ENDINGS: Final[dict[str, Format]] = {
     ".jsonl": "json",
     ".ndjson": "json",
     ".json": "json",
+    ".xlsx": "excel",
+    ".xlsm": "excel",
+    ".xls": "excel",
+    ".xlsb": "excel",
+    ".ods": "excel",
     ".parquet": "parquet",
     ".arrow": "arrow",
     ".feather": "arrow",

@@ -35,6 +35,8 @@ def open_source(opening: Opening) -> FilesSource:
             declared=declared,
             dialect=Dialect(delimiter=csv.delimiter, quote=csv.quote, nulls=csv.nulls, header=csv.header),
             encoding=csv.encoding,
+            sheet=config.excel.sheet,
+            header_row=config.excel.header_row,
             extra_columns=config.extra_columns,
             missing_columns=config.missing_columns,
             time_zone=config.time_zone,

@@ -17,6 +17,7 @@ from keyhaul.sources.cuts import batches
 from keyhaul.sources.files.agreeing import agreed
 from keyhaul.sources.files.columnar import Columnar
 from keyhaul.sources.files.delimited import Delimited
+from keyhaul.sources.files.excel.file import Excel
 from keyhaul.sources.files.file import FILE, LINE, RECORD_NUMBER
 from keyhaul.sources.files.json.file import JsonFile
 from keyhaul.sources.files.listing import Format, find_files
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from keyhaul.model import Column
     from keyhaul.sources.files.dialect import Dialect
-    from keyhaul.sources.files.file import File
+    from keyhaul.sources.files.file import File, Found
 
 _MOMENT: Final = "the bytes of the files when the run began: one that changes meanwhile stops the run"
 _RESUMED: Final = "the files are the same as then"
@@ -44,6 +45,7 @@ class Wanted:
         format: None: by their endings.
         declared: column → PostgreSQL type as ``format_type`` prints it; the others are inferred.
         dialect, encoding: of CSV.
+        sheet, header_row: of a workbook; None: the first sheet, no header.
         extra_columns: what becomes of a column that the first file does not have, or of a key of JSON that is no
             column: ``refuse`` or ``ignore``.
         missing_columns: of one that a later file does not have: ``refuse`` or ``null``.
@@ -56,6 +58,8 @@ class Wanted:
     declared: Mapping[str, str]
     dialect: Dialect
     encoding: str = "utf-8"
+    sheet: str | None = None
+    header_row: int | None = 1
     extra_columns: str = "refuse"
     missing_columns: str = "refuse"
     time_zone: str | None = None
@@ -93,6 +97,7 @@ class FilesSource:
         routes = {column.name: pgtypes.route(column) for column in [*self._columns.values(), *own]}
         routes[LINE] = pgtypes.route(column_of(LINE, "bigint"))
         label = f"{len(self._files):,} files, {Path(first.name).name} first" if several else Path(first.name).name
+        label += f", sheet {first.sheet}" if isinstance(first, Excel) else ""
         return Description(
             label=label,
             place=str(Path(first.name).resolve().parent),
@@ -124,6 +129,8 @@ class FilesSource:
                 "nulls": list(wanted.dialect.nulls),
                 "header": wanted.dialect.header,
                 "encoding": wanted.encoding,
+                "sheet": wanted.sheet,
+                "header_row": wanted.header_row,
                 "time_zone": wanted.time_zone,
             },
         }
@@ -176,6 +183,8 @@ class FilesSource:
                 "header": wanted.dialect.header,
             },
             "encoding": wanted.encoding,
+            "sheet": wanted.sheet,
+            "header_row": wanted.header_row,
             "extra_columns": wanted.extra_columns,
             "missing_columns": wanted.missing_columns,
             "time_zone": wanted.time_zone,
@@ -204,6 +213,14 @@ class FilesSource:
         wanted = self._wanted
         if self._format in {"parquet", "arrow"}:
             return Columnar(path, parquet=self._format == "parquet", declared=wanted.declared)
+        if self._format == "excel":
+            return Excel(
+                path,
+                sheet=wanted.sheet,
+                header_row=wanted.header_row,
+                work_dir=wanted.work_dir,
+                time_zone=wanted.time_zone,
+            )
         dialect = wanted.dialect
         if dialect.delimiter == "," and {path.suffix.lower(), path.with_suffix("").suffix.lower()} & _TABS:
             dialect = replace(dialect, delimiter="\t")
@@ -252,7 +269,7 @@ class FilesReader:
         return Batch(
             frame=frame.select(self._columns),
             bytes_read=found.bytes_read,
-            rejected=_rejected(file.name, found.rejected),
+            rejected=_rejected(file.name, found),
             notices=found.notices,
         )
 
@@ -296,14 +313,14 @@ class FilesReader:
 _OWN_TYPES: Final = {FILE: pl.String(), RECORD_NUMBER: pl.Int64(), LINE: pl.Int64()}
 
 
-def _rejected(name: str, found: pl.DataFrame) -> pl.DataFrame:
+def _rejected(name: str, part: Found) -> pl.DataFrame:
     """Return rejected records as the engine takes them."""
-    short = Path(name).name
+    short, found = Path(name).name, part.rejected
     keys = [_key(name, number) for number in found["number"]]
     place = (
         pl.when(pl.col("line").is_null())
         .then(pl.format("{} record {}", pl.lit(short), "number"))
-        .otherwise(pl.format("{} line {}, record {}", pl.lit(short), "line", "number"))
+        .otherwise(pl.format("{} {} {}, record {}", pl.lit(short), pl.lit(part.line_is), "line", "number"))
     )
     return found.select(
         "reason", "message", place.alias("place"), pl.Series("key", keys, dtype=pl.String), "raw"

@@ -1,0 +1,1 @@
+"""Sheets of Excel and OpenDocument workbooks, loaded once and read in parts."""
