@@ -4,6 +4,7 @@ import pytest
 from moving import job, move, rows, run_sql
 
 from keyhaul import events
+from keyhaul.comparison.ledgercompare import Place, compare_ledger
 from keyhaul.config.job import load_job
 from keyhaul.control import Control
 from keyhaul.execution.engine import run
@@ -177,6 +178,10 @@ def test_checksums_are_true_after_late_rows(databases):
     assert report.counts.loaded == 100
     there = rows(databases[1], "select sum(rows_there)::int from keyhaul.chunks")
     assert there == [(100,)]
+    place = Place.of(job(databases))
+    assert compare_ledger(place, report.run_id, lambda _message: None).equal
+    run_sql(databases[1], "update public.t set name = 'other' where id = 99")
+    assert not compare_ledger(place, report.run_id, lambda _message: None).equal
 
 
 def test_records_of_several_tables_that_refer_to_each_other_wait_whole(databases, tmp_path):
