@@ -45,7 +45,11 @@ PIECE_BYTES: Final = 8_000_000
 """So much of the rows that wait is put down as one value, and taken into memory at a time."""
 
 LATE: Final = sql.Identifier("pg_temp", "_keyhaul_late")
-"""All rows that wait, in the target's types; ``_record`` is the chunk in its upper half, the record in its lower."""
+"""All rows that wait, in the target's types; ``_record`` is the record times the number of chunks, plus the chunk.
+
+Not the chunk in the upper half and the record in the lower: PostgreSQL hashes a bigint by both halves folded into one,
+so that records of many chunks had the same hash (200,000 rows took minutes).
+"""
 
 
 def park(session: Session, entry: LateRun, chunk: int, accepted: pl.DataFrame, invalid: pl.DataFrame) -> None:
@@ -156,15 +160,16 @@ class Late:
         self._hold()
         # All that waits is one statement, which no limit for a chunk is meant for.
         self._session.execute(sql.SQL("set local statement_timeout = 0"))
+        chunks = max(piece.chunk.number for piece in pieces) + 1
         for number, piece in enumerate(pieces):
-            self._gather(piece, create=not number)
+            self._gather(piece, chunks, create=not number)
         self._session.execute(sql.SQL("analyze {}").format(LATE))
         where = self._destination(pieces[0])
         drop_lost(self._session, where, LATE)
         if where.mode != "append":
             self._leave_conflicts(where)
         renewal = self._renewal([piece.chunk for piece in pieces])
-        rows, waiting = self._execute("late_together")[0]
+        rows, waiting = self._execute("late_together", chunks=chunks)[0]
         if rows != waiting:
             raise TransientError("load late rows: some were resolved meanwhile")
         placed = attempt(self._session, lambda: self._insert(where, rows)) if rows else None
@@ -234,12 +239,14 @@ class Late:
     def _destination(self, piece: Piece) -> Destination:
         return self._target.destination(self._columns(piece.text_columns))
 
-    def _gather(self, piece: Piece, *, create: bool) -> None:
+    def _gather(self, piece: Piece, chunks: int, *, create: bool) -> None:
         """Put the rows of a piece that still wait into the temporary table of all."""
         destination = self._destination(piece)
         fill_temporary(self._session, destination.columns, self._frame(piece), numbered=True)
         names = [sql.Identifier(column.name) for column in destination.columns]
-        record = sql.SQL("({}::bigint << 32) + {}").format(sql.Literal(piece.chunk.number), sql.Identifier(RECORD))
+        record = sql.SQL("{} * {}::bigint + {}").format(
+            sql.Identifier(RECORD), sql.Literal(chunks), sql.Literal(piece.chunk.number)
+        )
         query = sql.SQL("select {} as {}, {} from {} as t").format(
             record, sql.Identifier(RECORD), sql.SQL(", ").join(names), as_stored(self._session, destination)
         )
