@@ -17,6 +17,7 @@ def halve(
     attempt: Callable[[pl.DataFrame], E | None],
     alone: Callable[[pl.DataFrame, E], None],
     instead: Mapping[int, Callable[[pl.DataFrame], pl.DataFrame | None]] | None = None,
+    known: E | None = None,
 ) -> None:
     """Do something with all records of a frame but the guilty ones, in their order.
 
@@ -28,11 +29,12 @@ def halve(
         alone: called with a record that fails alone, and its error.
         instead: number of failed attempts → what is asked then: it gets all records that are left and returns those
             that are tried next, as one part; None goes on with halves.
+        known: the error of all together, which are not tried so again then.
     """
     pending, failed = [frame], 0
     while pending:
         part = pending.pop()
-        error = attempt(part)
+        error, known = known or attempt(part), None
         if error is None:
             continue
         if part.height == 1:

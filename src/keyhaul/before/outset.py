@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from keyhaul.before.sizing import Sizing
     from keyhaul.ledger.rows import Unfinished
     from keyhaul.ledger.store import Ledger
+    from keyhaul.targets.postgres import TargetTable
     from keyhaul.targets.rowhash import Hashing
 
 
@@ -77,8 +78,8 @@ def check_still_empty(prepared: Prepared) -> None:
                 raise RefusedError(msg)
 
 
-def check_there(prepared: Prepared, ledger: Ledger, unfinished: Unfinished) -> None:
-    """Find the table that the run has loaded so far, the fresh one in mode replace.
+def check_there(prepared: Prepared, ledger: Ledger, unfinished: Unfinished) -> TargetTable:
+    """Return the table that the run has loaded so far, in mode replace with its fresh one.
 
     Raises:
         RefusedError: it is gone, or empty though the run has loaded rows, or another run has taken these out.
@@ -89,7 +90,7 @@ def check_there(prepared: Prepared, ledger: Ledger, unfinished: Unfinished) -> N
         name = f"its fresh table {unfinished.fresh_table}"
         found = replacing.leftovers(ledger.connection, [unfinished.fresh_table])
         lacks = "" if found else "not there any more"
-        prepared.target = replace(target, fresh=replacing.fresh_name(unfinished.run_id))
+        target = replace(target, fresh=replacing.fresh_name(unfinished.run_id))
     elif not lacks and ledger.totals(unfinished.run_id).counts.loaded:
         lacks = "" if target.holds_rows else "empty"
         run = ledger.replayable(unfinished.run_id)
@@ -101,6 +102,7 @@ def check_there(prepared: Prepared, ledger: Ledger, unfinished: Unfinished) -> N
             "Give --fresh to start a new run"
         )
         raise RefusedError(msg)
+    return target
 
 
 def surprises(

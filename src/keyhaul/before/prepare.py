@@ -15,6 +15,8 @@ from zoneinfo import available_timezones
 import polars as pl
 import psycopg
 
+from keyhaul import events
+from keyhaul.before.context import RunContext
 from keyhaul.before.incremental import increments_of
 from keyhaul.before.money import check_money
 from keyhaul.before.runcheck import check_run_rules
@@ -22,6 +24,7 @@ from keyhaul.errors import ConfigError, RefusedError, first_line
 from keyhaul.fanout.tables import compile_tables, refuse_held, together
 from keyhaul.faults import pass_point
 from keyhaul.ledger.store import Ledger
+from keyhaul.limits.crew import DEFAULT_WORKERS, allowed_workers
 from keyhaul.postgres import catalog
 from keyhaul.postgres.dsn import redact
 from keyhaul.postgres.shapes import differences, parts
@@ -49,12 +52,11 @@ if TYPE_CHECKING:
 
     from keyhaul.config.job import Job
     from keyhaul.fanout.tables import Table
-    from keyhaul.model import Column, Observer
+    from keyhaul.model import Observer
     from keyhaul.postgres.definition import TableDefinition
     from keyhaul.postgres.pgtypes import Route
     from keyhaul.sessions.connecting import Ends
-    from keyhaul.sources.source import Source
-    from keyhaul.staging.rules import Check
+    from keyhaul.sources.source import Reader, Source
     from keyhaul.transform.mapping import WriteColumn
 
     _Settled = tuple[TargetTable, TableDefinition | None, tuple[WriteColumn, ...], tuple[Table, ...]]
@@ -66,29 +68,35 @@ MAX_NAME_BYTES = 63
 """NAMEDATALEN - 1: PostgreSQL cuts a longer name with no more than a notice."""
 
 
-@dataclass(slots=True, kw_only=True)
-class Prepared:
+@dataclass(slots=True)
+class _Link:
+    """The main connection to the target; another one after a loss."""
+
+    conn: psycopg.Connection[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared(RunContext):
     """An open job: both ends connected, the snapshot taken, everything compiled; nothing written yet.
 
     A context manager: leaving it closes both ends and with them the source's moment and the job's lock.
     """
 
-    job: Job
     ends: Ends
-    target_conn: psycopg.Connection[Any]
+    link: _Link
     source: Source
-    target: TargetTable
     definition: TableDefinition | None
-    routes: Mapping[str, Route]
-    sources: Mapping[str, Column]
-    transform: Transform
-    checks: tuple[Check, ...]
-    columns: tuple[WriteColumn, ...]
-    read_columns: tuple[str, ...]
-    tables: tuple[Table, ...] = ()
     watchdog: Watchdog
     ledger: Ledger
-    run_id: str
+
+    @property
+    def target_conn(self) -> psycopg.Connection[Any]:
+        """The main connection to the target."""
+        return self.link.conn
+
+    def open_reader(self, worker: int) -> Reader:
+        """Return a reader in the source's moment."""
+        return self.source.open(worker, self.read_columns)
 
     @property
     def reader(self) -> str:
@@ -123,8 +131,17 @@ class Prepared:
     def connect_ledger(self) -> psycopg.Connection[Any]:
         """Return the connection to the target; a new one when it is lost."""
         if self.target_conn.closed or self.target_conn.broken:
-            self.target_conn = connect_ledger(self.job, self.ends.target, self.run_id)
+            self.link.conn = connect_ledger(self.job, self.ends.target, self.run_id)
         return self.target_conn
+
+    def count_workers(self, chunks: int, observe: Observer) -> int:
+        """Return how many workers there will be, never more than chunks or free connections allow."""
+        wanted = max(1, min(self.job.workers or DEFAULT_WORKERS, chunks or 1))
+        seats = self.source.abilities.seats
+        workers, warnings = allowed_workers(seats, self.target_conn, self.ends.target, wanted)
+        for warning in warnings:
+            observe(events.Notice(message=warning, level="warning"))
+        return workers
 
     def refuse_held(self) -> None:
         """Refuse a new run into several tables of which one holds rows and has no mode; see `tables.refuse_held`."""
@@ -213,15 +230,10 @@ def _compile(
     settle = _settle_tables if job.targets else _settle_table
     target, definition, columns, tables = settle(job, ends, target_conn, source, transform)
     return Prepared(
-        watchdog=watchdog,
-        ledger=ledger,
-        run_id=run_id,
         job=job,
-        ends=ends,
-        target_conn=target_conn,
-        source=source,
+        run_id=run_id,
         target=target,
-        definition=definition,
+        target_dsn=ends.target,
         routes=routes,
         sources=sources,
         transform=transform,
@@ -229,6 +241,12 @@ def _compile(
         columns=columns,
         read_columns=read_columns,
         tables=tables,
+        ends=ends,
+        link=_Link(target_conn),
+        source=source,
+        definition=definition,
+        watchdog=watchdog,
+        ledger=ledger,
     )
 
 

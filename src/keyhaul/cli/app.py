@@ -15,9 +15,10 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import ExitStack, contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -38,15 +39,12 @@ from keyhaul.errors import ConfigError, EtlError
 from keyhaul.replay.older import permitted, told_older
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterator
     from types import FrameType
 
     from keyhaul.config.job import Job
     from keyhaul.control import Control
     from keyhaul.model import Observer, Report
-    from keyhaul.replay.resending import Replayed
-
-T = TypeVar("T")
 
 
 class Progress(StrEnum):
@@ -113,13 +111,10 @@ def _replay(
     **flags: Any,  # noqa: ANN401 - the settings'
 ) -> None:
     job, _ = recalled("replay", run, job_file, given({**flags, "allow_python": allow_python}))
-
-    def move(observe: Observer, control: Control) -> Replayed:
+    with _watched(progress, log_file, quiet=quiet) as (observe, control):
         from keyhaul.replay.resending import replay
 
-        return replay(job, run, observe, control, rule=rule, reopen=reopen, changed=changed)
-
-    done = _watched(move, progress, log_file, quiet=quiet)
+        done = replay(job, run, observe, control, rule=rule, reopen=reopen, changed=changed)
     if done.report is not None:
         _print_report(done.report, job, progress, quiet=quiet)
     if progress is not Progress.json and not quiet:
@@ -154,42 +149,33 @@ def _run(
     with importing():
         from keyhaul.execution.engine import run
 
-    def move(observe: Observer, control: Control) -> Report:
-        return run(job, observe, control, fresh=fresh, full=full, only=only)
-
-    report = _watched(move, mode, log_file, quiet=quiet)
+    with _watched(mode, log_file, quiet=quiet) as (observe, control):
+        report = run(job, observe, control, fresh=fresh, full=full, only=only)
     _print_report(report, job, mode, quiet=quiet, again=command_about("replay", report.run_id, job))
     _say_what_is_unwritten(report.run_id, job)
     return exit_code(report, job)
 
 
-def _watched(work: Callable[[Observer, Control], T], mode: Progress, log_file: Path | None = None, *, quiet: bool) -> T:
-    """Do `work` with a display of its events, perhaps a log, and with signals that tell it to stop."""
-    if log_file is None:
-        return _displayed(work, mode, lambda _event: None, quiet=quiet)
-    from keyhaul.live.logfile import LogFile
-
-    with LogFile(log_file) as log:
-        try:
-            return _displayed(work, mode, log, quiet=quiet)
-        finally:
-            if log.problem:
-                _say(log.problem)
-
-
-def _displayed(work: Callable[[Observer, Control], T], mode: Progress, log: Observer, *, quiet: bool) -> T:
+@contextmanager
+def _watched(mode: Progress, log_file: Path | None = None, *, quiet: bool) -> Iterator[tuple[Observer, Control]]:
+    """Yield what shows events, perhaps in a log too, and what signals tell to stop."""
     from keyhaul.control import Control
     from keyhaul.events import RunStarted
+    from keyhaul.live.logfile import LogFile
     from keyhaul.live.progress import make_progress
 
-    control = Control()
-    begun = False
-    with make_progress(mode.value, quiet=quiet, stdout=sys.stdout, stderr=sys.stderr) as display:
+    control, begun = Control(), False
+    with ExitStack() as stack:
+        log = stack.enter_context(LogFile(log_file)) if log_file is not None else None
+        if log is not None:
+            stack.callback(lambda: _say(log.problem) if log.problem else None)
+        display = stack.enter_context(make_progress(mode.value, quiet=quiet, stdout=sys.stdout, stderr=sys.stderr))
 
         def observe(event: object) -> None:
             nonlocal begun
             begun = begun or isinstance(event, RunStarted)
-            log(event)
+            if log is not None:
+                log(event)
             display(event)
 
         def handle(number: int, _frame: FrameType | None) -> None:
@@ -201,7 +187,7 @@ def _displayed(work: Callable[[Observer, Control], T], mode: Progress, log: Obse
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, handle)
         try:
-            return work(observe, control)
+            yield observe, control
         except KeyboardInterrupt:
             raise _Interrupted(control.signal) from None  # a KeyboardInterrupt would be Typer's own
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 from psycopg import sql
 
-from keyhaul.execution.worker import Worker
+from keyhaul.execution.steps import ChunkSteps
 from keyhaul.ledger.statements import statement
 from keyhaul.model import RECORD, Counts
 from keyhaul.targets.writable import writable
@@ -19,7 +19,7 @@ from keyhaul.targets.writable import writable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from keyhaul.execution.task import Task
+    from keyhaul.before.context import RunContext
     from keyhaul.model import Chunk, Staged
     from keyhaul.targets.session import Session
     from keyhaul.transform.mapping import WriteColumn
@@ -45,11 +45,11 @@ class Expected:
 class Accepted:
     """Reads chunks for a comparison; belongs to one thread."""
 
-    def __init__(self, task: Task, number: int, run_id: str) -> None:
+    def __init__(self, context: RunContext, number: int, run_id: str) -> None:
         """Take the run whose quarantine says what the target rejected; connections are opened by the first chunk."""
-        self._task = task
+        self._context = context
         self._run_id = run_id
-        self._worker = Worker(task, number, lambda _event: None)
+        self._steps = ChunkSteps(context, number, lambda _event: None)
         self._doubtful: frozenset[int] | None = None
 
     def read(self, session: Session, chunk: Chunk) -> Expected:
@@ -65,11 +65,11 @@ class Accepted:
             TransientError: worth another try.
             ChunkError: it cannot be read.
         """
-        schema = self._task.job.ledger_schema
+        schema = self._context.job.ledger_schema
         if self._doubtful is None:
             rows = session.execute(statement("verify_doubtful", schema, run_id=self._run_id))
             self._doubtful = frozenset(row[0] for row in rows)
-        staged, columns = self._worker.expected(chunk)
+        staged, columns = self._steps.expected(chunk)
         if chunk.number not in self._doubtful or not staged.accepted.height:
             return Expected(frame=staged.accepted, columns=columns, counts=staged.counts, rejected=0)
         query = statement("verify_rejected", schema, run_id=self._run_id, chunk=chunk.number)
@@ -81,7 +81,7 @@ class Accepted:
 
     def close(self) -> None:
         """Give the connections back."""
-        self._worker.close()
+        self._steps.close()
 
 
 def _without(staged: Staged, encoding: str, rejected: Counter[str]) -> pl.DataFrame:

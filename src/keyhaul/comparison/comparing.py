@@ -27,10 +27,7 @@ from keyhaul.comparison.differences import (
     broken_off,
 )
 from keyhaul.comparison.verifiable import find_original
-from keyhaul.control import Control
 from keyhaul.errors import ChunkError, ConfigError, StopRunError, first_line
-from keyhaul.execution.engine import Sitting
-from keyhaul.execution.task import target_uri
 from keyhaul.ledger.store import new_run_id
 from keyhaul.model import Chunk, Counts
 from keyhaul.postgres.dsn import redact
@@ -51,7 +48,6 @@ if TYPE_CHECKING:
     from keyhaul.before.prepare import Prepared
     from keyhaul.config.job import Job
     from keyhaul.errors import EtlError
-    from keyhaul.execution.task import Task
     from keyhaul.ledger.rows import Replayable
     from keyhaul.model import Observer
 
@@ -87,13 +83,11 @@ def verify(
     started = time.perf_counter()
     run_id = new_run_id()
     with prepare(job, find_ends(job), run_id=run_id) as prepared:
-        sitting = Sitting(prepared, observe, Control(), run_id, started)
+        prepared.telling(observe)
         comparison = None
         try:
-            original = find_original(prepared, sitting.ledger, run, observe, changed=changed)
-            comparison = _Comparison(
-                prepared, sitting, original, observe, limit=limit, extra=extra, show_values=show_values
-            )
+            original = find_original(prepared, prepared.ledger, run, observe, changed=changed)
+            comparison = _Comparison(prepared, original, observe, limit=limit, extra=extra, show_values=show_values)
             return comparison.execute(started)
         except psycopg.Error as error:
             raise StopRunError(_broken_off(prepared, comparison, first_line(error))) from error
@@ -144,7 +138,6 @@ class _Comparison:
     def __init__(
         self,
         prepared: Prepared,
-        sitting: Sitting,
         original: Replayable,
         observe: Observer,
         *,
@@ -153,12 +146,10 @@ class _Comparison:
         show_values: bool,
     ) -> None:
         self._prepared = prepared
-        self._sitting = sitting
         self._original = original
         self._observe = observe
         self._limit = limit
         self._show_values = show_values
-        self._task: Task = sitting.task()
         self._matching: Matching = find_matching(prepared)
         self._extra = prepared.job.target.mode in {None, "replace"} if extra is None else extra
         self._lock = threading.Lock()
@@ -176,7 +167,7 @@ class _Comparison:
 
     def execute(self, started: float) -> Verification:
         """Compare all parts and sum up."""
-        ledger, run_id = self._sitting.ledger, self._original.run_id
+        ledger, run_id = self._prepared.ledger, self._original.run_id
         listed = ledger.all_chunks(run_id)
         chunks = [chunk for chunk, loaded in listed if loaded]
         parts = self._parts(chunks)
@@ -187,7 +178,7 @@ class _Comparison:
                 "it whole. An index on the key helps"
             )
             self._observe(events.Notice(message=message, level="warning"))
-        self._team.work(parts, self._sitting.count_workers(len(parts)))
+        self._team.work(parts, self._prepared.count_workers(len(parts), self._observe))
         tallies = sorted(self._tallies, key=lambda tally: tally.chunk)
         of_the_run = ledger.totals(run_id).counts
         self._warn(of_the_run)
@@ -251,21 +242,21 @@ class _Comparison:
     # --- threads ---------------------------------------------------------------------------------
 
     def _hire(self, number: int) -> _Reader:
-        return _Reader(self, Accepted(self._task, number, self._original.run_id), number)
+        return _Reader(self, Accepted(self._prepared, number, self._original.run_id), number)
 
     def _cancel(self) -> None:
         """End what both servers do for this comparison."""
         for session in list(self._sessions):
             session.cancel()
         try:
-            self._task.source.cancel()
+            self._prepared.source.cancel()
         except ConfigError:
             return  # the daemon threads end with the process
 
     def again(self, accepted: Accepted, part: _Part, number: int) -> None:
         """Compare a part; again after an error that another try may get past."""
         try:
-            for attempt in attempts(self._task.job.retries, self._team.stopping):
+            for attempt in attempts(self._prepared.job.retries, self._team.stopping):
                 with attempt:
                     self._compare(accepted, part, number)
         except (ChunkError, StopRunError) as error:
@@ -274,7 +265,7 @@ class _Comparison:
     # --- one part --------------------------------------------------------------------------------
 
     def _compare(self, accepted: Accepted, part: _Part, number: int) -> None:
-        session = CopySession(target_uri(self._task, number))
+        session = CopySession(self._prepared.target_uri(number))
         self._sessions.add(session)
         try:
             destination = self._prepared.target.destination(self._prepared.columns)

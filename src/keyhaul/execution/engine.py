@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,11 +24,10 @@ from keyhaul.execution.ending import Ended, Ending
 from keyhaul.execution.late import load_late
 from keyhaul.execution.phases import Phases, sweep
 from keyhaul.execution.pool import Pool
-from keyhaul.execution.task import Task
 from keyhaul.faults import pass_point
 from keyhaul.ledger.rows import NewRun, lost
 from keyhaul.ledger.store import new_run_id
-from keyhaul.limits.crew import DEFAULT_WORKERS, allowed_workers, check_server, room_for_workers
+from keyhaul.limits.crew import check_server, room_for_workers
 from keyhaul.limits.hiring import MOST_WORKERS, Staffing
 from keyhaul.limits.pace import Pace
 from keyhaul.memory import cpu_seconds
@@ -131,7 +130,7 @@ class Sitting:
         sweep(self._job, ledger, self._observe)
         limits = self.sizing.limits(self._job)
         staffing = self._staffing(workers, limits)
-        pool = Pool(self.task(), ledger, self._observe, self._control, limits, staffing=staffing)
+        pool = Pool(self.moving(), ledger, self._observe, self._control, limits, staffing=staffing)
         chunks = chunks if self._job.order == "asc" else tuple(reversed(chunks))
         if phases is None:
             failed = {one.chunk for one in ledger.failed_chunks(self._run_id)}
@@ -160,12 +159,12 @@ class Sitting:
             self._prepared.source.identity(),
             f"{described.label} in {described.place}",
         )
-        check_there(self._prepared, ledger, unfinished)
+        self._prepared = replace(self._prepared, target=check_there(self._prepared, ledger, unfinished))
         self._hashing = checksums.resume(self._prepared, ledger.checksum(unfinished.run_id))
         left = len(ledger.open_chunks(unfinished.run_id))
         loaded = ledger.totals(unfinished.run_id).done
         gathered = phases is not None and phases.resume(unfinished.run_id, loaded=loaded, left=left)
-        workers = self.count_workers(left)
+        workers = self._prepared.count_workers(left, self._observe)
         self._run_id = unfinished.run_id
         message = "going on with an unfinished run; " + (
             "all its rows are gathered, and the source is not read again" if gathered else described.resumed
@@ -235,14 +234,13 @@ class Sitting:
 
     def _begin(self, *, fresh: bool, full: bool) -> int:
         """Plan, create what is missing, and write run and plan into the ledger; returns the number of workers."""
-        prepared, job, target = self._prepared, self._job, self._prepared.target
+        prepared, target = self._prepared, self._prepared.target
         empty_first = check_new(prepared)
-        delta = begin_delta(job, prepared.source, target, self.ledger, self._notice, full=full)
+        delta = begin_delta(self._job, prepared.source, target, self.ledger, self._notice, full=full)
         plan = prepared.source.plan(self.sizing.chunk_rows)
-        described = prepared.source.describe()
-        if plan.exact and described.recomputed:
+        if plan.exact and prepared.source.describe().recomputed:
             self._expected_rows = plan.estimated_rows
-        workers = self.count_workers(len(plan.chunks))
+        workers = prepared.count_workers(len(plan.chunks), self._observe)
         conn = self.ledger.connection
         with conn.transaction():
             self.ledger.create()
@@ -252,21 +250,13 @@ class Sitting:
             steps = target.ddl.after
             if target.mode == "replace":
                 steps = replacing.finish_empty(conn, target)
-                target = prepared.target = replacing.create(conn, target, self._run_id)
+                target = replacing.create(conn, target, self._run_id)
+                prepared = self._prepared = replace(prepared, target=target)
             else:
                 postgres.rehearse_end(conn, target)
             self.ledger.begin(
-                NewRun(
-                    run_id=self._run_id,
-                    job=job.job,
-                    fingerprint=job.fingerprint(),
-                    config=with_contents(job.identity(), prepared.source.identity()),
-                    given=job.given,
-                    source=f"{described.label} in {described.place}",
-                    target_table=target.label,
-                    key=job.key,
-                    chunk_rows=self.sizing.chunk_rows,
-                    workers=workers,
+                replace(
+                    self.new_run(workers),
                     finish=[asdict(statement) for statement in steps],
                     fresh_table=target.loaded.as_string(conn) if target.fresh else None,
                     since=delta.since if delta else None,
@@ -286,45 +276,34 @@ class Sitting:
             self._notice(message, level)
         return workers
 
+    def new_run(self, workers: int) -> NewRun:
+        """Return what the ledger is told of a run that begins."""
+        job, source = self._job, self._prepared.source
+        described = source.describe()
+        return NewRun(
+            run_id=self._run_id,
+            job=job.job,
+            fingerprint=job.fingerprint(),
+            config=with_contents(job.identity(), source.identity()),
+            given=job.given,
+            source=f"{described.label} in {described.place}",
+            target_table=self._prepared.target.label,
+            key=job.key,
+            chunk_rows=self.sizing.chunk_rows,
+            workers=workers,
+        )
+
     def _settle_checksums(self) -> dict[str, Any] | None:
         if not self._job.checksum:
             return None
         self._hashing, described = checksums.settle(self._prepared)
         return described
 
-    def count_workers(self, chunks: int) -> int:
-        """Return how many workers there will be, never more than chunks or free connections allow."""
-        prepared = self._prepared
-        wanted = max(1, min(self._job.workers or DEFAULT_WORKERS, chunks or 1))
-        seats, target = prepared.source.abilities.seats, prepared.ends.target
-        workers, warnings = allowed_workers(seats, prepared.target_conn, target, wanted)
-        for warning in warnings:
-            self._notice(warning, "warning")
-        return workers
-
     # --- moving ----------------------------------------------------------------------------------
 
-    def task(self) -> Task:
-        """Return what the workers need."""
-        prepared = self._prepared
-        return Task(
-            job=self._job,
-            run_id=self._run_id,
-            sitting=self._sitting,
-            source=prepared.source,
-            target=prepared.target,
-            target_dsn=prepared.ends.target,
-            read_columns=prepared.read_columns,
-            routes=prepared.routes,
-            sources=prepared.sources,
-            key=self._job.key,
-            transform=prepared.transform,
-            checks=prepared.checks,
-            dedup=self._job.dedup,
-            columns=prepared.columns,
-            tables=prepared.tables,
-            hashing=self._hashing,
-        )
+    def moving(self) -> Prepared:
+        """Return the open job as the run that is moved now: what the workers need."""
+        return replace(self._prepared, run_id=self._run_id, sitting=self._sitting, hashing=self._hashing)
 
     # --- the end ---------------------------------------------------------------------------------
 
@@ -344,7 +323,7 @@ class Sitting:
         reason = self.why_incomplete(totals)
         ledger.limited(self._run_id, self.sizing.told(self._job, pool.limits, workers))
         if not reason:
-            reason = load_late(self._prepared, self.task(), ledger, self._control, self._observe)
+            reason = load_late(self.moving(), ledger, self._control, self._observe)
             totals = ledger.totals(self._run_id)
         told = ledger.told(self._run_id)  # before its last word: when it is done, nothing can fail
         end = Ended(status="stopped", reason=reason)

@@ -12,8 +12,8 @@ from keyhaul.errors import CancelledError, ConnectError, RefusedError, StopRunEr
 from keyhaul.postgres.dsn import redact
 
 if TYPE_CHECKING:
+    from keyhaul.before.prepare import Prepared
     from keyhaul.control import Control
-    from keyhaul.execution.task import Task
     from keyhaul.ledger.store import Ledger
 
 HEARTBEAT_SECONDS: Final = 10.0
@@ -48,18 +48,20 @@ class Doubt:
 class Heartbeat:
     """The beats of one sitting; each in a thread of its own, because a dead link holds it up for a timeout."""
 
-    def __init__(self, task: Task, ledger: Ledger, control: Control, doubt: Doubt, *, reads: bool, loads: bool) -> None:
+    def __init__(
+        self, run: Prepared, ledger: Ledger, control: Control, doubt: Doubt, *, reads: bool, loads: bool
+    ) -> None:
         """Begin to count the time.
 
         Args:
-            task: what all chunks have in common.
+            run: whose source is touched.
             ledger: of the job, over the connection that holds its lock.
             control: told to stop when one of the connections is lost for good.
             doubt: has the next beat come at once, which settles it.
             reads: whether the workers read from the source, in its snapshot.
             loads: whether they load; if not, they gather, and the ledger is told how far they are.
         """
-        self._task = task
+        self._run = run
         self._ledger = ledger
         self._control = control
         self._reads = reads
@@ -104,7 +106,7 @@ class Heartbeat:
         if not self._reads:
             return
         try:
-            self._task.source.touch()
+            self._run.source.touch()
         except StopRunError as error:
             if not self._over:  # what fails now cannot be read again
                 self._control.give_up(str(error))
@@ -112,12 +114,12 @@ class Heartbeat:
     def _touch_ledger(self, gathered: tuple[int, int]) -> None:
         """Touch the connection that holds the job's lock; a lost one is opened, and the lock taken, again."""
         chunks, rows = gathered
-        task = self._task
-        told = None if self._loads else {"run_id": task.run_id, "chunks": chunks, "rows": rows}
+        run = self._run
+        told = None if self._loads else {"run_id": run.run_id, "chunks": chunks, "rows": rows}
         try:
             self._ledger.touch(told)
         except RefusedError as error:
-            self._control.give_up(redact(str(error), task.target_dsn))
+            self._control.give_up(redact(str(error), run.target_dsn))
         except (ConnectError, psycopg.Error):
             # The next beat tries again, and a worker's own statement says what is wrong.
             self._ledger.patience.missed()

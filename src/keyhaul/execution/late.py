@@ -10,9 +10,8 @@ import polars as pl
 from keyhaul import events
 from keyhaul.errors import CancelledError, ChunkError, RejectedError
 from keyhaul.execution.halting import Halting
-from keyhaul.execution.task import target_uri
-from keyhaul.execution.worker import Worker
-from keyhaul.model import Chunk, Counts, Staged, Timings
+from keyhaul.execution.steps import ChunkSteps
+from keyhaul.model import Chunk, Counts, Staged
 from keyhaul.postgres.dsn import redact
 from keyhaul.retrying import attempts
 from keyhaul.staging.stage import REJECTED
@@ -24,9 +23,9 @@ from keyhaul.text import plural
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from keyhaul.before.context import RunContext
     from keyhaul.before.prepare import Prepared
     from keyhaul.control import Control
-    from keyhaul.execution.task import Task
     from keyhaul.ledger.store import Ledger
     from keyhaul.model import Observer
     from keyhaul.targets.transaction import Piece
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def load_late(prepared: Prepared, task: Task, ledger: Ledger, control: Control, observe: Observer) -> str:
+def load_late(run: Prepared, ledger: Ledger, control: Control, observe: Observer) -> str:
     """Load the rows that wait for others of the run, pass after pass until nothing more loads.
 
     Each step is a transaction that takes them out of the quarantine and moves them in the balance: whoever is killed
@@ -46,28 +45,28 @@ def load_late(prepared: Prepared, task: Task, ledger: Ledger, control: Control, 
     Raises:
         StopRunError: the run is another process's by now.
     """
-    if not ledger.has_late(task.run_id):
+    if not ledger.has_late(run.run_id):
         return ""
     halting = Halting(control, observe)
-    worker = _LateWorker(task, control, observe)
+    worker = _LateWorker(run, control, observe)
     try:
         with halting, halting.cancelling(ledger.connection, also=worker.cancel):
             worker.load_all()
     except CancelledError as error:
         return f"all chunks are loaded, and what waits for rows of other chunks was {error}"
     except ChunkError as error:
-        told = redact(str(error), *prepared.ends.all)
+        told = redact(str(error), *run.ends.all)
         return f"all chunks are loaded, but not what waits for rows of other chunks: {told}"
     finally:
         worker.close()
     return ""
 
 
-class _LateWorker(Worker):
+class _LateWorker(ChunkSteps):
     """Takes what waits through a session of its own, in the thread that calls it."""
 
-    def __init__(self, task: Task, control: Control, observe: Observer) -> None:
-        super().__init__(task, 1, observe)
+    def __init__(self, context: RunContext, control: Control, observe: Observer) -> None:
+        super().__init__(context, 1, observe)
         self._control = control
 
     def load_all(self) -> None:
@@ -87,13 +86,13 @@ class _LateWorker(Worker):
     def _pass(self, pieces: Sequence[Piece]) -> tuple[int, int]:
         """Load what can be loaded together; what is left, and where something else is in the way, piece by piece."""
         loaded, refused = 0, 0
-        if not self._task.tables:
+        if not self._context.tables:
             try:
                 loaded = self._try(lambda late: late.together(pieces))
             except RejectedError:
-                self._drop_session()
+                self.drop_session()
             else:
-                if self._task.target.mode == "append":
+                if self._context.target.mode == "append":
                     return loaded, 0
         for piece in pieces:
             alone = partial(Late.alone, piece=piece, first=not loaded)
@@ -103,25 +102,25 @@ class _LateWorker(Worker):
 
     def _try(self, step: Callable[[Late], T]) -> T:
         """Take one step, and again after an error that another try may get past: what is done is not there any more."""
-        for attempt in attempts(self._task.job.retries, self._control.hopeless):
+        for attempt in attempts(self._context.job.retries, self._control.hopeless):
             with attempt:
                 try:
                     return step(self._late())
                 except BaseException:
-                    self._drop_session()
+                    self.drop_session()
                     raise
         msg = "load late rows: no try was made"  # a cancelled run makes none
         raise CancelledError(msg)
 
     def _late(self) -> Late:
-        task = self._task
+        context = self._context
         session = self._session
         if not isinstance(session, CopySession):
-            self._session = session = CopySession(target_uri(task, self.number))
-        spread = (lambda frame, text: self._spread(_staged(frame), text)[1]) if task.tables else None
-        tables = [table.target.loaded for table in task.tables] or [task.target.loaded]
-        run = transaction.late_run(self._entry(Chunk(number=0, kind="range"), 0, Timings(), 0), tables)
-        return Late(session, run, task.target, self._columns, spread)
+            self._session = session = CopySession(context.target_uri(self.number))
+        spread = (lambda frame, text: self.spread(_staged(frame), text)[1]) if context.tables else None
+        tables = [table.target.loaded for table in context.tables] or [context.target.loaded]
+        run = transaction.late_run(self.entry(Chunk(number=0, kind="range")), tables)
+        return Late(session, run, context.target, self.columns, spread)
 
 
 def _staged(frame: pl.DataFrame) -> Staged:

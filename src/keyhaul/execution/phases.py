@@ -17,7 +17,7 @@ import polars as pl
 
 from keyhaul import events
 from keyhaul.errors import RefusedError, StopRunError
-from keyhaul.execution.worker import Produced, Worker
+from keyhaul.execution.chunk import ChunkRunner, Produced
 from keyhaul.model import RECORD, ChunkResult, Staged
 from keyhaul.staging.copies import across_chunks, meant, meant_type
 from keyhaul.staging.gather import Contest, Gathered, Store, remove
@@ -29,11 +29,12 @@ from keyhaul.workfolder import open_work_folder, work_folder
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from keyhaul.before.context import RunContext
     from keyhaul.before.prepare import Prepared
     from keyhaul.config.job import Job
     from keyhaul.control import Control
+    from keyhaul.execution.chunk import Shared
     from keyhaul.execution.pool import Pool
-    from keyhaul.execution.task import Task
     from keyhaul.ledger.store import Ledger
     from keyhaul.model import Chunk, Observer
 
@@ -165,9 +166,7 @@ class Phases:
             if missing:
                 self._say_gathering(len(chunks), len(missing))
                 pool.gathered = (len(there), sum(chunk.estimated_rows for chunk in chunks if chunk.number in there))
-                pool.move(
-                    missing, workers, lambda task, n, observe: Gatherer(task, n, observe, store, keyed=self._ordered)
-                )
+                pool.move(missing, workers, lambda run, n, shared: Gatherer(run, n, shared, store, keyed=self._ordered))
             left = {chunk.number for chunk in chunks} - store.chunks()
             if left and not self._control.stopping.is_set():
                 self._control.stop(
@@ -179,7 +178,7 @@ class Phases:
                 if not self._control.stopping.is_set():
                     message = f"gathered all rows; {plural(losers, 'row')} are copies of others. Loading begins"
                     self._observe(events.Notice(message=message))
-                    pool.move(chunks, workers, lambda task, n, observe: Loader(task, n, observe, store))
+                    pool.move(chunks, workers, lambda run, n, shared: Loader(run, n, shared, store))
         finally:
             store.close()
 
@@ -230,26 +229,26 @@ def _plain(dtype: pl.DataType) -> pl.DataType:
     return pl.String() if isinstance(dtype, pl.Categorical | pl.Enum) else dtype
 
 
-class Gatherer(Worker):
+class Gatherer(ChunkRunner):
     """The first phase: reads and stages a chunk, and puts it down in the store. The target is not touched."""
 
     loads: ClassVar[bool] = False
 
-    def __init__(self, task: Task, number: int, observe: Observer, store: Store, *, keyed: bool) -> None:
+    def __init__(self, context: RunContext, number: int, shared: Shared, store: Store, *, keyed: bool) -> None:
         """Take the store.
 
         Args:
-            task: what all chunks have in common.
+            context: what all chunks have in common.
             number: of the worker, from 1.
-            observe: told each step.
+            shared: by the workers.
             store: where chunks are put down.
             keyed: no two rows have one key.
         """
-        super().__init__(task, number, observe)
+        super().__init__(context, number, shared)
         self._store = store
         self._keyed = keyed
 
-    def _commit(self, chunk: Chunk, attempt: int, produced: Produced) -> ChunkResult:
+    def _commit(self, chunk: Chunk, produced: Produced) -> ChunkResult:
         staged = produced.staged
         part = Gathered(
             chunk=chunk.number,
@@ -267,56 +266,55 @@ class Gatherer(Worker):
             chunk=chunk.number,
             counts=staged.counts,
             timings=produced.timings,
-            attempts=attempt,
+            attempts=self.tries,
             bytes_read=produced.bytes_read,
         )
 
-    def committed(self, chunk: Chunk) -> ChunkResult | None:
+    def _committed(self, chunk: Chunk) -> ChunkResult | None:
         """Return None: a chunk that was put down was never in doubt, and putting it down again does nothing."""
         del chunk
         return None
 
     def _contestants(self, produced: Produced) -> pl.DataFrame:
         """Return the columns that decide; a key that no type holds (infinity) is NULL, as is a missing one."""
-        task, accepted = self._task, produced.staged.accepted
-        on, order_by = (task.dedup.on, task.dedup.order_by) if task.dedup else ((), ())
+        context, accepted = self._context, produced.staged.accepted
+        dedup = context.job.dedup
+        on, order_by = (dedup.on, dedup.order_by) if dedup else ((), ())
         key = produced.source.select(
             RECORD,
             *(
-                parsed(name, task.routes[name].dtype) if name in produced.text_columns else pl.col(name)
-                for name in task.key
+                parsed(name, context.routes[name].dtype) if name in produced.text_columns else pl.col(name)
+                for name in context.job.key
             ),
         )
         # Rows of one key are all in one chunk: there the other columns decide, by value as well.
-        ties = accepted.select(RECORD, tie=pl.lit(0, pl.Int64)) if self._keyed else self._open_stager().ties(accepted)
+        ties = accepted.select(RECORD, tie=pl.lit(0, pl.Int64)) if self._keyed else self.open_stager().ties(accepted)
         joined = accepted.select(RECORD).join(key, on=RECORD, how="left", maintain_order="left")
         joined = joined.join(ties, on=RECORD, how="left", maintain_order="left").drop(RECORD)
-        keyed = accepted.with_columns(
-            made.alias(name) for name, made in meant(task.dedup, task.transform.output).items()
-        )
+        keyed = accepted.with_columns(made.alias(name) for name, made in meant(dedup, context.transform.output).items())
         return self._store.contest.select(keyed, on, order_by, joined)
 
 
-class Loader(Worker):
+class Loader(ChunkRunner):
     """The second phase: loads a chunk from the store, without its losers, in its ordinary transaction."""
 
     reads: ClassVar[bool] = False
 
-    def __init__(self, task: Task, number: int, observe: Observer, store: Store) -> None:
+    def __init__(self, context: RunContext, number: int, shared: Shared, store: Store) -> None:
         """Take the store, in which copies are told."""
-        super().__init__(task, number, observe)
+        super().__init__(context, number, shared)
         self._store = store
 
     def _produce(self, chunk: Chunk) -> Produced:
         started = time.perf_counter()
-        self._step(chunk, "stage")
+        self.step(chunk, "stage")
         part = self._store.take(chunk.number)
         seconds = part.timings.stage_seconds + time.perf_counter() - started
 
         def describe(found: pl.DataFrame) -> pl.DataFrame:
             if not found.height:
                 return pl.DataFrame(schema=REJECTED)
-            return self._open_stager().with_records(found, self._store.source(chunk.number))
+            return self.open_stager().with_records(found, self._store.source(chunk.number))
 
         staged = Staged(
             accepted=part.accepted,

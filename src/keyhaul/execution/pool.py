@@ -19,10 +19,9 @@ from keyhaul.errors import (
     StopRunError,
     TransientError,
 )
+from keyhaul.execution.chunk import ChunkRunner, Shared
 from keyhaul.execution.halting import Cancelling
-from keyhaul.execution.heartbeat import Heartbeat
-from keyhaul.execution.trying import Tries
-from keyhaul.execution.worker import Worker
+from keyhaul.execution.heartbeat import Doubt, Heartbeat
 from keyhaul.limits.dispatch import Dispatch
 from keyhaul.memory import cpu_percent
 from keyhaul.model import Counts, FailedChunk, Timings
@@ -31,13 +30,16 @@ from keyhaul.postgres.dsn import redact
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
+    from keyhaul.before.context import RunContext
+    from keyhaul.before.prepare import Prepared
     from keyhaul.control import Control
-    from keyhaul.execution.task import Task
     from keyhaul.ledger.store import Ledger
     from keyhaul.limits.hiring import Staffing
     from keyhaul.limits.limiter import Limits
     from keyhaul.limits.pace import Pace
     from keyhaul.model import Chunk, ChunkResult, Observer
+
+    Hire = Callable[[RunContext, int, Shared], ChunkRunner]
 
 FAILURES_IN_A_ROW: Final = 10
 """After this many failed chunks with none loaded between them, the cause is not in the chunks: the run stops."""
@@ -56,7 +58,7 @@ class Pool:
 
     def __init__(
         self,
-        task: Task,
+        run: Prepared,
         ledger: Ledger,
         observe: Observer,
         control: Control,
@@ -67,7 +69,7 @@ class Pool:
         """Start with nothing moved; `observe` is called from the workers' threads.
 
         Args:
-            task: what all chunks have in common.
+            run: open, with what all chunks have in common.
             ledger: of the job.
             observe: told what happens.
             control: may be told to stop.
@@ -76,19 +78,19 @@ class Pool:
         """
         self.limits = limits
         self._staffing = staffing
-        self._task = task
+        self._run = run
         self._ledger = ledger
         self._observe = observe
         self._control = control
         self._lock = threading.Lock()
         self._left = Dispatch(())
-        self._workers: list[Worker] = []
+        self._workers: list[ChunkRunner] = []
         self._threads: list[threading.Thread] = []
-        self._hire: Callable[[Task, int, Observer], Worker] = Worker
+        self._hire: Hire = ChunkRunner
         self._wanted = 0
         self._in_a_row = 0
         self._fatal: BaseException | None = None
-        self._tries = Tries(task, ledger, observe, control, self._move)
+        self._shared = Shared(observe=observe, control=control, limits=limits, lose=ledger.patience.lose, doubt=Doubt())
         self.counts = Counts()
         self.timings = Timings()
         self.chunks = 0
@@ -98,7 +100,7 @@ class Pool:
         self,
         chunks: Sequence[Chunk],
         workers: int,
-        hire: Callable[[Task, int, Observer], Worker] = Worker,
+        hire: Hire = ChunkRunner,
         *,
         pace: Pace | None = None,
         alone: Collection[int] = (),
@@ -135,7 +137,7 @@ class Pool:
             self._start(number)
 
     def _start(self, number: int) -> None:
-        worker = self._hire(self._task, number, self._observe)
+        worker = self._hire(self._run, number, self._shared)
         name = f"keyhaul-worker-{number}"
         thread = threading.Thread(target=self._work, args=(worker,), name=name, daemon=True)
         self._workers.append(worker)
@@ -154,7 +156,7 @@ class Pool:
         announced = False
         cancelling = Cancelling(self._control, self._observe, self._cancel)
         reads, loads = any(worker.reads for worker in self._workers), all(worker.loads for worker in self._workers)
-        heart = Heartbeat(self._task, self._ledger, self._control, self._tries.doubt, reads=reads, loads=loads)
+        heart = Heartbeat(self._run, self._ledger, self._control, self._shared.doubt, reads=reads, loads=loads)
         for thread in self._threads:  # which may become longer meanwhile
             while thread.is_alive():
                 thread.join(timeout=0.1)
@@ -180,28 +182,24 @@ class Pool:
         for worker in self._workers:
             worker.cancel()
         try:
-            self._task.source.cancel()
+            self._run.source.cancel()
         except ConfigError as error:
             message = f"cancel the source's queries: {self._clean(error)}; they end at their statement timeout"
             self._observe(events.Notice(message=message, level="warning"))
 
-    def _work(self, worker: Worker) -> None:
+    def _work(self, worker: ChunkRunner) -> None:
         """Take chunks to their end until none is left or the run stops; runs in a thread of its own."""
         try:
-            while not self._control.stopping.is_set() and worker.number <= self._wanted:
-                with self._lock:
-                    chunk = self._left.take(self._wanted)
-                if chunk is None:
-                    break
-                self._observe(
-                    events.ChunkStarted(
-                        chunk=chunk.number,
-                        worker=worker.number,
-                        estimated_rows=chunk.estimated_rows,
-                        cuts=max(len(chunk.cuts), 1),
-                    )
-                )
-                self._take(worker, chunk)
+            while (chunk := self._next(worker)) is not None:
+                begun_at = time.monotonic()
+                try:
+                    result = worker.run(chunk)
+                except StopRunError as error:
+                    self._control.stop(self._clean(error))
+                except ChunkError as error:
+                    self._unmoved(worker, chunk, error)
+                else:
+                    self._moved(worker, result, begun_at)
         except BaseException as error:  # noqa: BLE001 - handed to the main thread, which raises it
             with self._lock:
                 self._fatal = self._fatal or error
@@ -209,27 +207,37 @@ class Pool:
         finally:
             worker.close()
 
-    def _take(self, worker: Worker, chunk: Chunk) -> None:
-        attempt_number, worker.waited_seconds, begun_at = 0, 0.0, time.monotonic()
-        try:
-            for attempt in self._tries.of(worker, chunk):
-                with attempt:
-                    attempt_number = attempt.retry_state.attempt_number
-                    result = self._tries.one(worker, chunk, attempt_number)
-        except StopRunError as error:
-            self._control.stop(self._clean(error))
+    def _next(self, worker: ChunkRunner) -> Chunk | None:
+        """Return the next chunk for this worker; None when it is to end."""
+        if self._control.stopping.is_set() or worker.number > self._wanted:
+            return None
+        with self._lock:
+            chunk = self._left.take(self._wanted)
+        if chunk is not None:
+            self._observe(
+                events.ChunkStarted(
+                    chunk=chunk.number,
+                    worker=worker.number,
+                    estimated_rows=chunk.estimated_rows,
+                    cuts=max(len(chunk.cuts), 1),
+                )
+            )
+        return chunk
+
+    def _unmoved(self, worker: ChunkRunner, chunk: Chunk, error: ChunkError) -> None:
+        """Give back, or give up, a chunk that could not be moved; one that was cancelled is neither."""
+        if (
+            self._control.hopeless.is_set()
+            or isinstance(error, CancelledError)
+            or self._give_back(worker, chunk, error)
+        ):
             return
-        except ChunkError as error:
-            if self._control.hopeless.is_set() or isinstance(error, CancelledError):
-                return
-            if self._give_back(worker, chunk, error):
-                return
-            already = self._tries.after_all(worker, chunk) if isinstance(error, TransientError) else None
-            if already is None:
-                failed = FailedChunk(chunk=chunk.number, attempts=attempt_number, error=self._clean(error))
-                self._failed(worker, failed, chunk.last)
-                return
-            result = already
+        self._failed(
+            worker, FailedChunk(chunk=chunk.number, attempts=worker.tries, error=self._clean(error)), chunk.last
+        )
+
+    def _moved(self, worker: ChunkRunner, result: ChunkResult, begun_at: float) -> None:
+        """Let a chunk that is moved be measured, and tell it."""
         with self._lock:
             self._in_a_row = 0
             self._left.measure(result)
@@ -237,9 +245,9 @@ class Pool:
                 # By the clock: of a chunk that was gathered before, the timings are of other seconds as well.
                 seconds = time.monotonic() - begun_at - worker.waited_seconds
                 self._staffing.measure(begun_at, result.counts.read, seconds)
-        self._announce(worker, result, attempt_number)
+        self._announce(worker, result, worker.tries)
 
-    def _announce(self, worker: Worker, result: ChunkResult, attempts: int) -> None:
+    def _announce(self, worker: ChunkRunner, result: ChunkResult, attempts: int) -> None:
         """Count and tell a chunk that is committed; of one that is only gathered, nothing counts yet."""
         if not worker.loads:
             rows = result.counts.read
@@ -262,7 +270,7 @@ class Pool:
             )
         )
 
-    def _give_back(self, worker: Worker, chunk: Chunk, error: ChunkError) -> bool:
+    def _give_back(self, worker: ChunkRunner, chunk: Chunk, error: ChunkError) -> bool:
         """Give back what can be tried in another way; returns whether anything was.
 
         A merged chunk that fails is halved, so that a bad cut costs itself alone. One that was lost, and not refused,
@@ -270,7 +278,7 @@ class Pool:
         a part is what the ledger has as open.
         """
         if isinstance(error, StaleChunkError):
-            still_open = {one.number for one in self._ledger.open_chunks(self._task.run_id)}
+            still_open = {one.number for one in self._ledger.open_chunks(self._run.run_id)}
             with self._lock:
                 self._left.sort_out(chunk, still_open)
             self._observe(events.Notice(message=f"{self._clean(error)}; the others are moved", level="warning"))
@@ -283,29 +291,6 @@ class Pool:
             events.ChunkHalved(chunk=chunk.number, worker=worker.number, cuts=len(chunk.cuts), error=self._clean(error))
         )
         return True
-
-    def _move(self, worker: Worker, chunk: Chunk, attempt: int) -> ChunkResult:
-        """Move a chunk as soon as the limits let it in."""
-        limits, number = self.limits, chunk.number
-
-        def tell(limit: str) -> None:
-            self._observe(events.ChunkHeld(chunk=number, worker=worker.number, limit=limit))
-
-        waited = limits.enter(
-            number, chunk.estimated_rows, reads=worker.reads, halted=self._control.stopping.is_set, tell=tell
-        )
-        if waited:
-            worker.waited_seconds += waited
-            self._observe(events.ChunkReleased(chunk=number, worker=worker.number, seconds=waited))
-        result: ChunkResult | None = None
-        try:
-            result = worker.move(chunk, attempt)
-        finally:
-            if result is None:
-                limits.leave(number)
-            else:
-                limits.leave(number, rows=result.counts.read, size_bytes=result.bytes_read)
-        return result
 
     def _look_at_cpu(self) -> None:
         """Let the limit of the machine's CPU see it, once a second."""
@@ -342,20 +327,20 @@ class Pool:
         self._employ(decision.workers)
         self._observe(events.WorkersChosen(workers=decision.workers, before=before, reason=decision.reason))
 
-    def _failed(self, worker: Worker, failed: FailedChunk, last: int) -> None:
+    def _failed(self, worker: ChunkRunner, failed: FailedChunk, last: int) -> None:
         """Record a chunk that is given up, of a merged one all cuts up to the `last`."""
-        sitting = self._task.sitting
-        self._ledger.chunk_failed(self._task.run_id, failed, last=last, worker=worker.number, sitting=sitting)
+        sitting = self._run.sitting
+        self._ledger.chunk_failed(self._run.run_id, failed, last=last, worker=worker.number, sitting=sitting)
         self._observe(
             events.ChunkFailed(chunk=failed.chunk, worker=worker.number, attempts=failed.attempts, error=failed.error)
         )
         with self._lock:
             self._in_a_row += 1
             in_a_row = self._in_a_row
-        if self._task.job.stop_on_error:
+        if self._run.job.stop_on_error:
             self._control.stop(f"chunk {failed.chunk} failed, and --stop-on-error is given")
         elif in_a_row >= FAILURES_IN_A_ROW:
             self._control.stop(f"{FAILURES_IN_A_ROW} chunks in a row failed, the last with: {failed.error}")
 
     def _clean(self, error: BaseException) -> str:
-        return redact(str(error), self._task.target_dsn)
+        return redact(str(error), self._run.target_dsn)

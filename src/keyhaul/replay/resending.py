@@ -11,14 +11,13 @@ import psycopg
 from keyhaul import events
 from keyhaul.before import checksums
 from keyhaul.before.prepare import prepare
-from keyhaul.config.identity import difference, with_contents
+from keyhaul.config.identity import difference
 from keyhaul.errors import ConfigError, RefusedError
 from keyhaul.execution.ending import Ended, advance_sequences
 from keyhaul.execution.engine import Sitting
 from keyhaul.execution.pool import Pool
 from keyhaul.faults import pass_point
 from keyhaul.ledger.reading import find_run
-from keyhaul.ledger.rows import NewRun
 from keyhaul.ledger.store import new_run_id
 from keyhaul.sessions.connecting import find_ends
 from keyhaul.staging.copies import check_replay
@@ -314,32 +313,17 @@ class _Replay:
 
     def _move(self, original: Replayable, keys: Sequence[str]) -> Report:
         job, ledger, prepared, sitting = self._job, self._ledger, self._prepared, self._sitting
-        rows = sitting.sizing.chunk_rows
-        plan = prepared.source.reread(keys, rows)
+        plan = prepared.source.reread(keys, sitting.sizing.chunk_rows)
         described = prepared.source.describe()
-        workers = sitting.count_workers(len(plan.chunks))
+        workers = prepared.count_workers(len(plan.chunks), self._observe)
         unique = described.key_unique or self._target_is_unique()
         checksum, hashing = self._keep_checksums(original)
-        new = NewRun(
-            run_id=self._run_id,
-            job=job.job,
-            fingerprint=job.fingerprint(),
-            config=with_contents(job.identity(), prepared.source.identity()),
-            given=job.given,
-            source=f"{described.label} in {described.place}",
-            target_table=prepared.target.label,
-            key=job.key,
-            chunk_rows=rows,
-            workers=workers,
-            kind="replay",
-            replay_of=original.run_id,
-            checksum=checksum,
-        )
+        new = replace(sitting.new_run(workers), kind="replay", replay_of=original.run_id, checksum=checksum)
         ledger.begin(new, plan, fresh=False)
         pass_point("plan.written")
         sitting.begin(ledger.totals(self._run_id), len(keys), workers, resumed=False)
         pool = Pool(
-            replace(sitting.task(), replay_of=original.run_id, unique_key=unique, hashing=hashing),
+            replace(sitting.moving(), replay_of=original.run_id, unique_key=unique, hashing=hashing),
             ledger,
             self._observe,
             self._control,

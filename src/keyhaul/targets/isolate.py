@@ -16,7 +16,7 @@ from keyhaul.halving import halve
 from keyhaul.model import RECORD
 from keyhaul.targets.constraints import lost_references, references_within, suspected
 from keyhaul.targets.rows import INVALID, Placed, write_rows
-from keyhaul.targets.session import attempt
+from keyhaul.targets.session import attempt, trying
 from keyhaul.targets.singly import refused_singly, verdicts
 
 if TYPE_CHECKING:
@@ -45,9 +45,13 @@ def write_chunk(session: Session, destination: Destination, frame: pl.DataFrame)
     """
     if not frame.height:
         return Placed()
+    with trying(session) as tried:
+        placed = write_rows(session, destination, frame)
+    if tried.error is None:
+        return placed
     search = _Search(session, destination)
-    search.load(frame)
-    if search.failed and (own := references_within(session, [destination.table])):
+    search.load(frame, tried.error)
+    if own := references_within(session, [destination.table]):
         search.try_orphans(frame, own)
     return replace(search.placed, invalid=search.rejected)
 
@@ -59,19 +63,19 @@ class _Search:
         self._session = session
         self._destination = destination
         self._suspects: pl.DataFrame | None = None
-        self.failed = False
         self.placed = Placed()
         self.rejected = pl.DataFrame(schema=INVALID)
 
-    def load(self, frame: pl.DataFrame) -> None:
+    def load(self, frame: pl.DataFrame, error: RejectedError | None = None) -> None:
         """Load the records that the target takes, the earlier ones first.
 
         After `FAILED_COPIES` those that no constraint suspects go first, then each suspect alone; when as many fail
-        again, or anything may have to do with the order of the records, each is tried alone.
+        again, or anything may have to do with the order of the records, each is tried alone. `error` is that of all
+        together, where they were tried so before.
         """
         self._suspects = None
         steps = {FAILED_COPIES: self._unsuspected, 2 * FAILED_COPIES: self._without_refused}
-        halve(frame, self._write, self._reject, steps)
+        halve(frame, self._write, self._reject, steps, error)
         if self._suspects is not None:
             left = self._without_refused(self._suspects)
             halve(left, self._write, self._reject, {FAILED_COPIES: self._without_refused})
@@ -79,7 +83,6 @@ class _Search:
     def _write(self, part: pl.DataFrame) -> RejectedError | None:
         placed = attempt(self._session, lambda: write_rows(self._session, self._destination, part))
         if isinstance(placed, RejectedError):
-            self.failed = True
             return placed
         self.placed += placed
         self.rejected = pl.concat([self.rejected, placed.invalid])

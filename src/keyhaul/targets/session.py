@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import psycopg
@@ -267,15 +268,24 @@ def _said(primary: str, state: str, constraint: str | None, column: str | None, 
     return f"{without_values(primary)} ({', '.join([f'SQLSTATE {state}', *where])})"
 
 
-def attempt(session: Session, write: Callable[[], T]) -> T | RejectedError:
-    """Write inside a savepoint; return what `write` does, or the error for which it was taken back.
+@dataclass(slots=True)
+class Tried:
+    """What became of what was written inside `trying`; `error`: for which it was taken back."""
+
+    error: RejectedError | None = None
+
+
+@contextlib.contextmanager
+def trying(session: Session) -> Iterator[Tried]:
+    """Write inside a savepoint; an error about a row takes it all back and is kept.
 
     Raises:
         RejectedError: a row is rejected, and this session cannot go on after an error.
     """
+    tried = Tried()
     session.execute(sql.SQL("savepoint keyhaul_part"))
     try:
-        done = write()
+        yield tried
         # Deferred constraints are asked now: at COMMIT it would be too late to find the guilty record.
         session.execute(sql.SQL("set constraints all immediate"))
     except RejectedError as error:
@@ -284,9 +294,16 @@ def attempt(session: Session, write: Callable[[], T]) -> T | RejectedError:
         session.execute(sql.SQL("rollback to savepoint keyhaul_part"))
         session.execute(sql.SQL("release savepoint keyhaul_part"))
         pass_point("isolate.halved")
-        return error
-    session.execute(sql.SQL("release savepoint keyhaul_part"))
-    return done
+        tried.error = error
+    else:
+        session.execute(sql.SQL("release savepoint keyhaul_part"))
+
+
+def attempt(session: Session, write: Callable[[], T]) -> T | RejectedError:
+    """Write as `trying` does; return what `write` does, or the error for which it was taken back."""
+    with trying(session) as tried:
+        done = write()
+    return done if tried.error is None else tried.error
 
 
 @contextlib.contextmanager
