@@ -86,7 +86,7 @@ def own(server):
 def env(tmp_path_factory):
     """The variables of a process with that timeout and that patience."""
     folder = tmp_path_factory.mktemp("patience")
-    text = f"import keyhaul.patience\nkeyhaul.ledger.patience.RECONNECT_SECONDS = {PATIENCE_SECONDS}\n"
+    text = f"import keyhaul.ledger.patience\nkeyhaul.ledger.patience.RECONNECT_SECONDS = {PATIENCE_SECONDS}\n"
     (folder / "sitecustomize.py").write_text(text, encoding="utf-8")
     path = f"{folder}:{support.clean_environment(folder)['PYTHONPATH']}"
     return {"PYTHONPATH": path, "ETL_NETWORK_TIMEOUT_SECONDS": str(TIMEOUT_SECONDS)}

@@ -52,11 +52,12 @@ if TYPE_CHECKING:
 
     from keyhaul.config.job import Job
     from keyhaul.fanout.tables import Table
-    from keyhaul.model import Observer
+    from keyhaul.model import Column, Observer
     from keyhaul.postgres.definition import TableDefinition
     from keyhaul.postgres.pgtypes import Route
     from keyhaul.sessions.connecting import Ends
-    from keyhaul.sources.source import Reader, Source
+    from keyhaul.sources.source import Lookups, Reader, Source
+    from keyhaul.staging.rules import Check
     from keyhaul.transform.mapping import WriteColumn
 
     _Settled = tuple[TargetTable, TableDefinition | None, tuple[WriteColumn, ...], tuple[Table, ...]]
@@ -214,18 +215,8 @@ def _compile(
     if job.incremental is not None:
         increments_of(source).check(job.incremental)
     sources = {column.name: column for column in described.columns}
-    lookups = LookupSource(job=job, own=source.abilities.lookups)
     routes = described.routes
-    types = {name: routes[name].dtype for name in sources}
-    transform = compile_transform(job.transform, types, lookups.load, lookups.open, meanings_of(sources))
-    read_columns = tuple(name for name in routes if name in transform.needed or name in described.key)
-    _refuse_routes(routes, read_columns)
-    output = transform.output
-    checks = compile_rules(
-        job.rules,
-        {name: column.dtype for name, column in output.items()},
-        {name: column.meaning for name, column in output.items() if column.meaning},
-    )
+    transform, checks, read_columns = compile_rows(job, routes, sources, described.key, source.abilities.lookups)
     check_dedup(job, transform)
     settle = _settle_tables if job.targets else _settle_table
     target, definition, columns, tables = settle(job, ends, target_conn, source, transform)
@@ -248,6 +239,35 @@ def _compile(
         watchdog=watchdog,
         ledger=ledger,
     )
+
+
+def compile_rows(
+    job: Job, routes: Mapping[str, Route], sources: Mapping[str, Column], key: Sequence[str], own: Lookups | None = None
+) -> tuple[Transform, tuple[Check, ...], tuple[str, ...]]:
+    """Return what becomes of a chunk's rows before the target: the steps, the rules, and the columns that are read.
+
+    Args:
+        job: validated.
+        routes: how each column of the source travels.
+        sources: its columns by their names.
+        key: of its records.
+        own: reads lookups in its moment.
+
+    Raises:
+        ConfigError, RefusedError: an expression, a rule or a column does not fit.
+    """
+    lookups = LookupSource(job=job, own=own)
+    types = {name: routes[name].dtype for name in sources}
+    transform = compile_transform(job.transform, types, lookups.load, lookups.open, meanings_of(sources))
+    read_columns = tuple(name for name in routes if name in transform.needed or name in key)
+    _refuse_routes(routes, read_columns)
+    output = transform.output
+    checks = compile_rules(
+        job.rules,
+        {name: column.dtype for name, column in output.items()},
+        {name: column.meaning for name, column in output.items() if column.meaning},
+    )
+    return transform, checks, read_columns
 
 
 def _settle_table(

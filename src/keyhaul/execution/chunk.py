@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import polars as pl
 
 from keyhaul import events
 from keyhaul.errors import CancelledError, ChunkError, RejectedError, StopRunError, TransientError
 from keyhaul.faults import pass_point
+from keyhaul.limits.limiter import Limits
 from keyhaul.model import RECORD, ChunkResult, Timings
 from keyhaul.postgres.dsn import redact
 from keyhaul.retrying import attempts
@@ -25,12 +26,11 @@ if TYPE_CHECKING:
 
     from keyhaul.before.context import RunContext
     from keyhaul.control import Control
-    from keyhaul.execution.heartbeat import Doubt
-    from keyhaul.limits.limiter import Limits
     from keyhaul.model import Chunk, Observer, Staged
     from keyhaul.sources.source import Batch as Read
     from keyhaul.targets.sheets import Sheet
 
+from keyhaul.execution.heartbeat import Doubt
 from keyhaul.execution.steps import ChunkSteps, speaking_of
 
 
@@ -88,6 +88,14 @@ class ChunkRunner(ChunkSteps):
         self._control = shared.control
         self.tries = 0
 
+    @classmethod
+    def alone(cls, context: RunContext, number: int, observe: Observer, control: Control) -> Self:
+        """Return a runner without a pool, for a process that moves chunks of another's run."""
+        shared = Shared(
+            observe=observe, control=control, limits=Limits(), lose=lambda _error: None, doubt=Doubt(settled=False)
+        )
+        return cls(context, number, shared)
+
     def run(self, chunk: Chunk) -> ChunkResult:
         """Admit, read, transform, stage and load one chunk, again after an error that another try may get past.
 
@@ -112,7 +120,7 @@ class ChunkRunner(ChunkSteps):
                         return already
                     if self.tries > 1 and self.reads:
                         self._shared.doubt.wait(hopeless)
-                    return self._once(chunk)
+                    return self.once(chunk)
         except TransientError:
             already = None if hopeless.is_set() else self._after_all(chunk)
             if already is None:
@@ -120,7 +128,7 @@ class ChunkRunner(ChunkSteps):
             return already
         raise CancelledError(f"move chunk {chunk.number}: no try was made")
 
-    def _once(self, chunk: Chunk) -> ChunkResult:
+    def once(self, chunk: Chunk) -> ChunkResult:
         """Move a chunk as soon as the limits let it in."""
         limits, number, result = self._shared.limits, chunk.number, None
         waited = limits.enter(
@@ -146,7 +154,7 @@ class ChunkRunner(ChunkSteps):
     # --- doubt -----------------------------------------------------------------------------------
 
     def _retried(self, chunk: Chunk, attempt: int, wait_seconds: float, error: BaseException | None) -> None:
-        self._shared.doubt.there.set()
+        self._shared.doubt.begin()
         told = self._clean(error) if error else ""
         self._observe(
             events.ChunkRetried(

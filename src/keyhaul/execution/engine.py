@@ -20,6 +20,7 @@ from keyhaul.config.identity import check_contents, check_same, with_contents
 from keyhaul.config.parts import AutoChunk
 from keyhaul.control import Control
 from keyhaul.errors import ConfigError, EtlError, RefusedError, StopRunError, first_line
+from keyhaul.execution.chunk import ChunkRunner
 from keyhaul.execution.ending import Ended, Ending
 from keyhaul.execution.late import load_late
 from keyhaul.execution.phases import Phases, sweep
@@ -40,6 +41,7 @@ from keyhaul.targets import replace as replacing
 if TYPE_CHECKING:
     from keyhaul.before.sizing import Sizing
     from keyhaul.config.job import Job
+    from keyhaul.execution.pool import Hire
     from keyhaul.ledger.rows import Told, Totals, Unfinished
     from keyhaul.limits.limiter import Limits
     from keyhaul.model import Observer, Outcome
@@ -49,7 +51,14 @@ __all__ = ["Control", "run"]
 
 
 def run(
-    job: Job, observe: Observer, control: Control, *, fresh: bool = False, full: bool = False, only: str | None = None
+    job: Job,
+    observe: Observer,
+    control: Control,
+    *,
+    fresh: bool = False,
+    full: bool = False,
+    only: str | None = None,
+    hire: Hire = ChunkRunner,
 ) -> Report:
     """Move what the job says; start a run, or go on with the unfinished one.
 
@@ -60,6 +69,7 @@ def run(
         fresh: start a new run even when an unfinished one is there.
         full: of an incremental job: read all rows, not only those above the watermark.
         only: the run to go on with; none is started.
+        hire: makes what moves a worker's chunks.
 
     Returns:
         The report; the ledger says the same.
@@ -77,7 +87,7 @@ def run(
     with prepare(job, ends, run_id=run_id, alone=True) as prepared:
         sitting = Sitting(prepared, observe, control, run_id, started)
         try:
-            return sitting.execute(fresh=fresh, full=full, only=only)
+            return sitting.execute(fresh=fresh, full=full, only=only, hire=hire)
         except (psycopg.Error, ConfigError) as error:
             raise sitting.explain(error) from error
 
@@ -111,7 +121,7 @@ class Sitting:
 
     # --- before the first read -------------------------------------------------------------------
 
-    def execute(self, *, fresh: bool, full: bool = False, only: str | None = None) -> Report:
+    def execute(self, *, fresh: bool, full: bool, only: str | None, hire: Hire) -> Report:
         """Move what is left of the unfinished run, or start a new one."""
         ledger = self.ledger
         self.check_server()
@@ -134,7 +144,7 @@ class Sitting:
         chunks = chunks if self._job.order == "asc" else tuple(reversed(chunks))
         if phases is None:
             failed = {one.chunk for one in ledger.failed_chunks(self._run_id)}
-            pool.move(chunks, workers, pace=self._pace(), alone=failed)
+            pool.move(chunks, workers, hire, pace=self._pace(), alone=failed)
         else:
             phases.move(pool, self._run_id, chunks, workers, resumed=resumed)
         if staffing is not None:

@@ -29,9 +29,15 @@ LAST_SECONDS: Final = 5.0
 class Doubt:
     """Whether the snapshot may be lost, since a chunk has failed: it is looked at before the chunk is read again."""
 
-    def __init__(self) -> None:
-        """Begin without any."""
+    def __init__(self, *, settled: bool = True) -> None:
+        """Begin without any; nothing `settled`: nobody looks after it here, and the next read will tell."""
         self.there = threading.Event()
+        self._settled = settled
+
+    def begin(self) -> None:
+        """Note that a try has failed."""
+        if self._settled:
+            self.there.set()
 
     def wait(self, hopeless: threading.Event) -> None:
         """Wait until it is settled.

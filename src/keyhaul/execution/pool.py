@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import psycopg
@@ -28,7 +29,7 @@ from keyhaul.model import Counts, FailedChunk, Timings
 from keyhaul.postgres.dsn import redact
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Collection, Sequence
 
     from keyhaul.before.context import RunContext
     from keyhaul.before.prepare import Prepared
@@ -39,7 +40,9 @@ if TYPE_CHECKING:
     from keyhaul.limits.pace import Pace
     from keyhaul.model import Chunk, ChunkResult, Observer
 
-    Hire = Callable[[RunContext, int, Shared], ChunkRunner]
+
+Hire = Callable[["RunContext", int, Shared], ChunkRunner]
+"""Makes what moves a worker's chunks, with a number from 1."""
 
 FAILURES_IN_A_ROW: Final = 10
 """After this many failed chunks with none loaded between them, the cause is not in the chunks: the run stops."""

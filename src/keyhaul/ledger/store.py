@@ -258,7 +258,7 @@ class Ledger(JobConnection):
             failed=self.failed_chunks(run_id),
             warned=self.warned(run_id),
             tables=self.tables(run_id),
-            late=tuple(self._execute_again("late_told", run_id=run_id).fetchall()[0]),
+            late=tuple(self._execute_again("late_told", run_id=run_id).fetchone() or (None, None)),
         )
 
     def has_late(self, run_id: str) -> bool:
