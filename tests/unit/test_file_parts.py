@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import polars as pl
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from opened import opened
 
@@ -56,6 +56,7 @@ def test_a_file_has_the_same_records_in_parts_of_any_size(tmp_path, part_bytes):
     ]
 
 
+@settings(deadline=None)
 @given(st.text(alphabet='a",\n\r', max_size=60).map(str.encode), st.integers(1, 40), st.randoms(use_true_random=False))
 def test_any_text_has_the_same_records_and_bad_ones_in_any_parts_in_any_order(tmp_path_factory, text, size, random):
     path = tmp_path_factory.mktemp("parts") / "a.csv"
@@ -164,6 +165,16 @@ def test_files_of_a_glob_are_read_by_their_headers_names(tmp_path):
     with pytest.raises(ConfigError, match=r"c.csv: column name of .*a.csv is missing"):
         opened(tmp_path / "*.csv")
     assert opened(tmp_path / "*.csv", missing_columns="null").read_all()[0] == [(1, "a"), (2, "b"), (3, None)]
+
+
+@pytest.mark.parametrize(("name", "record"), [("csv", "{},text\n"), ("jsonl", '{{"id":{},"t":"text"}}\n')])
+def test_files_that_are_not_looked_at_are_cut_as_the_others_are(tmp_path, name, record):
+    for number in range(45):
+        header = "id,t\n" if name == "csv" else ""
+        (tmp_path / f"{number}.{name}").write_text(header + "".join(record.format(100 + n) for n in range(10)))
+    source = opened(tmp_path)
+    assert len(source.source.plan(10).chunks) == (90 if name == "csv" else 45)  # a header makes one more
+    assert len(source.read_all()[0]) == 450
 
 
 @pytest.mark.parametrize(

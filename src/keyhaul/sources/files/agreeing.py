@@ -80,6 +80,7 @@ def _of_first(files: Sequence[File], declared: Mapping[str, str], *, extra: str,
         return {name: first.proposed.get(name, _UNKNOWN) for name in first.names}
     texts = [file for file in files if isinstance(file, Delimited)]
     looked = [file.look() for file in _some(texts)]
+    _suppose(texts)
     return {name: infer(pl.concat([one[name] for one in looked if name in one.columns])) for name in first.names}
 
 
@@ -114,9 +115,13 @@ def _of_keys(files: Sequence[JsonFile], declared: Mapping[str, str]) -> dict[str
     for file in _some(files):
         for name, found in file.look().items():
             values.setdefault(name, []).append(found)
+    _suppose(files)
     names = [*values, *(name for name in declared if name not in values)]
     if not names:
-        raise ConfigError(f"read {files[0].name}: no record with a key, expected one at least. Or declare the columns")
+        raise ConfigError(
+            f"read {files[0].name}: no record with a key in the megabytes that were looked at, expected one at least, "
+            "on a line of its own or in an array. Or declare the columns"
+        )
     if len(names) > _MOST_COLUMNS:
         raise ConfigError(
             f"read {files[0].name}: {len(names):,} different keys, expected at most {_MOST_COLUMNS:,}, the columns of "
@@ -127,6 +132,15 @@ def _of_keys(files: Sequence[JsonFile], declared: Mapping[str, str]) -> dict[str
 
 def _some(files: Sequence[_F]) -> Sequence[_F]:
     return files[:: max(1, len(files) // MOST_SAMPLED)]
+
+
+def _suppose(files: Sequence[JsonFile | Delimited]) -> None:
+    """Let files that were not looked at have records as wide as the others' are on the average."""
+    looked = _some(files)
+    mean = sum(file.sample()[0] for file in looked) / len(looked)
+    for file in files:
+        if file not in looked:
+            file.suppose(mean)
 
 
 def _refuse_own_names(files: Sequence[File]) -> None:

@@ -123,6 +123,10 @@ class JsonFile:
         self.names = [key for key in values if key]
         return {key: pl.Series(key, values[key], dtype=pl.String) for key in self.names}
 
+    def suppose(self, row_bytes: float) -> None:
+        """Take a mean width of the records, of a file that is not looked at."""
+        self._lines.row_bytes = row_bytes
+
     def close(self) -> None:
         """Close it; twice is once."""
         if self._array is not None:
