@@ -10,6 +10,12 @@ import re
 from typing import Final
 
 DIVISION_BY_ZERO: Final = "division by zero"
+NUMERIC_OVERFLOW: Final = "value overflows numeric format"
+FIELD_OVERFLOW: Final = "numeric field overflow"
+INTEGER_RANGE: Final = "integer out of range"
+FLOAT_RANGE: Final = "double precision out of range"
+REFUSALS: Final = (DIVISION_BY_ZERO, NUMERIC_OVERFLOW, FIELD_OVERFLOW, INTEGER_RANGE, FLOAT_RANGE)
+"""What an expression of ours may refuse a value with, in PostgreSQL's words."""
 """What the message of such an error contains, whoever raises it."""
 
 HOPELESS: Final = "No further try helps before that is mended"
@@ -91,8 +97,10 @@ def first_line(error: BaseException) -> str:
 def safe_message(error: BaseException) -> str:
     """Return the first line of a driver's message without the row values that it may quote."""
     line = first_line(error)
-    if DIVISION_BY_ZERO in line.lower():
-        return DIVISION_BY_ZERO
+    lowered = line.lower()
+    for refusal in REFUSALS:
+        if refusal in lowered:
+            return refusal
     if "from `i128` to `i64` failed" in line:
         return "bigint out of range"
     # In time proportional to the length: no bracket before the last closing one is without its own, and a number

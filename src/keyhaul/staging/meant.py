@@ -7,12 +7,22 @@ can be neither compared nor computed is refused by name. See `keyhaul.transform.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
-from keyhaul.transform.comparing import MeaningError, Operand, among, compare, refusal
+from keyhaul.transform.comparing import (
+    MAY_FAIL,
+    MeaningError,
+    Operand,
+    among,
+    calculate,
+    compare,
+    is_numeric,
+    outcome_or_error,
+    refusal,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,6 +43,12 @@ _LISTS: Final = frozenset({"COMPARE_IN", "COMPARE_NOT_IN"})
 _LONG: Final = 20
 _TEXTS: Final = frozenset({"VARCHAR", "TEXT", "STRING", "CHAR", "BPCHAR", "NVARCHAR"})
 _OF_TIME: Final = {"TIME": "time", "INTERVAL": "interval", "UUID": "uuid"}
+
+_ARITHMETIC: Final = {
+    **{symbol: symbol for symbol in "+-*/%"}, "mod": "%", "abs": "abs", "floor": "floor", "ceil": "ceil",
+    "ceiling": "ceil", "sign": "sign", "round": "round", "greatest": "max", "least": "min",
+}  # fmt: skip
+_FAILING: Final = "cast('true' as boolean)"
 
 Node = dict[str, Any]
 
@@ -66,7 +82,7 @@ def mean(
     """
     serialized = con.execute("select json_serialize_sql(?)", [f"select (\n{text}\n)"]).fetchall()
     tree: Node = json.loads(serialized[0][0])
-    walk = _Walk(schema=schema, meanings=meanings, taken=taken)
+    walk = _Walk(schema=schema, meanings=meanings, taken=taken, con=con)
     walk.settle(tree["statements"][0]["node"]["select_list"])
     if not walk.computed:
         return Meant(sql=text, computed={})
@@ -83,7 +99,9 @@ class _Walk:
     schema: Mapping[str, pl.DataType]
     meanings: Mapping[str, Meaning]
     taken: int
+    con: duckdb.DuckDBPyConnection
     computed: dict[str, pl.Expr] = field(default_factory=dict)
+    risky: set[str] = field(default_factory=set)
 
     def settle(self, top: list[Any]) -> None:
         """Put a column in the place of each comparison that DuckDB would answer wrongly, however deep it is."""
@@ -95,9 +113,10 @@ class _Walk:
                 pending += [(value, number) for number in range(len(value))]
             if not isinstance(value, dict):
                 continue
+            self.risky = set()
             outcome = self._outcome(value)
             if outcome is not None:
-                container[place] = self._compute(outcome)
+                container[place] = self._replacement(outcome)
             elif not self._is_plain(value):
                 pending += [(value, name) for name in value]
 
@@ -167,18 +186,103 @@ class _Walk:
         if node.get("class") == "CAST" and _type_of(node) in _OF_TIME and node["child"].get("class") == "CONSTANT":
             return self._operand(node["child"])
         if node.get("class") != "CONSTANT":
+            return self._number(node)
+        return _constant(node["literal"])
+
+    def _number(self, node: Node) -> Operand | None:
+        """Compute with numbers that have no declared precision; None for anything else."""
+        if not self._has_number(node):
             return None
-        literal = node["literal"]
-        if literal["kind"] == "STRING":
-            return Operand(text=literal["text"])
-        if literal["kind"] in {"INTEGER", "NUMERIC"}:
-            return Operand(number=literal["text"])
-        return Operand(null=True) if literal["kind"] == "NULL_LITERAL" else None
+        name, nodes, decimals, precision = self._called(node)
+        operands = [self._operand(child) or self._plain(child) for child in nodes]
+        known = [operand for operand in operands if operand is not None]
+        if not name or len(known) < len(operands):
+            return None
+        if name in {"+", "-"} and len(known) == 1:
+            known.insert(0, Operand(number="0"))
+        found = calculate(name, known, decimals, precision)
+        if name not in MAY_FAIL or found.expr is None:
+            return found
+        column = self._compute(found.expr)["column_names"][0]
+        self.risky.add(column)
+        return replace(found, expr=pl.col(column))
+
+    def _plain(self, node: Node) -> Operand | None:
+        """Return integers and decimals that are added or multiplied, beside a number without a precision."""
+        name, nodes, _, _ = self._called(node)
+        if name not in {"+", "-", "*"} or self._has_number(node):
+            return None
+        operands = [self._operand(child) or self._plain(child) for child in nodes]
+        known = [operand for operand in operands if operand is not None]
+        if len(known) < len(operands):
+            return None
+        return calculate(name, known if len(known) > 1 else [Operand(number="0"), *known])
+
+    def _called(self, node: Node) -> tuple[str, list[Node], int, int]:
+        """Return what is computed of what, with the decimals and the precision that it has."""
+        if node.get("type") == "OPERATOR_COALESCE":
+            return "coalesce", node["children"], 0, 0
+        if node.get("class") == "CAST" and _type_of(node) == "DECIMAL":
+            digits = [int(child["literal"]["text"]) for child in node["type_expr"].get("children", [])]
+            if not digits:
+                msg = (
+                    "cast to numeric without digits: DuckDB would round to 3 decimals. Leave the cast out, since the "
+                    "column is numeric, or write the digits, as in numeric(38,9)"
+                )
+                raise MeaningError(msg)
+            return "cast", [node["child"]], (*digits, 0)[1], digits[0]
+        if node.get("class") != "FUNCTION":
+            return "", [], 0, 0
+        name = _ARITHMETIC.get(str(node.get("function_name")).lower(), "")
+        nodes = _arguments(node)
+        if name != "round" or len(nodes) == 1:
+            return name, nodes, 0, 0
+        decimals = nodes[1].get("literal", {}).get("text", "")
+        return ("round" if decimals.isdigit() else ""), nodes[:1], int(decimals) if decimals.isdigit() else 0, 0
+
+    def _has_number(self, node: object) -> bool:
+        """Whether a column without a declared precision stands in it."""
+        pending = [node]
+        while pending:
+            one = pending.pop()
+            if isinstance(one, list):
+                pending += one
+            if isinstance(one, dict):
+                name = self._column(one)
+                if name is not None and is_numeric(Operand(meaning=self.meanings.get(name))):
+                    return True
+                pending += one.values()
+        return False
+
+    def _replacement(self, outcome: pl.Expr) -> Node:
+        """Return the column that stands for a comparison; reading it fails where what it was computed of did."""
+        if not self.risky:
+            return self._compute(outcome)
+        column = self._compute(outcome_or_error(outcome, sorted(self.risky)))
+        serialized = self.con.execute("select json_serialize_sql(?)", [f"select {_FAILING}"]).fetchall()
+        cast: Node = json.loads(serialized[0][0])["statements"][0]["node"]["select_list"][0]
+        cast["child"] = column
+        return cast
 
     def _compute(self, expression: pl.Expr) -> Node:
         column = COMPUTED.format(self.taken + len(self.computed))
         self.computed[column] = expression
         return {"class": "COLUMN_REF", "type": "COLUMN_REF", "alias": "", "column_names": [column]}
+
+
+def _constant(literal: Node) -> Operand | None:
+    if literal["kind"] == "STRING":
+        return Operand(text=literal["text"])
+    if literal["kind"] in {"INTEGER", "NUMERIC"}:
+        return Operand(number=literal["text"])
+    return Operand(null=True) if literal["kind"] == "NULL_LITERAL" else None
+
+
+def _arguments(node: Node) -> list[Node]:
+    """Return a function's arguments, as DuckDB 2.0 has them or as older ones do."""
+    if "arguments" in node:
+        return [argument["expression"] for argument in node["arguments"]]
+    return list(node.get("children", []))
 
 
 def _type_of(node: Node) -> str:

@@ -98,8 +98,10 @@ def compile_rules(
         if not problems:
             told = [_misread(con, check, schema) for check in checks]
             checks, told = _meant(con, checks, told, schema, meanings or {})
-            computed = {name: pl.Boolean() for check in checks for name in check.computed}
-            register(con, pl.DataFrame(schema={**schema, **computed}))
+            shown = pl.DataFrame(schema=dict(schema))
+            for name, expression in (pair for check in checks for pair in check.computed.items()):
+                shown = shown.with_columns(expression.alias(name))
+            register(con, shown)
             found = [problem or _bind(con, check, schema) for problem, check in zip(told, checks, strict=True)]
             problems = [problem for problem in found if problem]
     if problems:

@@ -185,7 +185,8 @@ def _new_columns(
         if origin is not None:
             columns.append(replace(origin, name=name, generated=origin.generated and untouched))
             continue
-        pg_type = ddl_type(column.dtype)
+        numeric = column.meaning is not None and column.meaning.kind == "numeric"
+        pg_type = "numeric" if numeric else ddl_type(column.dtype)
         if pg_type is None:
             problems.append(f"create column {name}: no PostgreSQL type for {column.dtype}. Cast it in its expression")
             continue
@@ -204,7 +205,7 @@ _BASE_TYPES = {
 def _computed_column(name: str, pg_type: str, dtype: pl.DataType) -> Column:
     if isinstance(dtype, pl.Decimal):
         return Column(name=name, pg_type=pg_type, base_type="numeric", precision=dtype.precision, scale=dtype.scale)
-    return Column(name=name, pg_type=pg_type, base_type=_BASE_TYPES.get(pg_type, pg_type))
+    return Column(name=name, pg_type=pg_type, base_type=_BASE_TYPES.get(pg_type, pg_type), cast_type=pg_type)
 
 
 def prepare(conn: psycopg.Connection[Any], target: TargetTable) -> None:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
-from keyhaul.transform import constants, numerics
-from keyhaul.transform.meanings import OPAQUE, Meaning, as_written, constant, key, keys
+from keyhaul.transform import arithmetic, constants, numerics
+from keyhaul.transform.meanings import NUMERIC, OPAQUE, Meaning, as_written, constant, key, keys
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 Apply = "Callable[[pl.Expr, pl.Expr], pl.Expr]"
 
@@ -50,6 +50,7 @@ class Operand:
         text: of a constant in quotes.
         number: a constant number, as it was written.
         null: it is the constant NULL.
+        risky: columns of texts that may be an error, which `keyhaul.transform.arithmetic.raising` raises.
     """
 
     expr: pl.Expr | None = None
@@ -59,6 +60,7 @@ class Operand:
     text: str | None = None
     number: str | None = None
     null: bool = False
+    risky: frozenset[str] = frozenset()
 
     @property
     def is_constant(self) -> bool:
@@ -191,6 +193,83 @@ def _numbers(op: str, left: Operand, right: Operand) -> pl.Expr:
         return numerics.compare(apply, left.expr, right.expr.cast(pl.String))
     msg = f"compare {left.name}: got {right.name or right.dtype}, expected a number"
     raise MeaningError(msg)
+
+
+# --- arithmetic ------------------------------------------------------------------------------------------
+
+
+def is_numeric(operand: Operand) -> bool:
+    """Whether it is a number without a declared precision, which travels as text."""
+    return operand.meaning is not None and operand.meaning.kind == "numeric"
+
+
+def calculate(operator: str, operands: Sequence[Operand], decimals: int = 0, precision: int = 0) -> Operand:
+    """Return what PostgreSQL computes of numbers, one of which has no declared precision.
+
+    Args:
+        operator: a member of `arithmetic.BINARY` or `arithmetic.UNARY`, or ``max``, ``min``, ``coalesce``, ``cast``.
+        operands: two for ``+ - * / %``, one for a function.
+        decimals: of ``round`` and ``cast``.
+        precision: of ``cast``.
+
+    Raises:
+        MeaningError: an operand is no exact number.
+    """
+    texts = [number_text(operand, operator) for operand in operands]
+    risky = frozenset().union(*(operand.risky for operand in operands))
+    if operator in arithmetic.BINARY:
+        value = arithmetic.binary(operator, *texts)
+    elif operator in arithmetic.UNARY:
+        value = arithmetic.unary(operator, texts[0], decimals)
+    elif operator == "cast":
+        value = arithmetic.limited(texts[0], precision, decimals)
+    elif operator == "coalesce":
+        value = pl.coalesce(texts)
+    else:
+        value = texts[0]
+        for other in texts[1:]:
+            first = numerics.compare(OPERATORS[">=" if operator == "max" else "<="], value, other)
+            value = pl.when(other.is_null() | first).then(value).otherwise(other)
+    name = next((operand.name for operand in operands if operand.name), "")
+    return Operand(expr=value, dtype=pl.String(), meaning=NUMERIC, name=name, risky=risky)
+
+
+MAY_FAIL: Final = frozenset({"/", "%", "cast"})
+"""What `calculate` may give a text for that is an error."""
+
+
+def outcome_or_error(outcome: pl.Expr, columns: Iterable[str]) -> pl.Expr:
+    """Return a comparison's outcome as text, or the words of the error that it was computed of."""
+    return arithmetic.or_error(outcome, columns)
+
+
+def number_text(operand: Operand, operator: str) -> pl.Expr:
+    """Return a number as numeric prints it.
+
+    Raises:
+        MeaningError: it is no exact number.
+    """
+    if operand.null:
+        return pl.lit(None, pl.String)
+    given = operand.text if operand.text is not None else operand.number
+    if given is not None:
+        try:
+            return pl.lit(constants.read_numeric(given))
+        except ValueError as error:
+            msg = f"compute by {operator}: got {given!r}, {error}"
+            raise MeaningError(msg) from error
+    if operand.expr is not None and is_numeric(operand):
+        return operand.expr
+    if operand.expr is None or operand.meaning is not None or not is_exact(operand.dtype):
+        hint = " without a float. Compute it in a step before (transform: - set)" if operand.dtype.is_float() else ""
+        msg = f"compute by {operator}: got {operand.name or operand.dtype} ({operand.dtype}), expected a number{hint}"
+        raise MeaningError(msg)
+    return operand.expr.cast(pl.String)
+
+
+def is_exact(dtype: pl.DataType) -> bool:
+    """Whether it is a type of exact numbers."""
+    return dtype.is_integer() or isinstance(dtype, pl.Decimal)
 
 
 # --- values whose type in the frame says what they mean -----------------------------------------------

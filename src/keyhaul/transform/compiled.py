@@ -244,7 +244,8 @@ def _typed(text: str, at: str, state: _State, taken: int = 0) -> tuple[pl.Expr, 
     """Return the expression as it was written, then made exact, with what it needs and the type of its result."""
     written = expressions.parse(text, at, state.schema)
     try:
-        found = meant.mean(written, state.schema, state.meanings, taken)
+        digitless = expressions.has_digitless_cast(text)
+        found = meant.mean(written, state.schema, state.meanings, taken, digitless=digitless)
         if written.meta.is_column():
             return written, found, state.schema[written.meta.root_names()[0]]
         expression = expressions.exact(found.expr, found.schema)

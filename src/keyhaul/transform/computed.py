@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import polars as pl
 
 from keyhaul.postgres.pgtypes import DIRECT, DIRECT_WIRE, TEXT, TEXT_WIRE, family
+from keyhaul.transform.arithmetic import unary, whole_digits
 from keyhaul.transform.casts import STRINGS, direct_dtype, in_integer
 
 if TYPE_CHECKING:
@@ -30,10 +31,19 @@ class Computed(NamedTuple):
     wire: str = DIRECT_WIRE
     fits: pl.Expr | None = None
     note: str = ""
+    may_fail: bool = True
 
 
-def write_computed(name: str, dtype: pl.DataType, target: Column) -> Computed:  # noqa: PLR0911 - a case each
+def write_computed(  # noqa: PLR0911 - a case each
+    name: str, dtype: pl.DataType, target: Column, *, numeric: bool = False
+) -> Computed:
     """Return how a column of type `dtype`, computed by an expression, is written into `target`.
+
+    Args:
+        name: of the column.
+        dtype: in the frame.
+        target: the target's column.
+        numeric: the texts are numbers without a declared precision.
 
     Raises:
         NoRouteError: PostgreSQL has no assignment cast from this type to that one.
@@ -45,6 +55,8 @@ def write_computed(name: str, dtype: pl.DataType, target: Column) -> Computed:  
         return _integer(column, target)
     if dtype.is_float():
         return _float(column, target)
+    if numeric:
+        return _number(column, target)
     if isinstance(dtype, pl.String):
         return _string(column, target)
     if isinstance(dtype, pl.Null) or (isinstance(dtype, pl.Time) and want == "time"):
@@ -127,6 +139,33 @@ def _float(column: pl.Expr, target: Column) -> Computed:
             note = f"{name} is rounded to {target.scale} decimals"
         return Computed(column.cast(pl.Float64), "double precision", fits, note)
     raise NoRouteError("Cast it in its expression, for example cast(… as varchar)")
+
+
+def _number(column: pl.Expr, target: Column) -> Computed:
+    """Write texts of numbers without a declared precision."""
+    name, want = column.meta.output_name(), target.base_type
+    if want in _INTEGERS:
+        whole = unary("round", column).cast(pl.Int128, strict=False)
+        limit = 2 ** (_BITS[want] - 1)
+        within = (whole >= pl.lit(-limit, pl.Int128)) & (whole < pl.lit(limit, pl.Int128))
+        fits = column.is_null() | within.fill_null(value=False)
+        note = f"{name} is rounded to whole numbers"
+        return Computed(whole.cast(direct_dtype(want), strict=False), fits=fits, note=note)
+    if want in _FLOATS:
+        return Computed(column, TEXT_WIRE, note=f"{name} is read as {target.pg_type} by the target")
+    if want in STRINGS:
+        return _string(column, target)
+    if want != "numeric":
+        raise NoRouteError(_cast_it(target))
+    if target.precision is None or target.scale is None:
+        return Computed(column, TEXT_WIRE, may_fail=False)
+    if target.scale < 0:
+        return Computed(column, TEXT_WIRE, note=f"{name} is rounded by the target")
+    rounded = unary("round", column, target.scale)
+    fits = whole_digits(rounded) <= target.precision - target.scale
+    fits = (column == "NaN") | (fits & ~column.str.ends_with("Infinity"))
+    note = f"{name} is rounded to {target.scale} decimals"
+    return Computed(rounded, TEXT_WIRE, fits=fits, note=note, may_fail=False)
 
 
 def _string(column: pl.Expr, target: Column) -> Computed:

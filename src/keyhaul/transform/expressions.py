@@ -56,6 +56,7 @@ _TOKEN: Final = re.compile(
     """,
     re.VERBOSE,
 )
+_DIGITLESS: Final = re.compile(r"(?:::|\bas)\s*(?:numeric|decimal|dec)\b(?!\s*\()", re.IGNORECASE)
 _ODD_QUOTES: Final = re.compile(r"--|/\*|[#$`\\]|\b[nN]?[qQ]'")
 """What may end or begin a literal elsewhere than `_TOKEN` sees it."""
 
@@ -114,6 +115,11 @@ def operators(text: str) -> int:
         count += kind in ("start", "operator") or (kind == "word" and not alone) or (signed and not alone)
         alone = kind in ("start", "comma")
     return count
+
+
+def has_digitless_cast(text: str) -> bool:
+    """Whether ``numeric`` or ``decimal`` stands in it without digits, which Polars takes for ``numeric(38,9)``."""
+    return _DIGITLESS.search(re.sub(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"", "", text)) is not None
 
 
 def short(text: str) -> str:

@@ -91,7 +91,8 @@ def build_mapping(
             problems.append(f"write {table}.{name}: the target computes this column itself. Drop it in the job")
             continue
         try:
-            mapped.append(write_column(name, column.dtype, origin, target, time_zone=time_zone))
+            numeric = column.meaning is not None and column.meaning.kind == "numeric"
+            mapped.append(write_column(name, column.dtype, origin, target, time_zone=time_zone, numeric=numeric))
         except NoRouteError as error:
             have = origin.pg_type if origin else f"a computed {column.dtype}"
             problems.append(f"write {table}.{name}: got {have}, expected {target.pg_type}. {error}")
@@ -108,17 +109,37 @@ def build_mapping(
 
 
 def write_column(
-    name: str, dtype: pl.DataType, origin: Column | None, target: Column, *, time_zone: str | None = None
+    name: str,
+    dtype: pl.DataType,
+    origin: Column | None,
+    target: Column,
+    *,
+    time_zone: str | None = None,
+    numeric: bool = False,
 ) -> WriteColumn:
     """Return how a column of type `dtype`, copied from `origin` or computed, is written into `target`.
+
+    Args:
+        name: of the column, in the frame and in the target.
+        dtype: in the frame.
+        origin: what it is a plain copy of.
+        target: the target's column.
+        time_zone: in which the source's local times are, if the job says so.
+        numeric: a computed text holds numbers without a declared precision.
 
     Raises:
         NoRouteError: there is no way that changes no value; the text says what would do it.
     """
     if origin is None:
-        value, wire, fits, note = write_computed(name, dtype, target)
+        computed = write_computed(name, dtype, target, numeric=numeric)
         written = WriteColumn(
-            name=name, target=target, value=value, wire=wire, fits=fits, may_fail=wire == TEXT_WIRE, note=note
+            name=name,
+            target=target,
+            value=computed.value,
+            wire=computed.wire,
+            fits=computed.fits,
+            may_fail=computed.wire == TEXT_WIRE and computed.may_fail,
+            note=computed.note,
         )
     else:
         pair = casts.Pair(name=name, dtype=dtype, origin=origin, target=target, time_zone=time_zone)

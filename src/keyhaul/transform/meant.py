@@ -6,15 +6,25 @@ can be neither compared nor computed is refused by name.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
-from keyhaul.transform import expressions
-from keyhaul.transform.comparing import Operand, among, compare, opaque, refusal
-from keyhaul.transform.meanings import Meaning, canonical
+from keyhaul.transform import arithmetic, expressions
+from keyhaul.transform.comparing import (
+    MeaningError,
+    Operand,
+    among,
+    calculate,
+    compare,
+    is_exact,
+    is_numeric,
+    opaque,
+    refusal,
+)
+from keyhaul.transform.meanings import NUMERIC, Meaning, canonical
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,7 +38,13 @@ _OPERATORS: Final = {
 _LONG: Final = 20
 """Items of a list that are still compared one by one."""
 _CHOOSING: Final = frozenset({"Coalesce", "FillNull"})
-_ORDERING: Final = frozenset({"MaxHorizontal", "MinHorizontal"})
+_ORDERING: Final = {"MaxHorizontal": "max", "MinHorizontal": "min"}
+_ARITHMETIC: Final = {
+    "Plus": "+", "Minus": "-", "Multiply": "*", "Mul": "*", "TrueDivide": "/", "Div": "/", "Modulus": "%", "Rem": "%",
+}  # fmt: skip
+_FUNCTIONS: Final = {"Abs": "abs", "Floor": "floor", "Ceil": "ceil", "Sign": "sign"}
+_DIGITLESS: Final = pl.Decimal(38, 9)
+"""What Polars makes of ``numeric`` without digits."""
 
 Tree = Any
 
@@ -51,7 +67,12 @@ class Meant:
 
 
 def mean(
-    expression: pl.Expr, schema: Mapping[str, pl.DataType], meanings: Mapping[str, Meaning], taken: int = 0
+    expression: pl.Expr,
+    schema: Mapping[str, pl.DataType],
+    meanings: Mapping[str, Meaning],
+    taken: int = 0,
+    *,
+    digitless: bool = False,
 ) -> Meant:
     """Return the expression with PostgreSQL's comparisons.
 
@@ -60,13 +81,14 @@ def mean(
         schema: column → type in the frame.
         meanings: of the columns whose type does not say it.
         taken: how many computed columns there are already.
+        digitless: it was written with a cast to ``numeric`` or ``decimal`` without digits.
 
     Raises:
         MeaningError: it does something with a column that cannot be done here.
         polars.exceptions.PolarsError: the operands' types do not fit.
         RecursionError: it is deeper than Polars reads back.
     """
-    walk = _Walk(schema=dict(schema), meanings=meanings, taken=taken)
+    walk = _Walk(schema=dict(schema), meanings=meanings, taken=taken, digitless=digitless)
     value = walk.visit(expressions.tree_of(expression))
     return Meant(
         expr=expressions.from_tree(value.tree), computed=walk.computed, schema=walk.schema, meaning=value.meaning
@@ -75,11 +97,21 @@ def mean(
 
 @dataclass(frozen=True, slots=True)
 class _Value:
-    """A part of the expression, with what its texts mean and a name for messages."""
+    """A part of the expression.
+
+    Attributes:
+        tree: the expression; of a number that may be an error, one that raises it.
+        meaning: of its texts.
+        name: for messages.
+        column: of a computed number, the column.
+        risky: columns that may hold an error, which are the part's own or what it was computed of.
+    """
 
     tree: Tree
     meaning: Meaning | None = None
     name: str = ""
+    column: str = ""
+    risky: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -87,9 +119,10 @@ class _Walk:
     schema: dict[str, pl.DataType]
     meanings: Mapping[str, Meaning]
     taken: int
+    digitless: bool = False
     computed: dict[str, pl.Expr] = field(default_factory=dict)
 
-    def visit(self, tree: Tree) -> _Value:  # noqa: PLR0911 - a case each
+    def visit(self, tree: Tree) -> _Value:  # noqa: C901, PLR0911 - a case each
         """Return a part with all comparisons below it settled."""
         if isinstance(tree, str):
             return _Value(tree)
@@ -106,6 +139,10 @@ class _Walk:
         family, member = expressions.called(value) if kind == "Function" else (kind, "")
         if (family, member) == ("Sql", "IsIn"):
             return self._listed(whole, parts)
+        if any(part.meaning is not None and part.meaning.kind == "numeric" for part in parts):
+            number = self._number(kind, value, whole, children)
+            if number is not None:
+                return number
         if member in {"IsNull", "IsNotNull"} or not any(part.meaning for part in parts):
             return _Value(whole)
         if kind == "Cast":
@@ -117,8 +154,78 @@ class _Walk:
         return self._other(whole, family or kind, parts)
 
     def _compared(self, whole: Tree, op: str, parts: Sequence[_Value]) -> _Value:
-        outcome = compare(op, self._operand(parts[0]), self._operand(parts[1]))
-        return _Value(whole) if outcome is None else self._compute(outcome, pl.Boolean())
+        left, right = self._operand(parts[0]), self._operand(parts[1])
+        outcome = compare(op, left, right)
+        if outcome is None:
+            return _Value(whole)
+        return self._guarded(self._compute(outcome, pl.Boolean()), left.risky | right.risky)
+
+    def _number(self, kind: str, value: Tree, whole: Tree, children: Mapping[str | int, _Value]) -> _Value | None:
+        """Compute with numbers that have no declared precision; None for what is no arithmetic."""
+        family, member = expressions.called(value) if kind == "Function" else (kind, "")
+        operator = _ARITHMETIC.get(value["op"], "") if kind == "BinaryExpr" else ""
+        decimals = 0
+        if (family, member) == ("Sql", "Binary"):
+            operator = _ARITHMETIC.get(value["function"]["Sql"]["Binary"], "")
+        elif (family, member) == ("Sql", "Round"):
+            operator, decimals = "round", value["function"]["Sql"]["Round"]["decimals"]
+        elif family in _CHOOSING:
+            operator = "coalesce"
+        elif kind == "Function":
+            operator = _FUNCTIONS.get(family, "") or _ORDERING.get(family, "")
+        operands = {place: self._operand(child) for place, child in children.items()}
+        if kind == "Ternary":
+            return self._either(whole, operands)
+        if not operator:
+            return None
+        floats = any(operand.dtype.is_float() for operand in operands.values() if not operand.is_constant)
+        if floats:  # as PostgreSQL does, which makes both doubles
+            return self._as_floats(kind, value, children, operands)
+        found = calculate(operator, list(operands.values()), decimals)
+        if found.expr is None:
+            return None
+        done = self._compute(found.expr, pl.String(), found.meaning, found.name)
+        risky = found.risky | ({done.column} if operator in {"/", "%"} else frozenset())
+        return self._guarded(done, risky)
+
+    def _as_floats(
+        self, kind: str, value: Tree, children: Mapping[str | int, _Value], operands: Mapping[str | int, Operand]
+    ) -> _Value:
+        trees = {place: child.tree for place, child in children.items()}
+        for place, operand in operands.items():
+            if is_numeric(operand) and operand.expr is not None:
+                raised = arithmetic.raising(operand.expr) if operand.risky else operand.expr
+                trees[place] = self._compute(arithmetic.to_float(raised), pl.Float64()).tree
+        return _Value(_with_children(kind, value, trees))
+
+    def _either(self, whole: Tree, operands: Mapping[str | int, Operand]) -> _Value | None:
+        """CASE: all values as numbers."""
+        branches = {place: operand for place, operand in operands.items() if place != "predicate"}
+        if not all(
+            operand.null or operand.number is not None or is_numeric(operand) or is_exact(operand.dtype)
+            for operand in branches.values()
+        ):
+            return None
+        value = dict(whole["Ternary"])
+        risky: frozenset[str] = frozenset()
+        name = ""
+        for place, operand in branches.items():
+            found = calculate("coalesce", [operand])
+            if found.expr is None:
+                return None
+            done = self._guarded(self._compute(found.expr, pl.String(), found.meaning, found.name), operand.risky)
+            value[place], name = done.tree, name or operand.name
+        return _Value({"Ternary": value}, NUMERIC, name, "", risky)
+
+    def _guarded(self, value: _Value, risky: frozenset[str]) -> _Value:
+        """Return a value whose evaluation raises the error that a column has which it was computed of."""
+        tree = value.tree
+        for column in sorted(risky):
+            own = column == value.column
+            error = arithmetic.raising(pl.col(column))
+            there = error if own else pl.when(error.is_null() | error.is_not_null()).then(expressions.from_tree(tree))
+            tree = expressions.tree_of(there)
+        return replace(value, tree=tree, risky=risky)
 
     def _listed(self, whole: Tree, parts: Sequence[_Value]) -> _Value:
         """``in (…)``: as one ``=`` after the other."""
@@ -149,7 +256,28 @@ class _Walk:
         if isinstance(dtype, pl.String) or (inner.meaning is not None and inner.meaning.is_string):
             return _Value(whole)
         del value
-        raise refusal(f"cast to {dtype}", self._operand(inner))
+        operand = self._operand(inner)
+        number = self._converted(operand, dtype) if is_numeric(operand) else None
+        if number is None:
+            raise refusal(f"cast to {dtype}", operand)
+        return self._guarded(self._compute(number, dtype), operand.risky)
+
+    def _converted(self, number: Operand, dtype: pl.DataType) -> pl.Expr | None:
+        """Return a number as another type's, rounded as PostgreSQL rounds; None where it has no such cast."""
+        if number.expr is None:
+            return None
+        text = pl.when(~number.expr.str.starts_with("!")).then(number.expr) if number.risky else number.expr
+        if isinstance(dtype, pl.Decimal):
+            if self.digitless and dtype == _DIGITLESS:
+                msg = (
+                    f"cast {number.name} to numeric without digits: it would be rounded to 9 decimals here. Leave the "
+                    "cast out, since the column is numeric, or write the digits, as in numeric(38,9)"
+                )
+                raise MeaningError(msg)
+            return arithmetic.to_decimal(text, dtype.precision, dtype.scale)
+        if dtype.is_integer():
+            return arithmetic.to_integer(text, dtype)
+        return arithmetic.to_float(text).cast(dtype) if dtype.is_float() else None
 
     def _chosen(self, whole: Tree, *branches: _Value) -> _Value:
         """One of several values, as CASE or COALESCE choose: all of one type, or constants."""
@@ -185,6 +313,11 @@ class _Walk:
         constant = _constant(value.tree)
         if constant is not None:
             return constant
+        if value.column:
+            return Operand(
+                expr=pl.col(value.column), dtype=self.schema[value.column], meaning=value.meaning, name=value.name,
+                risky=value.risky,
+            )  # fmt: skip
         if isinstance(value.tree, dict) and "Column" in value.tree:
             column = value.tree["Column"]
             return Operand(expr=pl.col(column), dtype=self.schema[column], meaning=value.meaning, name=value.name)
@@ -202,7 +335,7 @@ class _Walk:
         column = COMPUTED.format(self.taken + len(self.computed))
         self.computed[column] = expression
         self.schema[column] = dtype
-        return _Value({"Column": column}, meaning, name)
+        return _Value({"Column": column}, meaning, name, column)
 
 
 def _with_children(kind: str, value: Tree, children: Mapping[str | int, Tree]) -> Tree:
@@ -227,7 +360,7 @@ def _constant(tree: Tree) -> Operand | None:  # noqa: PLR0911 - a case each
     literal = tree["Literal"]
     if "Dyn" in literal:
         _, number = next(iter(literal["Dyn"].items()))
-        return Operand(number=str(number))
+        return Operand(number=str(number).removesuffix(".0"))
     scalar = literal.get("Scalar")
     if not isinstance(scalar, dict):
         return None

@@ -1,0 +1,339 @@
+"""Arithmetic of numbers of any length, in texts as PostgreSQL's numeric prints them: its digits, and no other.
+
+A number of up to 38 digits is an integer of 128 bits with a scale, so that whole columns are computed at a time. What
+does not fit there (300 digits, NaN, ±infinity, a quotient with many digits) is computed alone. An outcome that
+PostgreSQL refuses is a text that begins with ``!``: it is an error only for a row that uses it (see `raising`).
+"""
+
+from __future__ import annotations
+
+import decimal
+from decimal import Decimal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import polars as pl
+
+from keyhaul.errors import DIVISION_BY_ZERO, FIELD_OVERFLOW, FLOAT_RANGE, INTEGER_RANGE, NUMERIC_OVERFLOW
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+BINARY: Final = frozenset({"+", "-", "*", "/", "%"})
+UNARY: Final = frozenset({"abs", "sign", "floor", "ceil", "round"})
+
+_ERROR: Final = "!"
+_DIVIDED: Final = _ERROR + DIVISION_BY_ZERO
+_TOO_LARGE: Final = _ERROR + NUMERIC_OVERFLOW
+_DIGITS: Final = 38
+"""That an integer of 128 bits has for sure."""
+_TENS: Final = pl.Series([10**power for power in range(_DIGITS + 1)], dtype=pl.Int128)
+_ZERO: Final = pl.lit(0, pl.Int128)
+"""Polars 2.1 cannot negate an integer of 128 bits."""
+_WHOLE_DIGITS, _DECIMALS = 131_072, 16_383
+"""The most digits before and after the point: NUMERIC_WEIGHT_MAX and NUMERIC_DSCALE_MAX in numeric.c."""
+_QUOTIENT, _SHOWN = 16, 1_000
+"""Digits of a quotient at the least (NUMERIC_MIN_SIG_DIGITS), its decimals at the most (NUMERIC_MAX_DISPLAY_SCALE)."""
+_GROUP: Final = 4
+"""Decimal digits of one digit of numeric's own: DEC_DIGITS."""
+_EXACT: Final = decimal.Context(prec=600_000, Emax=decimal.MAX_EMAX, Emin=decimal.MIN_EMIN, traps=[])
+
+
+def binary(operator: str, left: pl.Expr, right: pl.Expr) -> pl.Expr:
+    """Return the text of ``left operator right`` for texts of numbers, NULL where one is NULL.
+
+    Args:
+        operator: a member of `BINARY`.
+        left: texts of numbers.
+        right: texts of numbers.
+    """
+    pair = pl.struct(left.alias("l"), right.alias("r"))
+    return pair.map_batches(partial(_binary, operator), return_dtype=pl.String, is_elementwise=True)
+
+
+def unary(function: str, text: pl.Expr, decimals: int = 0) -> pl.Expr:
+    """Return the text of a function of one number, NULL where it is NULL.
+
+    Args:
+        function: a member of `UNARY`; ``round`` goes half away from zero.
+        text: of a number.
+        decimals: of ``round``.
+    """
+    return text.map_batches(partial(_unary, function, decimals), return_dtype=pl.String, is_elementwise=True)
+
+
+def raising(text: pl.Expr) -> pl.Expr:
+    """Return the text itself; evaluating it raises where it is an error, whose words are in the message."""
+    return _unless(text.str.starts_with(_ERROR), text.str.slice(1), text)
+
+
+def to_integer(text: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+    """Return numbers as integers, rounded half away from zero; evaluating it raises for one that does not fit."""
+    number = unary("round", text).cast(pl.Int128, strict=False).cast(dtype, strict=False)
+    return _unless(text.is_not_null() & number.is_null(), pl.lit(INTEGER_RANGE), number)
+
+
+def to_decimal(text: pl.Expr, precision: int, scale: int) -> pl.Expr:
+    """Return numbers as decimals, rounded half away from zero; evaluating it raises for one that does not fit."""
+    number = unary("round", text, scale).cast(pl.Decimal(precision, scale), strict=False)
+    return _unless(text.is_not_null() & number.is_null(), pl.lit(FIELD_OVERFLOW), number)
+
+
+def whole_digits(text: pl.Expr) -> pl.Expr:
+    """Return how many digits numbers have before the point."""
+    whole = text.str.strip_prefix("-").str.split_exact(".", 1).struct.field("field_0")
+    return whole.str.strip_chars_start("0").str.len_bytes()
+
+
+def limited(text: pl.Expr, precision: int, scale: int) -> pl.Expr:
+    """Return the text of numbers cast to ``numeric(precision, scale)``, or the error that one has too many digits."""
+    rounded = unary("round", text, scale)
+    wide = (whole_digits(rounded) > precision - scale) | text.str.ends_with("Infinity")
+    wrong = wide & ~text.str.starts_with(_ERROR) & (text != "NaN")
+    return pl.when(wrong).then(pl.lit(_ERROR + FIELD_OVERFLOW)).otherwise(rounded)
+
+
+def or_error(outcome: pl.Expr, columns: Iterable[str]) -> pl.Expr:
+    """Return ``true`` or ``false`` as text, or the words of the error in one of the columns."""
+    said = outcome.cast(pl.String)
+    for column in columns:
+        text = pl.col(column)
+        said = pl.when(text.str.starts_with(_ERROR)).then(text.str.slice(1)).otherwise(said)
+    return said
+
+
+def to_float(text: pl.Expr) -> pl.Expr:
+    """Return the nearest doubles; evaluating it raises for a number that none is near to."""
+    number = text.cast(pl.Float64, strict=False)
+    zero = text.str.contains("[1-9]") & (number == 0)
+    endless = number.is_infinite() & ~text.str.ends_with("Infinity")
+    return _unless(zero | endless, pl.lit(FLOAT_RANGE), number)
+
+
+def _unless(wrong: pl.Expr, message: pl.Expr, value: pl.Expr) -> pl.Expr:
+    """Return values; evaluating it raises where one is wrong (a cast of the message to a number does)."""
+    words = pl.when(wrong).then(message)
+    return pl.when(words.cast(pl.Int64, strict=True).is_null()).then(value)
+
+
+# --- whole columns -----------------------------------------------------------------------------
+
+
+def _parts(text: pl.Series) -> tuple[pl.Series, pl.Series, pl.Series]:
+    """Return texts as integers (NULL for one that is too long), their decimals, and the digits that they have."""
+    point = text.str.find(".", literal=True).cast(pl.Int64)
+    length = text.str.len_bytes().cast(pl.Int64)
+    scale = (length - 1 - point).fill_null(0)
+    digits = length - point.is_not_null().cast(pl.Int64) - text.str.starts_with("-").cast(pl.Int64)
+    return text.str.replace(".", "", literal=True).cast(pl.Int128, strict=False), scale, digits
+
+
+def _shifted(number: pl.Series, by: pl.Series, digits: pl.Series) -> tuple[pl.Series, pl.Series]:
+    """Return integers times a power of ten, NULL where there is no room, and the digits that they have then."""
+    room = (by >= 0) & (digits + by < _DIGITS)
+    power = _TENS.gather(by.clip(0, _DIGITS).fill_null(0).cast(pl.UInt32))
+    return _only(number * power, room), digits + by
+
+
+def _only(number: pl.Series, where: pl.Series) -> pl.Series:
+    return pl.select(pl.when(where).then(number)).to_series()
+
+
+def _larger(left: pl.Series, right: pl.Series) -> pl.Series:
+    return pl.select(pl.max_horizontal(left, right)).to_series()
+
+
+def _written(number: pl.Series, scale: pl.Series) -> pl.Series:
+    """Return integers as numbers with so many decimals."""
+    n, s = pl.col("n"), pl.col("s")
+    padded = n.abs().cast(pl.String).str.zfill(s + 1)
+    whole = pl.when(n < 0).then(pl.lit("-")).otherwise(pl.lit("")) + padded.str.head(
+        padded.str.len_bytes().cast(pl.Int64) - s
+    )
+    text = pl.when(s > 0).then(pl.concat_str(whole, pl.lit("."), padded.str.tail(s))).otherwise(whole)
+    return pl.DataFrame({"n": number, "s": scale}).select(pl.when(n.is_not_null()).then(text)).to_series()
+
+
+def _completed(found: pl.Series, given: tuple[pl.Series, ...], one: Callable[..., str]) -> pl.Series:
+    """Return the texts with those that were not found computed one by one."""
+    present = given[0].is_not_null()
+    for other in given[1:]:
+        present &= other.is_not_null()
+    missing = (found.is_null() & present).arg_true()
+    if not missing.len():
+        return found
+    rows = zip(*(series.gather(missing).to_list() for series in given), strict=True)
+    values = pl.Series([one(*row) for row in rows], dtype=pl.String)
+    return found.scatter(missing, values)
+
+
+def _binary(operator: str, pair: pl.Series) -> pl.Series:
+    left, right = pair.struct.field("l"), pair.struct.field("r")
+    (a, sa, da), (b, sb, db) = _parts(left), _parts(right)
+    if operator == "*":
+        found, scale = _only(a * b, da + db <= _DIGITS), sa + sb
+    elif operator == "/":
+        found, scale = _divided(left, right, (a, sa, da), (b, sb, db))
+    else:
+        scale = _larger(sa, sb)
+        (a, _), (b, _) = _shifted(a, scale - sa, da), _shifted(b, scale - sb, db)
+        found = _remainder(a, b) if operator == "%" else a + b if operator == "+" else a - b
+    return _completed(_written(found, scale), (left, right), partial(_one, operator))
+
+
+def _remainder(a: pl.Series, b: pl.Series) -> pl.Series:
+    """Return what a division leaves, with the dividend's sign; NULL where the divisor is zero."""
+    one, other = pl.col("a"), pl.col("b")
+    rest = one.abs() % other.abs()
+    signed = pl.when(one < 0).then(_ZERO - rest).otherwise(rest)
+    return pl.DataFrame({"a": a, "b": b}).select(pl.when(other != 0).then(signed)).to_series()
+
+
+def _first(text: pl.Series) -> tuple[pl.Series, pl.Series]:
+    """Return the place and the value of the first of numeric's own digits, each of four decimal ones."""
+    t = pl.col("t")
+    body = t.str.strip_prefix("-")
+    point = pl.coalesce(body.str.find(".", literal=True).cast(pl.Int64), body.str.len_bytes().cast(pl.Int64))
+    plain = body.str.replace(".", "", literal=True)
+    digits = plain.str.strip_chars_start("0")
+    exponent = point - 1 - (plain.str.len_bytes().cast(pl.Int64) - digits.str.len_bytes().cast(pl.Int64))
+    weight = exponent.floordiv(_GROUP)
+    head = digits.str.head(exponent - weight * _GROUP + 1)
+    value = head.str.pad_end(exponent - weight * _GROUP + 1, "0").cast(pl.Int64, strict=False)
+    zero = digits == ""
+    frame = pl.DataFrame({"t": text}).select(
+        weight=pl.when(zero).then(0).otherwise(weight), value=pl.when(zero).then(0).otherwise(value)
+    )
+    return frame["weight"], frame["value"]
+
+
+def _divided(
+    left: pl.Series,
+    right: pl.Series,
+    dividend: tuple[pl.Series, pl.Series, pl.Series],
+    divisor: tuple[pl.Series, pl.Series, pl.Series],
+) -> tuple[pl.Series, pl.Series]:
+    """Return quotients with their decimals, as select_div_scale in numeric.c has them; NULL where it takes more."""
+    (a, sa, da), (b, sb, _) = dividend, divisor
+    (weight, first), (other_weight, other) = _first(left), _first(right)
+    scale = _quotient_scale(weight - other_weight - (first <= other).cast(pl.Int64), sa, sb)
+    raised, _ = _shifted(a, scale - sa + sb, da)
+    one, by = pl.col("a"), pl.col("b")
+    rounded = (one.abs() * 2 + by.abs()) // (by.abs() * 2)  # a quotient half way goes away from zero
+    quotient = pl.when((one < 0) ^ (by < 0)).then(_ZERO - rounded).otherwise(rounded)
+    room = (by != 0) & (one.abs() < 10 ** (_DIGITS - 1)) & (by.abs() < 10 ** (_DIGITS - 1))
+    return pl.DataFrame({"a": raised, "b": b}).select(pl.when(room).then(quotient)).to_series(), scale
+
+
+def _quotient_scale(weight: pl.Series, one: pl.Series, other: pl.Series) -> pl.Series:
+    wanted = pl.max_horizontal(_QUOTIENT - pl.col("w") * _GROUP, "a", "b", 0)
+    return pl.DataFrame({"w": weight, "a": one, "b": other}).select(wanted.clip(upper_bound=_SHOWN)).to_series()
+
+
+def _unary(function: str, decimals: int, text: pl.Series) -> pl.Series:
+    number, scale, digits = _parts(text)
+    n, p = pl.col("n"), pl.col("p")
+    if function == "round":
+        longer, _ = _shifted(number, decimals - scale, digits)
+        half = (n.abs() * 2 + p) // (p * 2)
+        found = pl.select(
+            pl.when(scale <= decimals).then(longer).otherwise(
+                _cut(number, scale - decimals, digits, pl.when(n < 0).then(_ZERO - half).otherwise(half))
+            )
+        ).to_series()  # fmt: skip
+        return _completed(_written(found, scale * 0 + decimals), (text,), partial(_alone, function, decimals))
+    if function == "abs":
+        return _completed(_written(number.abs(), scale), (text,), partial(_alone, function, decimals))
+    if function == "sign":
+        found = number.sign()
+    else:
+        found = _cut(number, scale, digits, n // p if function == "floor" else _ZERO - ((_ZERO - n) // p))
+    return _completed(_written(found, scale * 0), (text,), partial(_alone, function, decimals))
+
+
+def _cut(number: pl.Series, by: pl.Series, digits: pl.Series, how: pl.Expr) -> pl.Series:
+    """Return integers ``n`` brought down by a power of ten ``p``, NULL where there is no room to compute it."""
+    power = _TENS.gather(by.clip(0, _DIGITS).fill_null(0).cast(pl.UInt32))
+    room = (digits < _DIGITS - 1) & (by < _DIGITS - 1)
+    return pl.DataFrame({"n": number, "p": power, "room": room}).select(pl.when("room").then(how)).to_series()
+
+
+# --- one by one --------------------------------------------------------------------------------
+
+
+def _text(value: Decimal) -> str:
+    """Return a number as numeric prints it, or the error that it is too large."""
+    if value.is_nan():
+        return "NaN"
+    if value.is_infinite():
+        return "-Infinity" if value < 0 else "Infinity"
+    if value and value.adjusted() >= _WHOLE_DIGITS:
+        return _TOO_LARGE
+    if _scale(value) > _DECIMALS:
+        value = value.quantize(Decimal(1).scaleb(-_DECIMALS), decimal.ROUND_HALF_UP, _EXACT)
+    return format(value or value.copy_abs(), "f")
+
+
+def _scale(value: Decimal) -> int:
+    exponent: Any = value.as_tuple().exponent
+    return max(0, -int(exponent))
+
+
+def _one(operator: str, left: str, right: str) -> str:
+    if left.startswith(_ERROR) or right.startswith(_ERROR):
+        return left if left.startswith(_ERROR) else right
+    a, b = Decimal(left), Decimal(right)
+    if a.is_nan() or b.is_nan():
+        return "NaN"
+    if operator in "/%" and not b:
+        return _DIVIDED
+    if operator in "/%":
+        return _quotient(a, b) if operator == "/" else _rest(a, b)
+    return _text({"+": _EXACT.add, "-": _EXACT.subtract, "*": _EXACT.multiply}[operator](a, b))
+
+
+def _quotient(a: Decimal, b: Decimal) -> str:
+    if a.is_infinite():
+        return "NaN" if b.is_infinite() else _text(a if b > 0 else a.copy_negate())
+    if b.is_infinite():
+        return "0"
+    (weight, first), (other_weight, other) = _leading(a), _leading(b)
+    weight -= other_weight + (first <= other)
+    scale = min(max(_QUOTIENT - weight * _GROUP, _scale(a), _scale(b), 0), _SHOWN)
+    over, under = _integer(a.copy_abs(), scale + _scale(b)), _integer(b.copy_abs(), _scale(b))
+    whole = Decimal((over * 2 + under) // (under * 2)).scaleb(-scale, _EXACT)
+    return _text(whole.copy_negate() if (a < 0) != (b < 0) else whole)
+
+
+def _integer(value: Decimal, power: int) -> int:
+    return int(value.scaleb(power, _EXACT))
+
+
+def _leading(value: Decimal) -> tuple[int, int]:
+    if not value:
+        return 0, 0
+    weight = value.adjusted() // _GROUP
+    return weight, int(value.copy_abs().scaleb(-weight * _GROUP, _EXACT))
+
+
+def _rest(a: Decimal, b: Decimal) -> str:
+    if a.is_infinite():
+        return "NaN"
+    if b.is_infinite():
+        return _text(a)
+    rest = _EXACT.remainder(a, b)
+    return _text(rest.quantize(Decimal(1).scaleb(-max(_scale(a), _scale(b))), context=_EXACT))
+
+
+def _alone(function: str, decimals: int, text: str) -> str:
+    value = text if text.startswith(_ERROR) else Decimal(text)
+    if isinstance(value, str) or value.is_nan():
+        return text
+    if function == "sign":
+        return "0" if not value else "-1" if value < 0 else "1"
+    if function == "abs":
+        return _text(value.copy_abs())
+    if value.is_infinite():
+        return text
+    ways = {"round": decimal.ROUND_HALF_UP, "floor": decimal.ROUND_FLOOR, "ceil": decimal.ROUND_CEILING}
+    return _text(value.quantize(Decimal(1).scaleb(-decimals), ways[function], _EXACT))
