@@ -121,6 +121,13 @@ Text under a collation with another order than its bytes': `=` and dedup as abov
 deterministic (ICU, case does not count) all are refused. A record with ±infinity in a date or timestamp, or with NaN
 in a numeric with a precision, is quarantined where a clause looks at the column.
 
+A `numeric` without digits is computed with as PostgreSQL does, digit for digit, for every value (300 digits, NaN,
+Infinity): `+ - * / %`, `abs`, `sign`, `floor`, `ceil`, `round`, `coalesce`, `greatest`, `least`, in `set` and `where`
+`case`, `nullif` and casts to `numeric(p,s)`, `bigint` and `double precision` as well, in rules casts to `numeric(p,s)`.
+With a float both become floats. A zero divisor and a number with too many digits cost their record. A cast to
+`numeric` without digits is refused, since Polars and DuckDB would round; so is what is not named here.
+(`tests/integration/test_arithmetic.py`.) Up to 38 digits whole columns are computed at a time, longer ones alone.
+
 """
 
 _TAIL = """
@@ -252,16 +259,17 @@ def _sqlite_kinds() -> Iterator[Sequence[str]]:
 def _computed() -> Iterator[Sequence[str]]:
     for label, dtype in _COMPUTED_TYPES:
         yield f"`{label}`", f"`{pgtypes.ddl_type(dtype) or 'refused'}`", ", ".join(_takes(dtype))
+    yield "of a `numeric` without digits", "`numeric`", ", ".join(_takes(pl.String(), numeric=True))
 
 
-def _takes(dtype: pl.DataType) -> Iterator[str]:
+def _takes(dtype: pl.DataType, *, numeric: bool = False) -> Iterator[str]:
     """Yield each type that takes the computed one, with what happens to a value."""
     said: dict[str, list[str]] = {}
     for name in (*pgtypes.DIRECT, "time"):
         digits = (9, 1) if name == "numeric" else (None, None)
         target = Column(name="c", pg_type=name, base_type=name, precision=digits[0], scale=digits[1])
         try:
-            written = write_computed("c", dtype, target)
+            written = write_computed("c", dtype, target, numeric=numeric)
         except NoRouteError:
             continue
         note = written.note.removeprefix("c is ").replace("1 decimals", "its decimals")

@@ -10,7 +10,7 @@ from moving import move, rows, run_sql
 from support import drop_database, make_database
 
 from keyhaul.errors import ConfigError
-from keyhaul.transform import arithmetic
+from keyhaul.semantics import arithmetic
 
 NUMBERS = [
     "0", "0.00", "1", "1.0", "-1", "5", "10", "0.005", "-0.5", "0.10", "9999", "10000", "9999.9999", "-10000.5",

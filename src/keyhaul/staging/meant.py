@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
-from keyhaul.transform.comparing import (
+from keyhaul.semantics.comparing import (
     MAY_FAIL,
     MeaningError,
     Operand,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     import duckdb
 
-    from keyhaul.transform.meanings import Meaning
+    from keyhaul.semantics.meanings import Meaning
 
 COMPUTED: Final = "_keyhaul_rule_{}"
 

@@ -12,9 +12,9 @@ import polars as pl
 
 from keyhaul.errors import ConfigError, first_line
 from keyhaul.quoting import quote_name, quote_text
+from keyhaul.semantics.comparing import MeaningError
 from keyhaul.staging.functions import refused
 from keyhaul.staging.meant import mean
-from keyhaul.transform.comparing import MeaningError
 from keyhaul.transform.expressions import SHORTER
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from keyhaul.config.job import Rule
-    from keyhaul.transform.meanings import Meaning
+    from keyhaul.semantics.meanings import Meaning
 
 CHUNK: Final = "chunk"
 """The name under which a rule could see the chunk; rules that do (a subquery) are refused."""

@@ -14,11 +14,11 @@ import polars as pl
 from keyhaul.errors import ChunkError, ConfigError, StopRunError, first_line, safe_message
 from keyhaul.halving import halve
 from keyhaul.model import RECORD
+from keyhaul.semantics.comparing import MeaningError
+from keyhaul.semantics.meanings import meaning_of
 from keyhaul.transform import expressions, meant
-from keyhaul.transform.comparing import MeaningError
 from keyhaul.transform.functions import load_function
 from keyhaul.transform.lookup import FAILED_SCHEMA, Held, hold
-from keyhaul.transform.meanings import meaning_of
 from keyhaul.transform.perchunk import Fetched, fetch_per_chunk
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from keyhaul.config.job import Step
     from keyhaul.config.lookupstep import Lookup
     from keyhaul.model import Column
+    from keyhaul.semantics.meanings import Meaning
     from keyhaul.transform.lookup import LookupRows
-    from keyhaul.transform.meanings import Meaning
     from keyhaul.transform.meant import Meant
 
     Apply = Callable[[pl.LazyFrame], pl.LazyFrame]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import polars as pl
 
 from keyhaul.postgres.pgtypes import DIRECT, DIRECT_WIRE, TEXT, TEXT_WIRE, family
-from keyhaul.transform.arithmetic import unary, whole_digits
+from keyhaul.semantics.arithmetic import unary, whole_digits
 from keyhaul.transform.casts import STRINGS, direct_dtype, in_integer
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
-from keyhaul.transform import arithmetic, expressions
-from keyhaul.transform.comparing import (
+from keyhaul.semantics import arithmetic
+from keyhaul.semantics.comparing import (
     MeaningError,
     Operand,
     among,
@@ -24,7 +24,8 @@ from keyhaul.transform.comparing import (
     opaque,
     refusal,
 )
-from keyhaul.transform.meanings import NUMERIC, Meaning, canonical
+from keyhaul.semantics.meanings import NUMERIC, Meaning, canonical
+from keyhaul.transform import expressions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

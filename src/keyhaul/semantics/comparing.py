@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
-from keyhaul.transform import arithmetic, constants, numerics
-from keyhaul.transform.meanings import NUMERIC, OPAQUE, Meaning, as_written, constant, key, keys
+from keyhaul.semantics import arithmetic, constants, numerics
+from keyhaul.semantics.meanings import NUMERIC, OPAQUE, Meaning, as_written, constant, key, keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -50,7 +50,7 @@ class Operand:
         text: of a constant in quotes.
         number: a constant number, as it was written.
         null: it is the constant NULL.
-        risky: columns of texts that may be an error, which `keyhaul.transform.arithmetic.raising` raises.
+        risky: columns of texts that may be an error, which `keyhaul.semantics.arithmetic.raising` raises.
     """
 
     expr: pl.Expr | None = None

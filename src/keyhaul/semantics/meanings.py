@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import polars as pl
 
 from keyhaul.postgres.pgtypes import DIRECT, TEXT, family, is_bounded_numeric
-from keyhaul.transform import constants, numerics
+from keyhaul.semantics import constants, numerics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
