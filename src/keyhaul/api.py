@@ -13,7 +13,7 @@ from keyhaul.before.preview import preview
 from keyhaul.comparison import comparing, ledgercompare
 from keyhaul.comparison.differences import FIRST_DIFFERENCES
 from keyhaul.config.job import Job, load_job
-from keyhaul.control import Control
+from keyhaul.control import Control, as_interrupt
 from keyhaul.errors import ConfigError
 from keyhaul.execution import engine
 from keyhaul.sessions.connecting import find_ledger
@@ -207,6 +207,7 @@ def _watching(control: Control, observe: Observer | None) -> Iterator[Observer]:
         return
     before = signal.signal(signal.SIGINT, handle)
     try:
-        yield watch
+        with as_interrupt(lambda: bool(control.signal) and not begun):
+            yield watch
     finally:
         signal.signal(signal.SIGINT, before)

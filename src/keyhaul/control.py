@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import signal
 import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 
 class Control:
@@ -39,3 +44,18 @@ class Control:
             self.hopeless.set()
         self.signal = self.signal or number
         self.stop("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
+
+
+@contextmanager
+def as_interrupt(raised: Callable[[], bool]) -> Iterator[None]:
+    """Raise KeyboardInterrupt in the place of what a library made of one: DuckDB ends with "Query interrupted".
+
+    Args:
+        raised: whether the handler of a signal has raised a KeyboardInterrupt.
+    """
+    try:
+        yield
+    except Exception as error:
+        if raised():
+            raise KeyboardInterrupt from error
+        raise

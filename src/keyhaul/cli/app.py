@@ -35,6 +35,7 @@ from keyhaul.cli.recalling import recalled
 from keyhaul.cli.retyped import command_about, command_line, look_back_options, without_password
 from keyhaul.cli.shell import BROKEN, OK, QUARANTINED, STOPPED, WRONG, RunName, app, importing
 from keyhaul.console import write_line
+from keyhaul.control import as_interrupt
 from keyhaul.errors import ConfigError, EtlError
 from keyhaul.replay.older import permitted, told_older
 
@@ -187,7 +188,8 @@ def _watched(mode: Progress, log_file: Path | None = None, *, quiet: bool) -> It
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, handle)
         try:
-            yield observe, control
+            with as_interrupt(lambda: bool(control.signal) and not begun):
+                yield observe, control
         except KeyboardInterrupt:
             raise _Interrupted(control.signal) from None  # a KeyboardInterrupt would be Typer's own
 
@@ -285,11 +287,18 @@ def main() -> None:
 
 def _command() -> int:
     """Do what the command line says and return the exit code; what cannot be printed does not change it."""
-    code = OK
+    code, got = OK, []
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        got.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, handle)
     try:
         if fault := os.environ.get("KEYHAUL_FAULT"):
             faults.arm(fault)
-        app()
+        with as_interrupt(lambda: bool(got)):
+            app()
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else OK
     except _Interrupted as stop:

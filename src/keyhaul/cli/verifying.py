@@ -131,20 +131,23 @@ def _print(found: Verification | LedgerComparison, *, as_json: bool) -> None:
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
     """End with 128 + the signal, after the statements under way are cancelled; Typer's own code would be 1."""
-    got = [signal.SIGINT]
+    from keyhaul.control import as_interrupt
+
+    got: list[int] = []
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        got[0] = signal.Signals(number)
+        got.append(number)
         hurry(sys.stdout, sys.stderr)
         raise KeyboardInterrupt
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handle)
     try:
-        yield
+        with as_interrupt(lambda: bool(got)):
+            yield
     except KeyboardInterrupt:
         write_line(sys.stderr, "error: interrupted: nothing is known of the chunks that were not compared")
-        raise typer.Exit(128 + got[0]) from None
+        raise typer.Exit(128 + (*got, signal.SIGINT)[0]) from None
 
 
 def _notice(event: object) -> None:

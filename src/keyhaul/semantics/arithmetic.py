@@ -17,7 +17,9 @@ import polars as pl
 from keyhaul.errors import DIVISION_BY_ZERO, FIELD_OVERFLOW, FLOAT_RANGE, INTEGER_RANGE, NUMERIC_OVERFLOW
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
+
+    Parts = tuple[pl.Series, pl.Series, pl.Series]
 
 BINARY: Final = frozenset({"+", "-", "*", "/", "%"})
 UNARY: Final = frozenset({"abs", "sign", "floor", "ceil", "round"})
@@ -39,16 +41,18 @@ _GROUP: Final = 4
 _EXACT: Final = decimal.Context(prec=600_000, Emax=decimal.MAX_EMAX, Emin=decimal.MIN_EMIN, traps=[])
 
 
-def binary(operator: str, left: pl.Expr, right: pl.Expr) -> pl.Expr:
+def binary(operator: str, left: pl.Expr | str, right: pl.Expr | str) -> pl.Expr:
     """Return the text of ``left operator right`` for texts of numbers, NULL where one is NULL.
 
     Args:
         operator: a member of `BINARY`.
-        left: texts of numbers.
-        right: texts of numbers.
+        left: texts of numbers, or a constant's text.
+        right: texts of numbers, or a constant's text.
     """
-    pair = pl.struct(left.alias("l"), right.alias("r"))
-    return pair.map_batches(partial(_binary, operator), return_dtype=pl.String, is_elementwise=True)
+    sides = {"l": left, "r": right}
+    given = pl.struct(side.alias(name) for name, side in sides.items() if isinstance(side, pl.Expr))
+    fixed = {name: side for name, side in sides.items() if isinstance(side, str)}
+    return given.map_batches(partial(_binary, operator, fixed), return_dtype=pl.String, is_elementwise=True)
 
 
 def unary(function: str, text: pl.Expr, decimals: int = 0) -> pl.Expr:
@@ -119,7 +123,7 @@ def _unless(wrong: pl.Expr, message: pl.Expr, value: pl.Expr) -> pl.Expr:
 # --- whole columns -----------------------------------------------------------------------------
 
 
-def _parts(text: pl.Series) -> tuple[pl.Series, pl.Series, pl.Series]:
+def _parts(text: pl.Series) -> Parts:
     """Return texts as integers (NULL for one that is too long), their decimals, and the digits that they have."""
     point = text.str.find(".", literal=True).cast(pl.Int64)
     length = text.str.len_bytes().cast(pl.Int64)
@@ -146,12 +150,25 @@ def _larger(left: pl.Series, right: pl.Series) -> pl.Series:
 def _written(number: pl.Series, scale: pl.Series) -> pl.Series:
     """Return integers as numbers with so many decimals."""
     n, s = pl.col("n"), pl.col("s")
+    if scale.n_unique() == 1:
+        return _evenly_written(number, scale[0])
     padded = n.abs().cast(pl.String).str.zfill(s + 1)
     whole = pl.when(n < 0).then(pl.lit("-")).otherwise(pl.lit("")) + padded.str.head(
         padded.str.len_bytes().cast(pl.Int64) - s
     )
     text = pl.when(s > 0).then(pl.concat_str(whole, pl.lit("."), padded.str.tail(s))).otherwise(whole)
     return pl.DataFrame({"n": number, "s": scale}).select(pl.when(n.is_not_null()).then(text)).to_series()
+
+
+def _evenly_written(number: pl.Series, scale: int) -> pl.Series:
+    """Return integers as numbers that all have so many decimals: a decimal's own text, several times as fast."""
+    n = pl.col("n")
+    if scale == 0:
+        return number.cast(pl.String)
+    padded = n.abs().cast(pl.String).str.zfill(scale + 1)
+    sign = pl.when(n < 0).then(pl.lit("-")).otherwise(pl.lit(""))
+    text = pl.concat_str(sign, padded.str.head(-scale), pl.lit("."), padded.str.tail(scale))
+    return pl.DataFrame({"n": number}).select(text).to_series()
 
 
 def _completed(found: pl.Series, given: tuple[pl.Series, ...], one: Callable[..., str]) -> pl.Series:
@@ -167,9 +184,18 @@ def _completed(found: pl.Series, given: tuple[pl.Series, ...], one: Callable[...
     return found.scatter(missing, values)
 
 
-def _binary(operator: str, pair: pl.Series) -> pl.Series:
-    left, right = pair.struct.field("l"), pair.struct.field("r")
-    (a, sa, da), (b, sb, db) = _parts(left), _parts(right)
+def _side(name: str, fixed: Mapping[str, str], given: pl.Series) -> tuple[pl.Series, Parts]:
+    """Return one side's texts and their parts; a constant's are computed once."""
+    if name not in fixed:
+        text = given.struct.field(name)
+        return text, _parts(text)
+    one = pl.Series([fixed[name]])
+    number, scale, digits = (part.new_from_index(0, given.len()) for part in _parts(one))
+    return one.new_from_index(0, given.len()), (number, scale, digits)
+
+
+def _binary(operator: str, fixed: Mapping[str, str], given: pl.Series) -> pl.Series:
+    (left, (a, sa, da)), (right, (b, sb, db)) = _side("l", fixed, given), _side("r", fixed, given)
     if operator == "*":
         found, scale = _only(a * b, da + db <= _DIGITS), sa + sb
     elif operator == "/":
@@ -190,28 +216,32 @@ def _remainder(a: pl.Series, b: pl.Series) -> pl.Series:
 
 
 def _first(text: pl.Series) -> tuple[pl.Series, pl.Series]:
-    """Return the place and the value of the first of numeric's own digits, each of four decimal ones."""
-    t = pl.col("t")
-    body = t.str.strip_prefix("-")
-    point = pl.coalesce(body.str.find(".", literal=True).cast(pl.Int64), body.str.len_bytes().cast(pl.Int64))
-    plain = body.str.replace(".", "", literal=True)
-    digits = plain.str.strip_chars_start("0")
-    exponent = point - 1 - (plain.str.len_bytes().cast(pl.Int64) - digits.str.len_bytes().cast(pl.Int64))
-    weight = exponent.floordiv(_GROUP)
-    head = digits.str.head(exponent - weight * _GROUP + 1)
-    value = head.str.pad_end(exponent - weight * _GROUP + 1, "0").cast(pl.Int64, strict=False)
-    zero = digits == ""
-    frame = pl.DataFrame({"t": text}).select(
-        weight=pl.when(zero).then(0).otherwise(weight), value=pl.when(zero).then(0).otherwise(value)
+    """Return the place and the value of the first of numeric's own digits, each of four decimal ones; in steps."""
+    frame = text.alias("t").to_frame().select(body=pl.col("t").str.strip_prefix("-"))
+    body, plain, digits = pl.col("body"), pl.col("plain"), pl.col("digits")
+    length = pl.all().str.len_bytes().cast(pl.Int64)
+    frame = frame.with_columns(
+        point=body.str.find(".", literal=True).cast(pl.Int64), plain=body.str.replace(".", "", literal=True)
     )
-    return frame["weight"], frame["value"]
+    frame = frame.with_columns(digits=plain.str.strip_chars_start("0"))
+    lengths = frame.select("body", "plain", "digits").select(length)
+    zeros = lengths["plain"] - lengths["digits"]
+    exponent = frame["point"].fill_null(lengths["body"]) - 1 - zeros
+    weight = exponent.to_frame("e").select(pl.col("e").floordiv(_GROUP)).to_series()
+    width = exponent - weight * _GROUP + 1
+    head = frame.select(digits=digits, w=width).select(
+        digits.str.head(pl.col("w")).str.pad_end(pl.col("w"), "0").cast(pl.Int64, strict=False)
+    )
+    zero = lengths["digits"] == 0
+    nothing = zero.cast(pl.Int64) * 0
+    return weight.zip_with(~zero, nothing), head.to_series().zip_with(~zero, nothing)
 
 
 def _divided(
     left: pl.Series,
     right: pl.Series,
-    dividend: tuple[pl.Series, pl.Series, pl.Series],
-    divisor: tuple[pl.Series, pl.Series, pl.Series],
+    dividend: Parts,
+    divisor: Parts,
 ) -> tuple[pl.Series, pl.Series]:
     """Return quotients with their decimals, as select_div_scale in numeric.c has them; NULL where it takes more."""
     (a, sa, da), (b, sb, _) = dividend, divisor

@@ -215,10 +215,12 @@ def calculate(operator: str, operands: Sequence[Operand], decimals: int = 0, pre
     Raises:
         MeaningError: an operand is no exact number.
     """
-    texts = [number_text(operand, operator) for operand in operands]
+    given = [number_text(operand, operator) for operand in operands]
+    texts = [pl.lit(text) if isinstance(text, str) else text for text in given]
     risky = frozenset().union(*(operand.risky for operand in operands))
     if operator in arithmetic.BINARY:
-        value = arithmetic.binary(operator, *texts)
+        both = given if any(isinstance(one, pl.Expr) for one in given) else texts
+        value = arithmetic.binary(operator, both[0], both[1])
     elif operator in arithmetic.UNARY:
         value = arithmetic.unary(operator, texts[0], decimals)
     elif operator == "cast":
@@ -243,8 +245,8 @@ def outcome_or_error(outcome: pl.Expr, columns: Iterable[str]) -> pl.Expr:
     return arithmetic.or_error(outcome, columns)
 
 
-def number_text(operand: Operand, operator: str) -> pl.Expr:
-    """Return a number as numeric prints it.
+def number_text(operand: Operand, operator: str) -> pl.Expr | str:
+    """Return numbers as numeric prints them, a constant as its text.
 
     Raises:
         MeaningError: it is no exact number.
@@ -254,7 +256,7 @@ def number_text(operand: Operand, operator: str) -> pl.Expr:
     given = operand.text if operand.text is not None else operand.number
     if given is not None:
         try:
-            return pl.lit(constants.read_numeric(given))
+            return constants.read_numeric(given)
         except ValueError as error:
             msg = f"compute by {operator}: got {given!r}, {error}"
             raise MeaningError(msg) from error

@@ -1,0 +1,68 @@
+"""Ctrl-C is an interruption whatever a library makes of it: DuckDB ends its query with a RuntimeError of its own."""
+
+import os
+import signal
+import threading
+
+import pytest
+import typer
+
+from keyhaul.api import _watching
+from keyhaul.cli import app, verifying
+from keyhaul.control import Control, as_interrupt
+from keyhaul.staging.rules import locked_down
+
+LONG = "select count(*) from range(1_000_000) a, range(1_000_000) b where a.range * b.range % 7 = 3"
+
+
+@pytest.fixture(autouse=True)
+def _handlers():
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def interrupted(number=signal.SIGINT):
+    """Ask DuckDB something long, and interrupt it."""
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), number))
+    timer.start()
+    try:
+        with locked_down() as con:
+            con.execute(LONG).fetchall()
+    finally:
+        timer.join()
+
+
+def test_a_run_that_is_interrupted_while_duckdb_reads_a_rule_ends_as_interrupted():
+    with (
+        pytest.raises(app._Interrupted) as stopped,
+        app._watched(app.Progress.off, quiet=True),
+    ):
+        interrupted()
+    assert stopped.value.number == signal.SIGINT
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_comparison_that_is_interrupted_in_duckdb_ends_with_the_signal(number):
+    with pytest.raises(typer.Exit) as stopped, verifying._ended_by_signals():
+        interrupted(number)
+    assert stopped.value.exit_code == 128 + number
+
+
+def test_a_call_from_python_that_is_interrupted_in_duckdb_is_a_keyboard_interrupt():
+    with pytest.raises(KeyboardInterrupt), _watching(Control(), None):
+        interrupted()
+
+
+def test_a_command_without_a_handler_of_its_own_ends_as_interrupted(monkeypatch, capsys):
+    monkeypatch.setattr(app, "app", interrupted)
+    assert app._command() == 128 + signal.SIGINT
+    assert capsys.readouterr().err == "error: interrupted\n"
+
+
+def test_another_error_stays_what_it_is():
+    with pytest.raises(ZeroDivisionError), as_interrupt(lambda: False):
+        raise ZeroDivisionError
+    with pytest.raises(KeyboardInterrupt), as_interrupt(lambda: True):
+        raise ZeroDivisionError
