@@ -128,6 +128,9 @@ With a float both become floats. A zero divisor and a number with too many digit
 `numeric` without digits is refused, since Polars and DuckDB would round; so is what is not named here.
 (`tests/integration/test_arithmetic.py`.) Up to 38 digits whole columns are computed at a time, longer ones alone.
 
+The same holds for what a lookup takes from a table. After a `python` step a column is what its type in the frame says:
+a text is a text.
+
 """
 
 _TAIL = """

@@ -159,6 +159,28 @@ def test_types_of_the_contract_are_taken_as_they_are(tmp_path, databases):
     assert str(expected[0][1]) == "12345.67"
 
 
+@pytest.mark.parametrize("more", ["", ", per_chunk: true"])
+def test_what_is_taken_means_what_postgresql_means_by_it(tmp_path, databases, more):
+    """A price without a precision is a number, a time a time: they compare and compute as such."""
+    run_sql(
+        databases[0],
+        "create table public.prices (code int primary key, price numeric, opens time)",
+        "insert into public.prices values (1, 9, '10:00'), (2, 10, '09:30'), (3, 100.50, '24:00')",
+        "create table public.sold (id int primary key, code int)",
+        "insert into public.sold values (1, 1), (2, 2), (3, 3)",
+    )
+    taken = f"lookup: {{source: {{table: public.prices}}, on: code, take: [price, opens]{more}}}"
+    steps = ["set: {dear: price > '9.5', due: price * 2, late: opens > '9:45'}", "where: price >= 9"]
+    report = move(tmp_path, databases, [taken, *steps], "public.sold")
+    assert report.counts.loaded == 3
+    query = "select id, price::text, dear, due::text, late, pg_typeof(price)::text, pg_typeof(due)::text from {} order by id"
+    assert rows(databases[1], query.format("public.sold")) == [
+        (1, "9", False, "18", True, "numeric", "numeric"),
+        (2, "10", True, "20", False, "numeric", "numeric"),
+        (3, "100.50", True, "201.00", True, "numeric", "numeric"),
+    ]
+
+
 def test_a_file_that_has_changed_makes_a_stopped_run_another_job(tmp_path, flights):
     path = tmp_path / "names.csv"
     path.write_text("carrier,name\nAA,a\n")

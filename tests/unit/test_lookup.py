@@ -18,6 +18,7 @@ from keyhaul.errors import ConfigError
 from keyhaul.sources.lookups import LookupSource
 from keyhaul.staging.stage import Stager
 from keyhaul.transform.compiled import compile_transform
+from keyhaul.transform.lookup import LookupTable
 
 AIRLINES = pl.DataFrame({"carrier": ["AA", "UA", None], "name": ["American", "United", "Nobody"]})
 
@@ -44,7 +45,7 @@ def compiled(chunk, rows, *steps):
     return compile_transform(
         [step(s) if isinstance(s, Lookup) else s for s in steps],
         {name: dtype for name, dtype in chunk.schema.items() if name != "_record"},
-        lambda _lookup, _keys: rows,
+        lambda _lookup, _keys: LookupTable(frame=rows),
     )
 
 
@@ -122,7 +123,7 @@ def test_a_taken_column_is_computed_and_later_steps_and_lookups_use_it():
         set_(shout="upper(home)"),
         Step(kind="drop", drop=("carrier",), at=""),
     ]
-    transform = compile_transform(steps, {"carrier": pl.String()}, lambda of, _keys: rows[of.name])
+    transform = compile_transform(steps, {"carrier": pl.String()}, lambda of, _keys: LookupTable(frame=rows[of.name]))
     done, failed = transform.apply(chunk(carrier=["AA", "UA", "XX"]))
     assert done.select("name", "shout").rows() == [("American", "FORT WORTH"), ("United", None)]
     assert failed["_record"].to_list() == [2]
@@ -334,7 +335,7 @@ def test_a_lookup_above_its_limit_is_refused_with_what_to_do():
 def load(path, want=None, **more):
     source = LookupSource(job=None, own=None)
     of = lookup(table=None, file=str(path), **more)
-    return source.load(of, want or {name: pl.String() for name in of.on.values()})
+    return source.load(of, want or {name: pl.String() for name in of.on.values()}).frame
 
 
 def test_a_csv_files_types_are_what_all_its_values_are_and_a_text_key_stays_text(tmp_path):

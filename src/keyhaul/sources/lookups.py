@@ -12,7 +12,7 @@ import polars as pl
 from keyhaul.errors import ConfigError, safe_message
 from keyhaul.postgres.dsn import Dsn
 from keyhaul.sources.postgres.lookups import opened
-from keyhaul.transform.lookup import check_columns, check_size
+from keyhaul.transform.lookup import LookupTable, check_columns, check_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,7 +35,7 @@ class LookupSource:
     job: Job
     own: Lookups | None
 
-    def load(self, lookup: Lookup, keys: Mapping[str, pl.DataType]) -> pl.DataFrame:
+    def load(self, lookup: Lookup, keys: Mapping[str, pl.DataType]) -> LookupTable:
         """Return the lookup's rows with the columns that it names.
 
         Args:
@@ -47,7 +47,7 @@ class LookupSource:
             ConfigError: there is no such table, file or column, it cannot be read, or it is too large.
         """
         if lookup.file is not None:
-            return _read_file(lookup, Path(lookup.file), keys)
+            return LookupTable(frame=_read_file(lookup, Path(lookup.file), keys))
         if lookup.uri is None:
             return self._own(lookup).load(lookup)
         with ExitStack() as stack:

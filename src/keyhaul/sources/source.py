@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from keyhaul.postgres.definition import TableDefinition, TypeDefinition
     from keyhaul.postgres.dsn import Dsn
     from keyhaul.postgres.pgtypes import Route
-    from keyhaul.transform.lookup import LookupRows
+    from keyhaul.transform.lookup import LookupRows, LookupTable
 
 REJECTED_BY_SOURCE: Final[dict[str, pl.DataType]] = {
     "reason": pl.String(),
@@ -336,7 +336,7 @@ class Aggregates(Protocol):
 class Lookups(Protocol):
     """Rows of other tables, in the source's moment."""
 
-    def load(self, lookup: Lookup) -> pl.DataFrame:
+    def load(self, lookup: Lookup) -> LookupTable:
         """Return all rows with the columns that the lookup names.
 
         Raises:

@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from keyhaul.config.lookupstep import Lookup
     from keyhaul.model import Column
     from keyhaul.semantics.meanings import Meaning
-    from keyhaul.transform.lookup import LookupRows
+    from keyhaul.transform.lookup import LookupRows, LookupTable
     from keyhaul.transform.meant import Meant
 
     Apply = Callable[[pl.LazyFrame], pl.LazyFrame]
-    LoadLookup = Callable[[Lookup, Mapping[str, pl.DataType]], pl.DataFrame]
+    LoadLookup = Callable[[Lookup, Mapping[str, pl.DataType]], LookupTable]
     OpenLookup = Callable[[Lookup], LookupRows]
 
 MAX_ISOLATED_RECORDS: Final = 1000
@@ -380,15 +380,19 @@ def _compile_lookup(
     keys = {name: state.schema[name] for name in lookup.on}
     held: Held | Fetched
     if lookup.per_chunk and open_lookup is not None:
-        held = fetch_per_chunk(lookup, open_lookup(lookup), keys)
+        rows = open_lookup(lookup)
+        held, meanings = fetch_per_chunk(lookup, rows, keys), rows.meanings
     else:
-        held = hold(lookup, load(lookup, {lookup.on[name]: dtype for name, dtype in keys.items()}), keys)
+        table = load(lookup, {lookup.on[name]: dtype for name, dtype in keys.items()})
+        held, meanings = hold(lookup, table.frame, keys), table.meanings
     depends = frozenset().union(*(state.depends[name] for name in lookup.on))
     state.needed |= depends
     state.used |= depends
     for name, dtype in held.taken.items():
         state.schema[name], state.depends[name], state.lineage[name] = dtype, depends, None
         state.meanings.pop(name, None)
+        if (meaning := meanings.get(lookup.take[name])) is not None:
+            state.meanings[name] = meaning
     return held if lookup.missing == "quarantine" else held.join
 
 

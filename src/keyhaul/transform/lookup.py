@@ -6,7 +6,7 @@ chunk's type and back without a change. NULL equals nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
 import polars as pl
@@ -18,12 +18,26 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from keyhaul.config.lookupstep import Lookup
+    from keyhaul.semantics.meanings import Meaning
 
 MB: Final = 1_000_000
 _FOUND: Final = "_keyhaul_found"
 _PLAIN: Final = (pl.Boolean, pl.String, pl.Binary, pl.Date, pl.Time, pl.Datetime, pl.Decimal)
 FAILED_SCHEMA: Final = {RECORD: pl.Int64, "message": pl.String, "rule": pl.String}
 """Records that the transform rejects; `rule` is ``transform`` or ``lookup:NAME``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LookupTable:
+    """The rows of a lookup as they were read.
+
+    Attributes:
+        frame: at least the columns that it names.
+        meanings: of its columns whose type in a frame does not say what PostgreSQL means by them.
+    """
+
+    frame: pl.DataFrame
+    meanings: Mapping[str, Meaning] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +130,10 @@ class LookupRows(Protocol):
     @property
     def schema(self) -> Mapping[str, pl.DataType]:
         """The columns that the lookup names, with their types."""
+
+    @property
+    def meanings(self) -> Mapping[str, Meaning]:
+        """What their texts mean, for those whose type in a frame does not say it."""
 
     @property
     def uuids(self) -> frozenset[str]:

@@ -13,11 +13,12 @@ from psycopg import sql
 from keyhaul.errors import ChunkError, ConfigError, StopRunError, safe_message
 from keyhaul.postgres import catalog, pgtypes
 from keyhaul.postgres.dsn import redact
+from keyhaul.semantics.meanings import meaning_of
 from keyhaul.sessions.connecting import connect, session_settings, with_login
 from keyhaul.sources.postgres.readers import READERS, UnreadableValueError, choose_reader
 from keyhaul.sources.postgres.sql import find_table
 from keyhaul.transform.decoding import any_out_of_range, decode
-from keyhaul.transform.lookup import check_columns, check_size
+from keyhaul.transform.lookup import LookupTable, check_columns, check_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from keyhaul.config.lookupstep import Lookup
     from keyhaul.postgres.catalog import Relation
     from keyhaul.postgres.dsn import Dsn
+    from keyhaul.semantics.meanings import Meaning
     from keyhaul.transform.lookup import LookupRows
 
 SETTINGS: Final = {"default_transaction_read_only": "on", "lock_timeout": "30s"}
@@ -79,7 +81,7 @@ class PostgresLookups:
     conn: psycopg.Connection[Any]
     place: Place
 
-    def load(self, lookup: Lookup) -> pl.DataFrame:
+    def load(self, lookup: Lookup) -> LookupTable:
         """Return the lookup's rows with the columns that it names.
 
         Raises:
@@ -96,7 +98,7 @@ class PostgresLookups:
             raise ConfigError(msg) from None
         rows = _Rows(lookup=lookup, relation=relation, routes=routes, place=self.place)
         try:
-            return rows.read(None)
+            return LookupTable(frame=rows.read(None), meanings=rows.meanings)
         except (ChunkError, StopRunError) as error:
             far = isinstance(error, _FarError)
             raise ConfigError(
@@ -145,6 +147,12 @@ class _Rows:
     def schema(self) -> dict[str, pl.DataType]:
         """The columns that the lookup names."""
         return {name: route.dtype for name, route in self.routes.items()}
+
+    @property
+    def meanings(self) -> dict[str, Meaning]:
+        """What their texts mean, for those whose type in a frame does not say it."""
+        named = (column for column in self.relation.columns if column.name in self.routes)
+        return {column.name: meaning for column in named if (meaning := meaning_of(column)) is not None}
 
     @property
     def uuids(self) -> frozenset[str]:
