@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -66,3 +68,32 @@ def test_another_error_stays_what_it_is():
         raise ZeroDivisionError
     with pytest.raises(KeyboardInterrupt), as_interrupt(lambda: True):
         raise ZeroDivisionError
+
+
+LEAVING = """
+import ctypes, sys, threading, time
+from keyhaul.cli import app
+
+# Inside foreign code that holds no lock of the interpreter's, as a driver that waits for its server; it comes back.
+libc = ctypes.CDLL(None)
+for _ in range(8):
+    threading.Thread(target=lambda: [libc.usleep(1000) for _ in range(5000)], daemon=True).start()
+print("told")
+app._leave(3)
+"""
+
+
+def test_a_process_ends_with_its_code_while_threads_are_inside_a_driver():
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-X", "faulthandler", "-c", LEAVING], capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (3, "told\n", "")
+
+
+def test_what_imports_a_driver_in_the_background_is_waited_for_at_the_end():
+    code = "from keyhaul.sources.postgres import readers; import threading, sys; readers.preload('adbc'); print([t.daemon for t in threading.enumerate() if t.name == 'keyhaul-import'])"
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[False]\n", "")

@@ -12,6 +12,7 @@ from keyhaul.before.prepare import null_conflict
 from keyhaul.before.sizing import auto_chunks
 from keyhaul.config.parts import AutoChunk
 from keyhaul.errors import RefusedError
+from keyhaul.targets import postgres
 from keyhaul.targets import replace as replacing
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ def check_there(prepared: Prepared, ledger: Ledger, unfinished: Unfinished) -> T
         found = replacing.leftovers(ledger.connection, [unfinished.fresh_table])
         lacks = "" if found else "not there any more"
         target = replace(target, fresh=replacing.fresh_name(unfinished.run_id))
+        target = postgres.with_shape(ledger.connection, target)
     elif not lacks and ledger.totals(unfinished.run_id).counts.loaded:
         lacks = "" if target.holds_rows else "empty"
         run = ledger.replayable(unfinished.run_id)

@@ -14,11 +14,12 @@ import json
 import os
 import signal
 import sys
+import threading
 import traceback
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import typer
 
@@ -46,6 +47,10 @@ if TYPE_CHECKING:
     from keyhaul.config.job import Job
     from keyhaul.control import Control
     from keyhaul.model import Observer, Report
+
+
+_ENDING_SECONDS: Final = 2.0
+"""How long threads that are still inside a driver are waited for, when all is said."""
 
 
 class Progress(StrEnum):
@@ -282,6 +287,22 @@ def main() -> None:
     if loss is not None and not loss.unread:
         _say(f"{loss}. Mend this and try again")
         code = STOPPED if code in {OK, QUARANTINED} else code
+    _leave(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process, without the interpreter's own end where a thread is still inside a driver.
+
+    The interpreter would take its state from under that thread, which then aborts the whole process (SIGABRT, SIGSEGV).
+    """
+    others = [thread for thread in threading.enumerate() if thread is not threading.current_thread()]
+    for thread in others:
+        thread.join(_ENDING_SECONDS / len(others))
+    if any(thread.is_alive() for thread in others):
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
     sys.exit(code)
 
 

@@ -13,6 +13,7 @@ from keyhaul.before.runcheck import check_run
 from keyhaul.errors import CancelledError, RefusedError
 from keyhaul.execution.halting import Halting
 from keyhaul.faults import pass_point
+from keyhaul.targets import postgres
 from keyhaul.targets import replace as replacing
 from keyhaul.targets.ddl import AfterLoad, finish, sequence_steps
 from keyhaul.targets.sequences import lagging
@@ -68,6 +69,9 @@ class Ending:
             expected_rows: what an exact plan of a view or query counted; None where nothing is expected.
             resumed: whether this sitting's snapshot is newer than that of the first chunks.
         """
+        lost = self._lost()
+        if lost:
+            return Ended(status="stopped", reason=f"all chunks are loaded, but {lost}")
         unstable = self._unstable(expected_rows)
         if unstable:
             return Ended(status="abandoned", reason=unstable)
@@ -104,6 +108,29 @@ class Ending:
 
     def _tell(self, message: str) -> None:
         self._observe(events.Notice(message=message))
+
+    def _lost(self) -> str:
+        """Say what has become of the table meanwhile; an empty string when it is still the one that was loaded."""
+        target, execute = self._prepared.target, self._ledger.connection.execute
+        if target.shape is None:
+            return ""
+        now = postgres.with_shape(self._ledger.connection, target).shape
+        again = "See what has become of its rows; --fresh starts a new run"
+        if now is None or now.oid != target.shape.oid:
+            return f"{target.label} is another table than when the run began. {again}"
+        run = None if target.fresh else self._ledger.replayable(self._run_id)
+        if run is not None and run.lost:
+            return f"{run.lost}. {again}"
+        if now.files == target.shape.files:
+            return ""
+        # TRUNCATE leaves this trace, and so does what writes all rows anew.
+        counts = self._ledger.totals(self._run_id).counts
+        found = execute(sql.SQL("select count(*) from {}").format(target.loaded)).fetchone()
+        there, stored = int(found[0]) if found else 0, counts.loaded - counts.updated
+        if there >= stored:
+            return ""
+        lacks = f"{target.label} has {there:,} rows by now, though {stored:,} were loaded"
+        return f"{lacks}: it was emptied meanwhile, or lost rows and was written anew. {again}"
 
     def _unstable(self, expected_rows: int | None) -> str:
         """Return what is wrong when a view or query gave other rows to the chunks than to the plan."""

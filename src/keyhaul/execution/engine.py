@@ -261,9 +261,10 @@ class Sitting:
             if target.mode == "replace":
                 steps = replacing.finish_empty(conn, target)
                 target = replacing.create(conn, target, self._run_id)
-                prepared = self._prepared = replace(prepared, target=target)
             else:
                 postgres.rehearse_end(conn, target)
+            target = postgres.with_shape(conn, target)
+            prepared = self._prepared = replace(prepared, target=target)
             self.ledger.begin(
                 replace(
                     self.new_run(workers),

@@ -97,7 +97,7 @@ class Slice:
         self._ordered = tuple(column.name for column in key) if ordered else ()
         self._session = session
         self._columns = destination.columns
-        self._destination = replace(destination, table=EXPECTED)
+        self._destination = replace(destination, table=EXPECTED, shape=None)
         self._table = destination.table
         self._key = tuple(key)
         self._extra = extra

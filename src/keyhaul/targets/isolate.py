@@ -17,6 +17,7 @@ from keyhaul.model import RECORD
 from keyhaul.targets.constraints import lost_references, references_within, suspected
 from keyhaul.targets.rows import INVALID, Placed, write_rows
 from keyhaul.targets.session import attempt, trying
+from keyhaul.targets.shape import check_shape
 from keyhaul.targets.singly import refused_singly, verdicts
 
 if TYPE_CHECKING:
@@ -42,9 +43,11 @@ def write_chunk(session: Session, destination: Destination, frame: pl.DataFrame)
     Raises:
         RejectedError: a row is rejected, and this session cannot go on after an error (`Session.recovers`).
         ChunkError: an error that is not about a row, or a trigger that drops or adds rows.
+        StopRunError: the table is not the one any more that the run began with.
     """
     if not frame.height:
         return Placed()
+    check_shape(session.execute, destination.table, destination.shape, [column.name for column in destination.columns])
     with trying(session) as tried:
         placed = write_rows(session, destination, frame)
     if tried.error is None:

@@ -15,11 +15,13 @@ from keyhaul.postgres import catalog
 from keyhaul.postgres.pgtypes import ddl_type
 from keyhaul.targets.ddl import Ddl, compose_ddl, finish
 from keyhaul.targets.rows import Destination
+from keyhaul.targets.shape import shape_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from keyhaul.postgres.definition import TableDefinition
+    from keyhaul.targets.shape import Shape
     from keyhaul.transform.compiled import OutputColumn
     from keyhaul.transform.mapping import WriteColumn
 
@@ -39,6 +41,7 @@ class TargetTable:
         rewritten: see `Destination`.
         fresh: in mode replace, the table that is loaded in the place of this one; empty for itself.
         others: further tables that the same records go to, after this one.
+        shape: of the table that is loaded, when the run began.
     """
 
     schema: str
@@ -54,6 +57,7 @@ class TargetTable:
     rewritten: tuple[str, ...] = ()
     fresh: str = ""
     others: tuple[TargetTable, ...] = ()
+    shape: Shape | None = None
 
     def destination(self, columns: Sequence[WriteColumn]) -> Destination:
         """Return where rows with these columns go."""
@@ -64,6 +68,7 @@ class TargetTable:
             conflict=self.conflict,
             newer_by=self.newer_by,
             rewritten=self.rewritten,
+            shape=self.shape,
         )
 
     @property
@@ -85,6 +90,11 @@ class TargetTable:
     def label(self) -> str:
         """Return ``schema.table`` for people; all of them, if there are several."""
         return ", ".join([f"{self.schema}.{self.table}", *(other.label for other in self.others)])
+
+
+def with_shape(conn: psycopg.Connection[Any], target: TargetTable) -> TargetTable:
+    """Return the target with the shape that its table has now, which its chunks will look for."""
+    return replace(target, shape=shape_of(conn.execute, target.loaded))
 
 
 def inspect_target(
@@ -128,6 +138,7 @@ def inspect_target(
             columns=relation.columns,
             holds_rows=bool(held and held[0]),
             primary_key=relation.primary_key,
+            shape=shape_of(conn.execute, sql.Identifier(schema, table)),
         )
     schema, table = _new_name(conn, name)
     if not create:

@@ -19,6 +19,7 @@ from keyhaul.model import RECORD, TableCounts
 from keyhaul.targets.constraints import references_within, surely_refused
 from keyhaul.targets.rows import INVALID, Placed, fill_temporary, invalid_texts
 from keyhaul.targets.session import attempt
+from keyhaul.targets.shape import check_shape
 from keyhaul.targets.sheets import append_rows, ask_parent, merge_rows, with_given
 from keyhaul.targets.singly import verdicts
 from keyhaul.transform.mapping import split
@@ -65,7 +66,10 @@ def write_records(session: Session, sheets: Sequence[Sheet]) -> Placed:
 
     Raises:
         ChunkError: an error that is not about the rows, or a trigger that drops or adds rows.
+        StopRunError: a table is not the one any more that the run began with.
     """
+    for where in (sheet.destination for sheet in sheets):
+        check_shape(session.execute, where.table, where.shape, [column.name for column in where.columns])
     everyone = _records(sheets)
     sheets, rejected = _without_invalid(session, sheets)
     sheets = [_allocate(session, sheet) for sheet in sheets]

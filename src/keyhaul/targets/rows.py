@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from keyhaul.targets.session import Session
+    from keyhaul.targets.shape import Shape
     from keyhaul.transform.mapping import WriteColumn
 
 INVALID: Final = pl.Schema(
@@ -37,6 +38,7 @@ class Destination:
         conflict: the columns of the unique index that says what is there already; empty for append.
         rewritten: conflict columns of which equal values can differ (1.0 and 1.00): upsert writes them anew.
         newer_by: upsert only a row whose value here is greater than the one that is there.
+        shape: of the table when the run began; None: nothing is known of it.
     """
 
     table: sql.Identifier
@@ -45,6 +47,7 @@ class Destination:
     conflict: tuple[str, ...] = ()
     newer_by: str | None = None
     rewritten: tuple[str, ...] = ()
+    shape: Shape | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -146,10 +146,11 @@ def preload(reader: str) -> None:
     """Begin to import a reader's driver in the background, while the run waits for the databases' answers."""
 
     def load() -> None:
-        with contextlib.suppress(ImportError):  # the first read imports it again, and tells
+        # The first read imports it again, and tells. RuntimeError: the process ends meanwhile, and waits for this.
+        with contextlib.suppress(ImportError, RuntimeError):
             importlib.import_module(_PACKAGES[reader])
 
-    threading.Thread(target=load, name="keyhaul-import", daemon=True).start()
+    threading.Thread(target=load, name="keyhaul-import").start()
 
 
 def _begin_statements(snapshot: str) -> list[str]:
