@@ -102,3 +102,10 @@ def test_a_record_that_cannot_be_taken_apart_costs_itself():
 )
 def test_a_dialect_says_what_separates_quotes_and_is_null(dialect, text, rows):
     assert list(take_apart(text, ["a", "b"], dialect).texts.iter_rows()) == rows
+
+
+@pytest.mark.parametrize("ending", [b"", b"\n", b"\r\n"])
+def test_an_empty_field_at_the_end_is_null_with_and_without_a_line_end(ending):
+    rows = list(take_apart(b'"1",\n"2",' + ending, ["a", "b"], COMMA).texts.iter_rows())
+    assert rows == [("1", None), ("2", None)]
+    assert list(take_apart(b'1,""' + ending, ["a", "b"], COMMA).texts.iter_rows()) == [("1", "")]

@@ -79,6 +79,25 @@ class RunContext:
         )
 
     @cached_property
+    def relays(self) -> bool:
+        """Whether records go into the target as they are: the job changes nothing, and looks at nothing."""
+        job = self.job
+        untouched = not (job.transform or self.checks or job.dedup or self.tables or job.incremental or self.hashing)
+        return (
+            untouched
+            and self.replay_of is None
+            and job.target.relay
+            and job.target.loader == "copy"
+            and self.target.mode in {"append", "replace"}
+            and all(map(self._as_it_is, self.columns))
+        )
+
+    def _as_it_is(self, column: WriteColumn) -> bool:
+        source = self.sources.get(column.name)
+        output = self.transform.output[column.name]
+        return source is not None and output.source == column.name and source.pg_type == column.target.pg_type
+
+    @cached_property
     def looked_at(self) -> frozenset[str]:
         """The source columns whose values an expression, a rule or the dedup looks at."""
         copies = {name: column.source for name, column in self.transform.output.items() if column.source}

@@ -131,7 +131,9 @@ def preview(job: Job, observe: Observer | None = None, *, full: bool = False) ->
             source=prepared.places[0],
             target=prepared.places[1],
             reader=prepared.reader,
-            loader=job.target.loader,
+            loader="relay (COPY of the CSV as it stands)"
+            if prepared.relays and source.abilities.relays
+            else job.target.loader,
             key=job.key,
             chunking=auto_chunks(job.chunk, sizing.chunk_rows)
             if isinstance(job.chunk, AutoChunk)

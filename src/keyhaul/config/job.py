@@ -288,7 +288,7 @@ class Job(Part):
     def _whole_identity(self) -> dict[str, Any]:
         """Return what makes this the same job, as it stands: a query or an expression may hold a secret.
 
-        Left out is what may change between a run and its resumption: workers, reader, loader, order,
+        Left out is what may change between a run and its resumption: workers, reader, loader, relay, order,
         limits, home, work folder, and the target's address, which is where the ledger is. A Python step is
         represented by its name and, when its file can be found, the file's SHA-256; so is a lookup's file.
         """

@@ -185,6 +185,13 @@ class Target(Part):
         Flag("--loader", value="NAME", help="copy or adbc."),
         "ETL_LOADER",
     )
+    relay: bool = setting(
+        True,
+        "Whether CSV of which a job changes nothing goes to COPY as it stands, where PostgreSQL reads it alike.",
+        "true or false",
+        (),
+        "ETL_RELAY",
+    )
 
 
 class Dedup(Part):

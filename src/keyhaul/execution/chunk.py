@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Final, Self
 
 import polars as pl
 
@@ -16,6 +16,7 @@ from keyhaul.limits.limiter import Limits
 from keyhaul.model import RECORD, ChunkResult, Timings
 from keyhaul.postgres.dsn import redact
 from keyhaul.retrying import attempts
+from keyhaul.sources.source import Relaying
 from keyhaul.staging.stage import with_refused
 from keyhaul.targets import transaction
 from keyhaul.targets.replayed import Batch, open_keys
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 from keyhaul.execution.heartbeat import Doubt
 from keyhaul.execution.steps import ChunkSteps, speaking_of
+
+_REFUSALS: Final = 3
+"""Chunks in a row that the target did not take as they stand, after which a worker reads all others at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +90,7 @@ class ChunkRunner(ChunkSteps):
         super().__init__(context, number, shared.observe)
         self._shared = shared
         self._control = shared.control
+        self._refused = 0
         self.tries = 0
 
     @classmethod
@@ -143,7 +148,7 @@ class ChunkRunner(ChunkSteps):
             self._observe(events.ChunkReleased(chunk=number, worker=self.number, seconds=waited))
         try:
             with speaking_of("move", chunk):
-                result = self._commit(chunk, self._produce(chunk))
+                result = self._relay(chunk) or self._commit(chunk, self._produce(chunk))
         finally:
             if result is None:
                 limits.leave(number)
@@ -197,6 +202,33 @@ class ChunkRunner(ChunkSteps):
         return redact(str(error), self._context.target_dsn)
 
     # --- the steps -------------------------------------------------------------------------------
+
+    def _relay(self, chunk: Chunk) -> ChunkResult | None:
+        """Hand a chunk over as it stands; None when it is to be read, for this time or for good."""
+        context = self._context
+        if self._refused >= _REFUSALS or not (context.relays and self.reads and self.loads):
+            return None
+        reader = self.open_reader()
+        if not isinstance(reader, Relaying):
+            return None
+        started = time.perf_counter()
+        self.step(chunk, "read")
+        given = reader.relay(chunk, frozenset(column.name for column in context.columns))
+        if given is None:
+            return None
+        timings = Timings(read_seconds=time.perf_counter() - started, wait_seconds=self.waited_seconds)
+        self.step(chunk, "load", given.records)
+        session = self.open_session()
+        try:
+            if not isinstance(session, CopySession) or not session.relays:
+                return None
+            entry = self.entry(chunk, self.tries, timings, len(given.text))
+            result = transaction.relay(session, context.target, given, entry)
+        except BaseException:
+            self.drop_session()
+            raise
+        self._refused = 0 if result is not None else self._refused + 1
+        return result
 
     def _produce(self, chunk: Chunk) -> Produced:
         """Read, transform and stage a chunk."""

@@ -101,10 +101,7 @@ class ChunkSteps:
 
     def read(self, chunk: Chunk) -> Read:
         """Read a chunk, and number its records; those that the source rejects come after the others."""
-        context = self._context
-        if self._reader is None:
-            self._reader = context.open_reader(self.number)
-        read = self._reader.read(chunk)
+        read = self.open_reader().read(chunk)
         for notice in read.notices:
             self._observe(events.Notice(message=notice, level="warning"))
         numbered = read.frame.with_row_index(RECORD).with_columns(pl.col(RECORD).cast(pl.Int64))
@@ -166,6 +163,12 @@ class ChunkSteps:
             bytes_read=size,
             hashing=context.hashing,
         )
+
+    def open_reader(self) -> Reader:
+        """Return the reader; made when there is none."""
+        if self._reader is None:
+            self._reader = self._context.open_reader(self.number)
+        return self._reader
 
     def open_stager(self) -> Stager:
         """Return the stager; made when there is none."""

@@ -15,7 +15,7 @@ Errors mean the same everywhere, and no message has a secret or a value of a row
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 import polars as pl
 
@@ -156,6 +156,36 @@ class Reader(Protocol):
         """Give connections back, whatever their state; never raises. Twice is once."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relay:
+    """A chunk's records as the CSV in which they stand, for PostgreSQL's COPY.
+
+    Attributes:
+        text: whole records, UTF-8, quoted by ``"``; an empty field without quotes is NULL.
+        records: how many.
+        columns: that a record has, in its order.
+    """
+
+    text: bytes
+    records: int
+    columns: tuple[str, ...]
+    delimiter: str
+
+
+@runtime_checkable
+class Relaying(Protocol):
+    """A reader of a source that can hand chunks over as they are; see `Abilities.relays`."""
+
+    def relay(self, chunk: Chunk, columns: Collection[str]) -> Relay | None:
+        """Return a chunk's bytes, if it has just these columns and PostgreSQL reads them as `Reader.read` does.
+
+        PostgreSQL may refuse some of them: then the chunk is read in the ordinary way. None: it is to be read so.
+
+        Raises:
+            TransientError, ChunkError, StopRunError: as `Reader.read`.
+        """
+
+
 class Source(Protocol):
     """An open source. Its methods are called from the main thread, but for `touch`, `cancel` and `open`."""
 
@@ -268,6 +298,7 @@ class Abilities:
         aggregates: it can compute one (``equals_source``).
         lookups: rows of another table of it, in its moment (a lookup without a `uri`).
         catalog: a created target can be like it, beyond its columns.
+        relays: its readers are `Relaying`: a chunk of which a job changes nothing goes into the target as it stands.
     """
 
     seats: Seats | None = None
@@ -275,6 +306,7 @@ class Abilities:
     aggregates: Aggregates | None = None
     lookups: Lookups | None = None
     catalog: Catalog | None = None
+    relays: bool = False
 
 
 class Seats(Protocol):

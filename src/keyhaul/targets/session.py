@@ -29,9 +29,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from keyhaul.postgres.pgtypes import Encoder
+    from keyhaul.sources.source import Relay
 
 BATCH_ROWS: Final = 16_384
 """Rows that are encoded at a time: about 2 MB of COPY data for rows of 100 bytes."""
+
+_RELAYED_BYTES: Final = 1 << 18
 
 LOCK_TIMEOUT: Final = "55P03"
 
@@ -119,6 +122,29 @@ class CopySession:
             pass_point("copy.ended")
         except psycopg.Error as error:
             raise translate(error) from error
+
+    def relay(self, table: sql.Identifier, relay: Relay) -> None:
+        """Send CSV as it stands."""
+        columns = sql.SQL(", ").join(map(sql.Identifier, relay.columns))
+        query = sql.SQL("copy {} ({}) from stdin (format csv, delimiter {})")
+        text = memoryview(relay.text)
+        try:
+            with self._conn.cursor() as cursor:
+                with cursor.copy(query.format(table, columns, sql.Literal(relay.delimiter))) as copy:
+                    pass_point("copy.begun")
+                    for begin in range(0, len(text), _RELAYED_BYTES):
+                        copy.write(text[begin : begin + _RELAYED_BYTES])
+                        pass_point("copy.half")
+                if cursor.rowcount != relay.records:
+                    raise ChunkError(f"relay chunk: COPY took {cursor.rowcount:,} records, expected {relay.records:,}")
+            pass_point("copy.ended")
+        except psycopg.Error as error:
+            raise translate(error) from error
+
+    @property
+    def relays(self) -> bool:
+        """Whether the server reads CSV as it is meant: byte by byte as UTF-8."""
+        return self._conn.info.parameter_status("server_encoding") == "UTF8"
 
     def commit(self) -> None:
         """Commit; an error leaves it unknown whether it was, and the ledger must be asked."""

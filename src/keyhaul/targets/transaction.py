@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 from psycopg import sql
 
-from keyhaul.errors import HOPELESS, ChunkError, StaleChunkError, StopRunError
+from keyhaul.errors import HOPELESS, ChunkError, StaleChunkError, StopRunError, TransientError
 from keyhaul.faults import pass_point
 from keyhaul.ledger.rows import lost
 from keyhaul.ledger.statements import assigned, statement
@@ -19,22 +19,24 @@ from keyhaul.targets.late import Late, LateRun, Piece, park
 from keyhaul.targets.records import write_records
 from keyhaul.targets.replayed import lock_records, settle
 from keyhaul.targets.rowhash import Place, Renewal, store
+from keyhaul.targets.rows import INVALID, appended, stored_rows
 from keyhaul.targets.sqlstates import whose
 from keyhaul.targets.writable import writable
 from keyhaul.text import plural
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from keyhaul.model import Chunk, Staged, TableCounts
+    from keyhaul.sources.source import Relay
     from keyhaul.targets.postgres import TargetTable
     from keyhaul.targets.replayed import Batch
     from keyhaul.targets.rowhash import Hashing
-    from keyhaul.targets.session import Session
+    from keyhaul.targets.session import CopySession, Session
     from keyhaul.targets.sheets import Sheet
     from keyhaul.transform.mapping import WriteColumn
 
-__all__ = ["Late", "LateRun", "LedgerEntry", "Piece", "claim", "late_run", "load"]
+__all__ = ["Late", "LateRun", "LedgerEntry", "Piece", "claim", "late_run", "load", "relay"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,7 +164,39 @@ def load(
         duplicate=staged.counts.duplicate + placed.duplicate,
         quarantined=quarantined,
     )
-    result = _record(session, counts, staged, entry, placed.tables, lock_seconds=claimed)
+    result = _record(session, counts, staged.warned, entry, placed.tables, lock_seconds=claimed)
+    pass_point("ledger.written")
+    pass_point("commit.before")
+    session.commit()
+    pass_point("commit.after")
+    return result
+
+
+def relay(session: CopySession, target: TargetTable, given: Relay, entry: LedgerEntry) -> ChunkResult | None:
+    """Load one chunk as the CSV in which it stands, and its ledger row, in one transaction.
+
+    Returns:
+        As `load`; None when the target does not take all of it just so, and nothing is done.
+
+    Raises:
+        TransientError, StaleChunkError, StopRunError: as `load`.
+    """
+    claimed = claim(session, entry)
+    if isinstance(claimed, ChunkResult):
+        return claimed
+    pass_point("claim.after")
+    try:
+        before = stored_rows(session, target.loaded)
+        session.relay(target.loaded, given)
+        placed = appended(session, target.loaded, before, given.records, pl.DataFrame(schema=INVALID))
+        session.execute(sql.SQL("set constraints all immediate"))
+    except TransientError:
+        raise
+    except ChunkError:
+        session.roll_back()
+        return None
+    counts = Counts(read=given.records, loaded=placed.inserted)
+    result = _record(session, counts, {}, entry, placed.tables, lock_seconds=claimed)
     pass_point("ledger.written")
     pass_point("commit.before")
     session.commit()
@@ -276,7 +310,7 @@ def _write_quarantine(session: Session, rejected: pl.DataFrame, entry: LedgerEnt
 def _record(
     session: Session,
     counts: Counts,
-    staged: Staged,
+    warned: Mapping[str, int],
     entry: LedgerEntry,
     tables: Sequence[TableCounts],
     *,
@@ -294,7 +328,7 @@ def _record(
             chunk=entry.chunk.number,
             attempts=entry.attempts,
             counted=assigned(counts),
-            warned=json.dumps(dict(staged.warned)),
+            warned=json.dumps(dict(warned)),
             tables=json.dumps([asdict(table) for table in tables]),
             read_seconds=timings.read_seconds,
             transform_seconds=timings.transform_seconds,

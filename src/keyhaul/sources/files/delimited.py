@@ -10,8 +10,10 @@ from keyhaul.errors import ConfigError
 from keyhaul.sources.files.parts import ByBytes
 from keyhaul.sources.files.records import count_fields, find_records
 from keyhaul.sources.files.rejecting import found_in
+from keyhaul.sources.files.relaying import can_relay, may_relay
 from keyhaul.sources.files.tokens import take_apart
 from keyhaul.sources.files.values import typed
+from keyhaul.sources.source import Relay
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -70,6 +72,25 @@ class Delimited:
         found = typed(tokens.texts, self._types, time_zone=self._zone)
         bad = {number: ("malformed_record", why) for number, why in tokens.bad.items()}
         return found_in(taken, tokens.number, found, bad, wanted)
+
+    @property
+    def relays(self) -> bool:
+        """Whether parts of it may go to PostgreSQL as they are."""
+        whole = len(self._types) == len(self.names)
+        return whole and can_relay([self._types[name] for name in self.names], self._dialect)
+
+    def relay(self, part: tuple[str, ...]) -> Relay | None:
+        """Return a part's bytes, if PostgreSQL takes nothing in them otherwise than `read` does."""
+        taken = self._cuts.take(part)
+        columns = [self._types[name] for name in self.names]
+        if not may_relay(taken.text, taken.spans, columns, self._dialect):
+            return None
+        return Relay(
+            text=taken.text,
+            records=taken.spans.starts.len(),
+            columns=tuple(self.names),
+            delimiter=self._dialect.delimiter,
+        )
 
     def part_of(self, number: int) -> tuple[str, ...] | None:
         """Return a part that has the record of this number, from 1."""

@@ -39,6 +39,7 @@ class Spans:
         bad: record's number → what is wrong with its quoting or its line end.
         after: where the first record begins that is not whole in the text; its length when all are.
         lines_passed: physical lines that end before `after`.
+        regular: no quote stands inside a field that does not begin with one.
     """
 
     starts: pl.Series
@@ -47,6 +48,7 @@ class Spans:
     bad: dict[int, str]
     after: int
     lines_passed: int
+    regular: bool = False
 
     def first(self, records: int, after: int, lines_passed: int) -> Spans:
         """Return the first records alone, as if the text ended with them."""
@@ -57,6 +59,7 @@ class Spans:
             bad={number: why for number, why in self.bad.items() if number < records},
             after=after,
             lines_passed=lines_passed,
+            regular=self.regular,
         )
 
 
@@ -109,6 +112,7 @@ def _vectorised(text: bytes, dialect: Dialect, *, last: bool) -> Spans | None:
         bad={},
         after=after,
         lines_passed=int(feeds.search_sorted(after)),
+        regular=True,
     )
 
 

@@ -22,10 +22,10 @@ from keyhaul.sources.files.file import FILE, LINE, RECORD_NUMBER
 from keyhaul.sources.files.json.file import JsonFile
 from keyhaul.sources.files.listing import Format, find_files
 from keyhaul.sources.files.textfile import TextFile
-from keyhaul.sources.source import REJECTED_BY_SOURCE, Abilities, Batch, Description, Sample, Ticket
+from keyhaul.sources.source import REJECTED_BY_SOURCE, Abilities, Batch, Description, Relay, Sample, Ticket
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from keyhaul.model import Column
     from keyhaul.sources.files.dialect import Dialect
@@ -204,8 +204,8 @@ class FilesSource:
 
     @property
     def abilities(self) -> Abilities:
-        """None besides."""
-        return Abilities()
+        """Parts of CSV files may go to PostgreSQL as they are."""
+        return Abilities(relays=all(isinstance(file, Delimited) and file.relays for file in self._files))
 
     # --- before the first part -------------------------------------------------------------------
 
@@ -255,6 +255,14 @@ class FilesReader:
             return self._among(chunk.keys)
         number, *part = chunk.lower or ("0",)
         return self._read(self._files[int(number)], tuple(part))
+
+    def relay(self, chunk: Chunk, columns: Collection[str]) -> Relay | None:
+        """Return the bytes of a part; see `Relaying`."""
+        number, *part = chunk.lower or ("0",)
+        file = self._files[int(number)]
+        if chunk.kind != "part" or not isinstance(file, Delimited) or not file.relays:
+            return None
+        return file.relay(tuple(part)) if set(file.names) == set(columns) else None
 
     def close(self) -> None:
         """Nothing is its own."""

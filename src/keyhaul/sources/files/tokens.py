@@ -79,6 +79,8 @@ def _parse(text: bytes, names: Sequence[str], dialect: Dialect) -> pl.DataFrame 
     """Return the fields of a well-formed text; None when a record is not."""
     if not text:
         return pl.DataFrame({name: [] for name in names}, schema=dict.fromkeys(names, pl.String))
+    if not text.endswith(b"\n"):
+        text += b"\n"  # else pyarrow takes an empty field at the end, behind one in quotes, for one in quotes
     numbers = [str(number) for number in range(len(names))]  # pyarrow takes a name twice for a mistake
     try:
         table = pc.read_csv(
