@@ -422,6 +422,18 @@ def test_a_table_without_a_schema_is_not_created_among_the_ledgers(server):
         ).fetchone() == ("public",)
 
 
+def test_a_database_without_a_search_path_gets_one_and_a_persons_own_stays(server):
+    """One of an older keyhaul, or of a process that was killed before it set the path."""
+    embedded.ensure_databases(server, ["older", "chosen"])
+    with psycopg.connect(server.uri("postgres"), autocommit=True) as conn:
+        conn.execute("alter database older reset search_path")
+        conn.execute("alter database chosen set search_path = mine, public")
+    embedded.ensure_databases(server, ["older", "chosen"])
+    for name, path in (("older", "public"), ("chosen", "mine, public")):
+        with psycopg.connect(server.uri(name)) as conn:
+            assert conn.execute("show search_path").fetchone() == (path,)
+
+
 def test_databases_are_made_once_by_many_threads(server):
     from concurrent.futures import ThreadPoolExecutor
 

@@ -167,16 +167,27 @@ def ensure_databases(server: EmbeddedServer, names: Iterable[str]) -> None:
     Its user is called like the ledger's schema. Without a search path of its own, ``"$user"`` would put a
     table that somebody creates without naming a schema among the ledger's.
     """
+    wanted = set(names)
     with _connect(server.uri("postgres"), autocommit=True) as connection:
-        missing = set(names) - {name for (name,) in connection.execute("select datname from pg_database")}
-        if not missing:
+        if wanted <= _with_path(connection):
             return
         connection.execute("select pg_advisory_lock(hashtext('keyhaul'), hashtext('databases'))")
         there = {name for (name,) in connection.execute("select datname from pg_database")}
-        for name in sorted(missing - there):
+        for name in sorted(wanted - there):
             connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
+        # Also of one that is there: it may be of an older keyhaul, or of a process that was killed in between.
+        for name in sorted(wanted - _with_path(connection)):
             path = sql.SQL("alter database {} set search_path = public")
             connection.execute(path.format(sql.Identifier(name)))
+
+
+def _with_path(connection: psycopg.Connection[tuple[object, ...]]) -> set[object]:
+    """Return the databases that have a search path of their own, ours or a person's."""
+    query = (
+        "select d.datname from pg_db_role_setting s join pg_database d on d.oid = s.setdatabase"
+        " where s.setrole = 0 and exists (select from unnest(s.setconfig) c where starts_with(c, 'search_path='))"
+    )
+    return {name for (name,) in connection.execute(query)}
 
 
 def ensure_flights(server: EmbeddedServer) -> bool:
