@@ -124,8 +124,9 @@ in a numeric with a precision, is quarantined where a clause looks at the column
 A `numeric` without digits is computed with as PostgreSQL does, digit for digit, for every value (300 digits, NaN,
 Infinity): `+ - * / %`, `abs`, `sign`, `floor`, `ceil`, `round`, `coalesce`, `greatest`, `least`, in `set` and `where`
 `case`, `nullif` and casts to `numeric(p,s)`, `bigint` and `double precision` as well, in rules casts to `numeric(p,s)`.
-With a float both become floats. A zero divisor and a number with too many digits cost their record. A cast to
-`numeric` without digits is refused, since Polars and DuckDB would round; so is what is not named here.
+With a float both become floats. A zero divisor, a number with too many digits, a NaN in such a cast and, as of any
+float, a result that becomes infinite cost their record. A cast to `numeric` without digits is refused, since Polars and
+DuckDB would round; so is what is not named here.
 (`tests/integration/test_arithmetic.py`.) Up to 38 digits whole columns are computed at a time, longer ones alone.
 
 The same holds for what a lookup takes from a table. After a `python` step a column is what its type in the frame says:

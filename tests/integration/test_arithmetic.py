@@ -77,6 +77,7 @@ EXPRESSIONS = {
     "filled": "coalesce(amount, 0)",
     "either": "case when q > 3 then amount else 0 end",
     "most": "greatest(amount, n, 1)",
+    "fewest": "least(amount, n, 3, q, d, amount * 2, 7.5, n + 1)",
     "short": "round(amount, 1)",
     "size": "abs(amount)",
     "far": "abs(amount - n) > 2.5",
@@ -119,7 +120,7 @@ def test_a_rule_and_a_filter_ask_what_postgresql_answers(ends):
     fill(source)
     conditions = {
         "a": "amount * 2 >= n", "b": "round(amount, 1) = amount", "c": "abs(amount) between n and n + 9",
-        "d": "amount - (q + 1) < 0", "e": "coalesce(amount, 0) * 0.5 < 5", "f": "greatest(amount, n) > 2",
+        "d": "amount - (q + 1) < 0", "e": "coalesce(amount, 0) * 0.5 < 5", "f": "greatest(amount, n, q, d, amount * 2, 1.5, n + 1) > 2",
         "g": "amount::decimal(5,2) > 1 or amount > 9", "h": "case when n <> 0 then amount / n > 1 else true end",
     }  # fmt: skip
     run_sql(target, "drop table if exists public.u")

@@ -463,3 +463,11 @@ def test_brackets_that_are_deeper_than_polars_parses_are_refused_in_words():
 def test_an_expression_that_is_long_and_not_deep_is_computed(text, value):
     done, _ = apply(set_(x=text), a=[3], s=["x"], day=[date(2020, 1, 1)])
     assert done["x"].to_list() == [value]
+
+
+def test_a_float_that_becomes_infinite_costs_its_record_as_in_postgresql():
+    transform = compile_transform([set_(x="f * 10.0", y="f / a")], {"f": pl.Float64(), "a": pl.Int32()})
+    given = pl.DataFrame({"_record": [0, 1, 2], "f": [1e308, 2.0, float("inf")], "a": [1, 2, 4]})
+    done, lost = transform.apply(given.with_columns(pl.col("a").cast(pl.Int32)))
+    assert done["x"].to_list() == [20.0, float("inf")]
+    assert lost.select("_record", "message").rows() == [(0, "double precision out of range")]

@@ -8,6 +8,7 @@ PostgreSQL refuses is a text that begins with ``!``: it is an error only for a r
 from __future__ import annotations
 
 import decimal
+import operator
 from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -15,9 +16,10 @@ from typing import TYPE_CHECKING, Any, Final
 import polars as pl
 
 from keyhaul.errors import DIVISION_BY_ZERO, FIELD_OVERFLOW, FLOAT_RANGE, INTEGER_RANGE, NUMERIC_OVERFLOW
+from keyhaul.semantics import numerics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     Parts = tuple[pl.Series, pl.Series, pl.Series]
 
@@ -41,18 +43,18 @@ _GROUP: Final = 4
 _EXACT: Final = decimal.Context(prec=600_000, Emax=decimal.MAX_EMAX, Emin=decimal.MIN_EMIN, traps=[])
 
 
-def binary(operator: str, left: pl.Expr | str, right: pl.Expr | str) -> pl.Expr:
-    """Return the text of ``left operator right`` for texts of numbers, NULL where one is NULL.
+def binary(symbol: str, left: pl.Expr | str, right: pl.Expr | str) -> pl.Expr:
+    """Return the text of ``left symbol right`` for texts of numbers, NULL where one is NULL.
 
     Args:
-        operator: a member of `BINARY`.
+        symbol: a member of `BINARY`.
         left: texts of numbers, or a constant's text.
         right: texts of numbers, or a constant's text.
     """
     sides = {"l": left, "r": right}
     given = pl.struct(side.alias(name) for name, side in sides.items() if isinstance(side, pl.Expr))
     fixed = {name: side for name, side in sides.items() if isinstance(side, str)}
-    return given.map_batches(partial(_binary, operator, fixed), return_dtype=pl.String, is_elementwise=True)
+    return given.map_batches(partial(_binary, symbol, fixed), return_dtype=pl.String, is_elementwise=True)
 
 
 def unary(function: str, text: pl.Expr, decimals: int = 0) -> pl.Expr:
@@ -64,6 +66,12 @@ def unary(function: str, text: pl.Expr, decimals: int = 0) -> pl.Expr:
         decimals: of ``round``.
     """
     return text.map_batches(partial(_unary, function, decimals), return_dtype=pl.String, is_elementwise=True)
+
+
+def extreme(which: str, texts: Sequence[pl.Expr]) -> pl.Expr:
+    """Return the text of the greatest (``max``) or least (``min``) of numbers, NULL where all are NULL."""
+    given = pl.struct(text.alias(str(number)) for number, text in enumerate(texts))
+    return given.map_batches(partial(_extreme, which), return_dtype=pl.String, is_elementwise=True)
 
 
 def raising(text: pl.Expr) -> pl.Expr:
@@ -112,6 +120,22 @@ def to_float(text: pl.Expr) -> pl.Expr:
     zero = text.str.contains("[1-9]") & (number == 0)
     endless = number.is_infinite() & ~text.str.ends_with("Infinity")
     return _unless(zero | endless, pl.lit(FLOAT_RANGE), number)
+
+
+def in_range(result: pl.Expr, given: Mapping[str, pl.DataType]) -> pl.Expr:
+    """Return a computed float; evaluating it raises where it is infinite and nothing that it was computed of is.
+
+    Args:
+        result: of floats.
+        given: the columns that it looks at, with their types; a text may say Infinity.
+    """
+    finite = pl.lit(value=True)
+    for name, dtype in given.items():
+        if dtype.is_float():
+            finite = finite & pl.col(name).is_finite()
+        elif isinstance(dtype, pl.String):
+            finite = finite & ~pl.col(name).str.contains("(?i)inf")
+    return _unless(result.is_infinite() & finite, pl.lit(FLOAT_RANGE), result)
 
 
 def _unless(wrong: pl.Expr, message: pl.Expr, value: pl.Expr) -> pl.Expr:
@@ -194,17 +218,28 @@ def _side(name: str, fixed: Mapping[str, str], given: pl.Series) -> tuple[pl.Ser
     return one.new_from_index(0, given.len()), (number, scale, digits)
 
 
-def _binary(operator: str, fixed: Mapping[str, str], given: pl.Series) -> pl.Series:
+def _binary(symbol: str, fixed: Mapping[str, str], given: pl.Series) -> pl.Series:
     (left, (a, sa, da)), (right, (b, sb, db)) = _side("l", fixed, given), _side("r", fixed, given)
-    if operator == "*":
+    if symbol == "*":
         found, scale = _only(a * b, da + db <= _DIGITS), sa + sb
-    elif operator == "/":
+    elif symbol == "/":
         found, scale = _divided(left, right, (a, sa, da), (b, sb, db))
     else:
         scale = _larger(sa, sb)
         (a, _), (b, _) = _shifted(a, scale - sa, da), _shifted(b, scale - sb, db)
-        found = _remainder(a, b) if operator == "%" else a + b if operator == "+" else a - b
-    return _completed(_written(found, scale), (left, right), partial(_one, operator))
+        found = _remainder(a, b) if symbol == "%" else a + b if symbol == "+" else a - b
+    return _completed(_written(found, scale), (left, right), partial(_one, symbol))
+
+
+def _extreme(which: str, given: pl.Series) -> pl.Series:
+    """Compare one column after the other: an expression that holds all comparisons would double with each."""
+    value, *others = (given.struct.field(field) for field in given.struct.fields)
+    one, other = pl.col("v"), pl.col("o")
+    first = numerics.compare(operator.ge if which == "max" else operator.le, one, other)
+    for series in others:
+        both = pl.DataFrame({"v": value, "o": series})
+        value = both.select(pl.when(other.is_null() | first).then(one).otherwise(other)).to_series()
+    return value
 
 
 def _remainder(a: pl.Series, b: pl.Series) -> pl.Series:
@@ -309,17 +344,17 @@ def _scale(value: Decimal) -> int:
     return max(0, -int(exponent))
 
 
-def _one(operator: str, left: str, right: str) -> str:
+def _one(symbol: str, left: str, right: str) -> str:
     if left.startswith(_ERROR) or right.startswith(_ERROR):
         return left if left.startswith(_ERROR) else right
     a, b = Decimal(left), Decimal(right)
     if a.is_nan() or b.is_nan():
         return "NaN"
-    if operator in "/%" and not b:
+    if symbol in "/%" and not b:
         return _DIVIDED
-    if operator in "/%":
-        return _quotient(a, b) if operator == "/" else _rest(a, b)
-    return _text({"+": _EXACT.add, "-": _EXACT.subtract, "*": _EXACT.multiply}[operator](a, b))
+    if symbol in "/%":
+        return _quotient(a, b) if symbol == "/" else _rest(a, b)
+    return _text({"+": _EXACT.add, "-": _EXACT.subtract, "*": _EXACT.multiply}[symbol](a, b))
 
 
 def _quotient(a: Decimal, b: Decimal) -> str:

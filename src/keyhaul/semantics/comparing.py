@@ -228,10 +228,7 @@ def calculate(operator: str, operands: Sequence[Operand], decimals: int = 0, pre
     elif operator == "coalesce":
         value = pl.coalesce(texts)
     else:
-        value = texts[0]
-        for other in texts[1:]:
-            first = numerics.compare(OPERATORS[">=" if operator == "max" else "<="], value, other)
-            value = pl.when(other.is_null() | first).then(value).otherwise(other)
+        value = arithmetic.extreme(operator, texts)
     name = next((operand.name for operand in operands if operand.name), "")
     return Operand(expr=value, dtype=pl.String(), meaning=NUMERIC, name=name, risky=risky)
 

@@ -201,10 +201,11 @@ class _Walk:
         if name in {"+", "-"} and len(known) == 1:
             known.insert(0, Operand(number="0"))
         found = calculate(name, known, decimals, precision)
-        if name not in MAY_FAIL or found.expr is None:
+        if found.expr is None:
             return found
-        column = self._compute(found.expr)["column_names"][0]
-        self.risky.add(column)
+        column = self._compute(found.expr)["column_names"][0]  # once, however often the comparison looks at it
+        if name in MAY_FAIL:
+            self.risky.add(column)
         return replace(found, expr=pl.col(column))
 
     def _plain(self, node: Node) -> Operand | None:

@@ -14,6 +14,7 @@ import polars as pl
 from keyhaul.errors import ChunkError, ConfigError, StopRunError, first_line, safe_message
 from keyhaul.halving import halve
 from keyhaul.model import RECORD
+from keyhaul.semantics.arithmetic import in_range
 from keyhaul.semantics.comparing import MeaningError
 from keyhaul.semantics.meanings import meaning_of
 from keyhaul.transform import expressions, meant
@@ -293,7 +294,8 @@ def _compile_set(step: Step, state: _State) -> Callable[[pl.LazyFrame], pl.LazyF
         if copied is None:
             state.used |= depends
         computed |= found.computed
-        named[f"_keyhaul_set_{len(named)}"] = found.expr
+        looked = {name: state.schema[name] for name in roots} if copied is None and dtype.is_float() else {}
+        named[f"_keyhaul_set_{len(named)}"] = in_range(found.expr, looked) if looked else found.expr
         results[column] = _Assigned(dtype, depends, state.lineage[copied] if copied else None, found.meaning)
     if problems:
         raise ConfigError("\n".join(problems))
