@@ -166,3 +166,29 @@ def test_several_tables_look_as_well(databases, tmp_path):
     report = run(given, observe, Control(), fresh=True)
     assert (report.outcome, report.counts.loaded) == ("stopped", 200)
     assert "order_lines: its column qty has another type now, real" in report.stop_reason
+
+
+def test_a_file_that_is_relayed_looks_as_well(databases, tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("id,a\n" + "".join(f"{number},{number * 3}\n" for number in range(1, 1001)), encoding="utf-8")
+    run_sql(databases[1], "create table public.t (id int primary key, a int)")
+    count = 0
+
+    def observe(event):
+        nonlocal count
+        count += isinstance(event, ChunkDone)
+        if isinstance(event, ChunkDone) and count == 2:
+            run_sql(databases[1], "alter table public.t alter a type text")
+
+    flags = {
+        "source": str(path),
+        "target": databases[1],
+        "into": "public.t",
+        "chunk": 100,
+        "workers": 1,
+        "mode": "append",
+    }
+    report = run(load_job(None, flags, {}), observe, Control(), fresh=True)
+    assert report.outcome == "stopped"
+    assert "its column a has another type now, text" in report.stop_reason
+    assert report.counts.loaded < 1000

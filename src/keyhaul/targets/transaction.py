@@ -20,6 +20,7 @@ from keyhaul.targets.records import write_records
 from keyhaul.targets.replayed import lock_records, settle
 from keyhaul.targets.rowhash import Place, Renewal, store
 from keyhaul.targets.rows import INVALID, appended, stored_rows
+from keyhaul.targets.shape import check_shape
 from keyhaul.targets.sqlstates import whose
 from keyhaul.targets.writable import writable
 from keyhaul.text import plural
@@ -185,6 +186,7 @@ def relay(session: CopySession, target: TargetTable, given: Relay, entry: Ledger
     if isinstance(claimed, ChunkResult):
         return claimed
     pass_point("claim.after")
+    check_shape(session.execute, target.loaded, target.shape, given.columns)
     try:
         before = stored_rows(session, target.loaded)
         session.relay(target.loaded, given)
