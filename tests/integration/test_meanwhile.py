@@ -171,7 +171,7 @@ def test_several_tables_look_as_well(databases, tmp_path):
 def test_a_file_that_is_relayed_looks_as_well(databases, tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("id,a\n" + "".join(f"{number},{number * 3}\n" for number in range(1, 1001)), encoding="utf-8")
-    run_sql(databases[1], "create table public.t (id int primary key, a int)")
+    run_sql(databases[1], "create table public.t (id bigint primary key, a bigint)")
     count = 0
 
     def observe(event):
