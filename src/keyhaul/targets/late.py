@@ -22,7 +22,7 @@ from keyhaul.ledger.statements import statement
 from keyhaul.model import RECORD
 from keyhaul.targets.constraints import as_stored, drop_lost, references_within
 from keyhaul.targets.isolate import write_chunk
-from keyhaul.targets.records import write_records
+from keyhaul.targets.records import leave_out, lost_records, write_records
 from keyhaul.targets.rowhash import Place, Renewal
 from keyhaul.targets.rows import appended, fill_temporary, stored_rows
 from keyhaul.targets.session import attempt
@@ -194,6 +194,10 @@ class Late:
         waiting = [row[0] for row in self._execute("late_records", names=self._names, **at)]
         frame = self._frame(piece)
         frame = frame.filter(pl.col(RECORD).is_in(waiting))
+        sheets = [] if self._spread is None else self._spread(frame, piece.text_columns)
+        if sheets:  # nearly all of these are refused still; tried singly, each would cost a COPY
+            out = lost_records(self._session, sheets, frame[RECORD])
+            frame, sheets = frame.filter(~pl.col(RECORD).is_in(out.implode())), leave_out(sheets, out)
         if not frame.height:
             self._session.roll_back()
             return 0, 0
@@ -201,7 +205,7 @@ class Late:
         placed = (
             write_chunk(self._session, self._destination(piece), frame)
             if self._spread is None
-            else write_records(self._session, self._spread(frame, piece.text_columns))
+            else write_records(self._session, sheets)
         )
         own = pl.col("rules").list.eval(pl.element().is_in(self._names)).list.any()
         others = placed.invalid.filter(~((pl.col("stage") == "load") & own))

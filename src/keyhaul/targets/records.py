@@ -16,7 +16,7 @@ from psycopg import sql
 from keyhaul.errors import RejectedError
 from keyhaul.halving import halve
 from keyhaul.model import RECORD, TableCounts
-from keyhaul.targets.constraints import references_within, surely_refused
+from keyhaul.targets.constraints import lost_references, references_within, surely_refused
 from keyhaul.targets.rows import INVALID, Placed, fill_temporary, invalid_texts
 from keyhaul.targets.session import attempt
 from keyhaul.targets.shape import check_shape
@@ -85,6 +85,20 @@ def write_records(session: Session, sheets: Sequence[Sheet]) -> Placed:
     )
 
 
+def lost_records(session: Session, sheets: Sequence[Sheet], records: pl.Series) -> pl.Series:
+    """Return those of the records that lead to a row of their own table which is neither there nor among them.
+
+    Asked in sets, where the answer is certain: of each table that is appended to.
+    """
+    found: set[int] = set()
+    for sheet in sheets:
+        destination, frame = sheet.destination, _keep(sheet, records)
+        if destination.mode == "append" and frame.height:
+            known = tuple(column for column in destination.columns if column.name in frame.columns)
+            found |= lost_references(session, replace(destination, columns=known), frame)
+    return pl.Series(RECORD, sorted(found), dtype=pl.Int64)
+
+
 def merge_rejected(parts: Iterable[pl.DataFrame]) -> pl.DataFrame:
     """Return rejected records (`INVALID`), each once, with all their rules and messages and the first stage."""
     whole = pl.concat([pl.DataFrame(schema=INVALID), *(part.select(INVALID.names()) for part in parts)])
@@ -126,8 +140,13 @@ def _without_invalid(session: Session, sheets: Sequence[Sheet]) -> tuple[list[Sh
     rejected = merge_rejected(found)
     if not rejected.height:
         return list(sheets), rejected
-    out = rejected[RECORD].implode()
-    return [replace(s, frame=s.frame.filter(~pl.col(RECORD).is_in(out))) for s in sheets], rejected
+    return leave_out(sheets, rejected[RECORD]), rejected
+
+
+def leave_out(sheets: Sequence[Sheet], records: pl.Series) -> list[Sheet]:
+    """Return the rows of all other records."""
+    out = records.implode()
+    return [replace(sheet, frame=sheet.frame.filter(~pl.col(RECORD).is_in(out))) for sheet in sheets]
 
 
 def _allocate(session: Session, sheet: Sheet) -> Sheet:
@@ -213,9 +232,11 @@ class _Search:
         while True:
             lacked = pl.col("rules").list.eval(pl.element().is_in(names)).list.any()
             orphans = self.rejected.filter((pl.col("stage") == "load") & lacked)
-            self.rejected = self.rejected.filter(~pl.col(RECORD).is_in(orphans[RECORD].implode()))
+            lost = lost_records(self._session, self._sheets, orphans[RECORD])
+            waiting = orphans[RECORD].filter(~orphans[RECORD].is_in(lost.implode())).sort()
+            self.rejected = self.rejected.filter(~pl.col(RECORD).is_in(waiting.implode()))
             before = len(self.stored)
-            self.load(orphans[RECORD].sort())
+            self.load(waiting)
             if len(self.stored) == before:
                 return
 
