@@ -45,7 +45,7 @@ ROOMS = {
     "printing": ("reporting", "lookback", "rejects", "planview", "verdicts"),
     "pages": ("report",),
     "api": (),
-    "cli": ("app",),
+    "cli": ("app", "start"),
     "__main__": (),
 }
 """From the ground up: a room imports from rooms above it in this list, and from the nouns. With each its doors: the

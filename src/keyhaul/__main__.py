@@ -1,6 +1,6 @@
 """``python -m keyhaul`` is ``etl``."""
 
-from keyhaul.cli.app import main
+from keyhaul.cli.start import main
 
 if __name__ == "__main__":
     main()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from keyhaul.cli.app import main
+from keyhaul.cli.start import main
 from keyhaul.execution import engine
 from keyhaul.sources.postgres import readers
 from keyhaul.targets import transaction

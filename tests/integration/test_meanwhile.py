@@ -16,8 +16,8 @@ SOURCE = (
 TARGET = "create table public.t (id int primary key, a int, b int, w bigint, n text)"
 
 
-def moved(databases, *statements, at=3, **flags):
-    """Move 10 chunks; another session acts in the target after one of them is committed."""
+def watched(given, uri, *statements, at):
+    """Run a job; another session acts in the target after so many of its chunks are committed."""
     count = 0
 
     def observe(event):
@@ -25,10 +25,15 @@ def moved(databases, *statements, at=3, **flags):
         if isinstance(event, ChunkDone):
             count += 1
             if count == at:
-                run_sql(databases[1], *statements)
+                run_sql(uri, *statements)
 
-    given = {"chunk": 100, "workers": 1, "mode": "append", **flags}
-    return run(job(databases, **given), observe, Control(), fresh=True)
+    return run(given, observe, Control(), fresh=True)
+
+
+def moved(databases, *statements, at=3, **flags):
+    """Move public.t in 10 chunks, while another session acts in the target."""
+    given = job(databases, **{"chunk": 100, "workers": 1, "mode": "append", **flags})
+    return watched(given, databases[1], *statements, at=at)
 
 
 def fill(databases, target=TARGET):
@@ -153,17 +158,8 @@ def test_a_fresh_table_that_others_change_never_takes_the_place(databases):
 
 def test_several_tables_look_as_well(databases, tmp_path):
     tables.create(databases, orders=600)
-    count = 0
-
-    def observe(event):
-        nonlocal count
-        count += isinstance(event, ChunkDone)
-        if isinstance(event, ChunkDone) and count == 2:
-            run_sql(databases[1], "alter table public.order_lines alter qty type real")
-
-    path = tables.write(tmp_path / "orders.yaml", databases)
-    given = load_job(path, {"chunk": 100, "workers": 1}, {})
-    report = run(given, observe, Control(), fresh=True)
+    given = load_job(tables.write(tmp_path / "orders.yaml", databases), {"chunk": 100, "workers": 1}, {})
+    report = watched(given, databases[1], "alter table public.order_lines alter qty type real", at=2)
     assert (report.outcome, report.counts.loaded) == ("stopped", 200)
     assert "order_lines: its column qty has another type now, real" in report.stop_reason
 
@@ -172,23 +168,9 @@ def test_a_file_that_is_relayed_looks_as_well(databases, tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("id,a\n" + "".join(f"{number},{number * 3}\n" for number in range(1, 1001)), encoding="utf-8")
     run_sql(databases[1], "create table public.t (id bigint primary key, a bigint)")
-    count = 0
-
-    def observe(event):
-        nonlocal count
-        count += isinstance(event, ChunkDone)
-        if isinstance(event, ChunkDone) and count == 2:
-            run_sql(databases[1], "alter table public.t alter a type text")
-
-    flags = {
-        "source": str(path),
-        "target": databases[1],
-        "into": "public.t",
-        "chunk": 100,
-        "workers": 1,
-        "mode": "append",
-    }
-    report = run(load_job(None, flags, {}), observe, Control(), fresh=True)
+    flags = {"source": str(path), "target": databases[1], "into": "public.t", "chunk": 100, "workers": 1}
+    given = load_job(None, {**flags, "mode": "append"}, {})
+    report = watched(given, databases[1], "alter table public.t alter a type text", at=2)
     assert report.outcome == "stopped"
     assert "its column a has another type now, text" in report.stop_reason
     assert report.counts.loaded < 1000

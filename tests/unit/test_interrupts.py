@@ -97,3 +97,19 @@ def test_what_imports_a_driver_in_the_background_is_waited_for_at_the_end():
         [sys.executable, "-X", "faulthandler", "-c", code], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "[False]\n", "")
+
+
+def test_ctrl_c_while_the_command_is_imported_ends_without_a_traceback():
+    code = """
+import builtins, os, signal
+from keyhaul.cli.start import main
+given = builtins.__import__
+def interrupted(name, *args, **kwargs):
+    if name == "typer":
+        os.kill(os.getpid(), signal.SIGINT)
+    return given(name, *args, **kwargs)
+builtins.__import__ = interrupted
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")

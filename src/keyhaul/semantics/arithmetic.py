@@ -7,16 +7,15 @@ PostgreSQL refuses is a text that begins with ``!``: it is an error only for a r
 
 from __future__ import annotations
 
-import decimal
 import operator
-from decimal import Decimal
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import polars as pl
 
-from keyhaul.errors import DIVISION_BY_ZERO, FIELD_OVERFLOW, FLOAT_RANGE, INTEGER_RANGE, NUMERIC_OVERFLOW
+from keyhaul.errors import FIELD_OVERFLOW, FLOAT_RANGE, INTEGER_RANGE
 from keyhaul.semantics import numerics
+from keyhaul.semantics.longnumbers import ERROR, GROUP, QUOTIENT, SHOWN, apply, compute
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,21 +25,11 @@ if TYPE_CHECKING:
 BINARY: Final = frozenset({"+", "-", "*", "/", "%"})
 UNARY: Final = frozenset({"abs", "sign", "floor", "ceil", "round"})
 
-_ERROR: Final = "!"
-_DIVIDED: Final = _ERROR + DIVISION_BY_ZERO
-_TOO_LARGE: Final = _ERROR + NUMERIC_OVERFLOW
 _DIGITS: Final = 38
 """That an integer of 128 bits has for sure."""
 _TENS: Final = pl.Series([10**power for power in range(_DIGITS + 1)], dtype=pl.Int128)
 _ZERO: Final = pl.lit(0, pl.Int128)
 """Polars 2.1 cannot negate an integer of 128 bits."""
-_WHOLE_DIGITS, _DECIMALS = 131_072, 16_383
-"""The most digits before and after the point: NUMERIC_WEIGHT_MAX and NUMERIC_DSCALE_MAX in numeric.c."""
-_QUOTIENT, _SHOWN = 16, 1_000
-"""Digits of a quotient at the least (NUMERIC_MIN_SIG_DIGITS), its decimals at the most (NUMERIC_MAX_DISPLAY_SCALE)."""
-_GROUP: Final = 4
-"""Decimal digits of one digit of numeric's own: DEC_DIGITS."""
-_EXACT: Final = decimal.Context(prec=600_000, Emax=decimal.MAX_EMAX, Emin=decimal.MIN_EMIN, traps=[])
 
 
 def binary(symbol: str, left: pl.Expr | str, right: pl.Expr | str) -> pl.Expr:
@@ -76,7 +65,7 @@ def extreme(which: str, texts: Sequence[pl.Expr]) -> pl.Expr:
 
 def raising(text: pl.Expr) -> pl.Expr:
     """Return the text itself; evaluating it raises where it is an error, whose words are in the message."""
-    return _unless(text.str.starts_with(_ERROR), text.str.slice(1), text)
+    return _unless(text.str.starts_with(ERROR), text.str.slice(1), text)
 
 
 def to_integer(text: pl.Expr, dtype: pl.DataType) -> pl.Expr:
@@ -101,8 +90,8 @@ def limited(text: pl.Expr, precision: int, scale: int) -> pl.Expr:
     """Return the text of numbers cast to ``numeric(precision, scale)``, or the error that one has too many digits."""
     rounded = unary("round", text, scale)
     wide = (whole_digits(rounded) > precision - scale) | text.str.ends_with("Infinity")
-    wrong = wide & ~text.str.starts_with(_ERROR) & (text != "NaN")
-    return pl.when(wrong).then(pl.lit(_ERROR + FIELD_OVERFLOW)).otherwise(rounded)
+    wrong = wide & ~text.str.starts_with(ERROR) & (text != "NaN")
+    return pl.when(wrong).then(pl.lit(ERROR + FIELD_OVERFLOW)).otherwise(rounded)
 
 
 def or_error(outcome: pl.Expr, columns: Iterable[str]) -> pl.Expr:
@@ -110,7 +99,7 @@ def or_error(outcome: pl.Expr, columns: Iterable[str]) -> pl.Expr:
     said = outcome.cast(pl.String)
     for column in columns:
         text = pl.col(column)
-        said = pl.when(text.str.starts_with(_ERROR)).then(text.str.slice(1)).otherwise(said)
+        said = pl.when(text.str.starts_with(ERROR)).then(text.str.slice(1)).otherwise(said)
     return said
 
 
@@ -228,7 +217,7 @@ def _binary(symbol: str, fixed: Mapping[str, str], given: pl.Series) -> pl.Serie
         scale = _larger(sa, sb)
         (a, _), (b, _) = _shifted(a, scale - sa, da), _shifted(b, scale - sb, db)
         found = _remainder(a, b) if symbol == "%" else a + b if symbol == "+" else a - b
-    return _completed(_written(found, scale), (left, right), partial(_one, symbol))
+    return _completed(_written(found, scale), (left, right), partial(compute, symbol))
 
 
 def _extreme(which: str, given: pl.Series) -> pl.Series:
@@ -262,8 +251,8 @@ def _first(text: pl.Series) -> tuple[pl.Series, pl.Series]:
     lengths = frame.select("body", "plain", "digits").select(length)
     zeros = lengths["plain"] - lengths["digits"]
     exponent = frame["point"].fill_null(lengths["body"]) - 1 - zeros
-    weight = exponent.to_frame("e").select(pl.col("e").floordiv(_GROUP)).to_series()
-    width = exponent - weight * _GROUP + 1
+    weight = exponent.to_frame("e").select(pl.col("e").floordiv(GROUP)).to_series()
+    width = exponent - weight * GROUP + 1
     head = frame.select(digits=digits, w=width).select(
         digits.str.head(pl.col("w")).str.pad_end(pl.col("w"), "0").cast(pl.Int64, strict=False)
     )
@@ -291,8 +280,8 @@ def _divided(
 
 
 def _quotient_scale(weight: pl.Series, one: pl.Series, other: pl.Series) -> pl.Series:
-    wanted = pl.max_horizontal(_QUOTIENT - pl.col("w") * _GROUP, "a", "b", 0)
-    return pl.DataFrame({"w": weight, "a": one, "b": other}).select(wanted.clip(upper_bound=_SHOWN)).to_series()
+    wanted = pl.max_horizontal(QUOTIENT - pl.col("w") * GROUP, "a", "b", 0)
+    return pl.DataFrame({"w": weight, "a": one, "b": other}).select(wanted.clip(upper_bound=SHOWN)).to_series()
 
 
 def _unary(function: str, decimals: int, text: pl.Series) -> pl.Series:
@@ -306,14 +295,14 @@ def _unary(function: str, decimals: int, text: pl.Series) -> pl.Series:
                 _cut(number, scale - decimals, digits, pl.when(n < 0).then(_ZERO - half).otherwise(half))
             )
         ).to_series()  # fmt: skip
-        return _completed(_written(found, scale * 0 + decimals), (text,), partial(_alone, function, decimals))
+        return _completed(_written(found, scale * 0 + decimals), (text,), partial(apply, function, decimals))
     if function == "abs":
-        return _completed(_written(number.abs(), scale), (text,), partial(_alone, function, decimals))
+        return _completed(_written(number.abs(), scale), (text,), partial(apply, function, decimals))
     if function == "sign":
         found = number.sign()
     else:
         found = _cut(number, scale, digits, n // p if function == "floor" else _ZERO - ((_ZERO - n) // p))
-    return _completed(_written(found, scale * 0), (text,), partial(_alone, function, decimals))
+    return _completed(_written(found, scale * 0), (text,), partial(apply, function, decimals))
 
 
 def _cut(number: pl.Series, by: pl.Series, digits: pl.Series, how: pl.Expr) -> pl.Series:
@@ -321,84 +310,3 @@ def _cut(number: pl.Series, by: pl.Series, digits: pl.Series, how: pl.Expr) -> p
     power = _TENS.gather(by.clip(0, _DIGITS).fill_null(0).cast(pl.UInt32))
     room = (digits < _DIGITS - 1) & (by < _DIGITS - 1)
     return pl.DataFrame({"n": number, "p": power, "room": room}).select(pl.when("room").then(how)).to_series()
-
-
-# --- one by one --------------------------------------------------------------------------------
-
-
-def _text(value: Decimal) -> str:
-    """Return a number as numeric prints it, or the error that it is too large."""
-    if value.is_nan():
-        return "NaN"
-    if value.is_infinite():
-        return "-Infinity" if value < 0 else "Infinity"
-    if value and value.adjusted() >= _WHOLE_DIGITS:
-        return _TOO_LARGE
-    if _scale(value) > _DECIMALS:
-        value = value.quantize(Decimal(1).scaleb(-_DECIMALS), decimal.ROUND_HALF_UP, _EXACT)
-    return format(value or value.copy_abs(), "f")
-
-
-def _scale(value: Decimal) -> int:
-    exponent: Any = value.as_tuple().exponent
-    return max(0, -int(exponent))
-
-
-def _one(symbol: str, left: str, right: str) -> str:
-    if left.startswith(_ERROR) or right.startswith(_ERROR):
-        return left if left.startswith(_ERROR) else right
-    a, b = Decimal(left), Decimal(right)
-    if a.is_nan() or b.is_nan():
-        return "NaN"
-    if symbol in "/%" and not b:
-        return _DIVIDED
-    if symbol in "/%":
-        return _quotient(a, b) if symbol == "/" else _rest(a, b)
-    return _text({"+": _EXACT.add, "-": _EXACT.subtract, "*": _EXACT.multiply}[symbol](a, b))
-
-
-def _quotient(a: Decimal, b: Decimal) -> str:
-    if a.is_infinite():
-        return "NaN" if b.is_infinite() else _text(a if b > 0 else a.copy_negate())
-    if b.is_infinite():
-        return "0"
-    (weight, first), (other_weight, other) = _leading(a), _leading(b)
-    weight -= other_weight + (first <= other)
-    scale = min(max(_QUOTIENT - weight * _GROUP, _scale(a), _scale(b), 0), _SHOWN)
-    over, under = _integer(a.copy_abs(), scale + _scale(b)), _integer(b.copy_abs(), _scale(b))
-    whole = Decimal((over * 2 + under) // (under * 2)).scaleb(-scale, _EXACT)
-    return _text(whole.copy_negate() if (a < 0) != (b < 0) else whole)
-
-
-def _integer(value: Decimal, power: int) -> int:
-    return int(value.scaleb(power, _EXACT))
-
-
-def _leading(value: Decimal) -> tuple[int, int]:
-    if not value:
-        return 0, 0
-    weight = value.adjusted() // _GROUP
-    return weight, int(value.copy_abs().scaleb(-weight * _GROUP, _EXACT))
-
-
-def _rest(a: Decimal, b: Decimal) -> str:
-    if a.is_infinite():
-        return "NaN"
-    if b.is_infinite():
-        return _text(a)
-    rest = _EXACT.remainder(a, b)
-    return _text(rest.quantize(Decimal(1).scaleb(-max(_scale(a), _scale(b))), context=_EXACT))
-
-
-def _alone(function: str, decimals: int, text: str) -> str:
-    value = text if text.startswith(_ERROR) else Decimal(text)
-    if isinstance(value, str) or value.is_nan():
-        return text
-    if function == "sign":
-        return "0" if not value else "-1" if value < 0 else "1"
-    if function == "abs":
-        return _text(value.copy_abs())
-    if value.is_infinite():
-        return text
-    ways = {"round": decimal.ROUND_HALF_UP, "floor": decimal.ROUND_FLOOR, "ceil": decimal.ROUND_CEILING}
-    return _text(value.quantize(Decimal(1).scaleb(-decimals), ways[function], _EXACT))

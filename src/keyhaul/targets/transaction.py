@@ -165,12 +165,7 @@ def load(
         duplicate=staged.counts.duplicate + placed.duplicate,
         quarantined=quarantined,
     )
-    result = _record(session, counts, staged.warned, entry, placed.tables, lock_seconds=claimed)
-    pass_point("ledger.written")
-    pass_point("commit.before")
-    session.commit()
-    pass_point("commit.after")
-    return result
+    return _commit(session, counts, staged.warned, entry, placed.tables, lock_seconds=claimed)
 
 
 def relay(session: CopySession, target: TargetTable, given: Relay, entry: LedgerEntry) -> ChunkResult | None:
@@ -198,12 +193,7 @@ def relay(session: CopySession, target: TargetTable, given: Relay, entry: Ledger
         session.roll_back()
         return None
     counts = Counts(read=given.records, loaded=placed.inserted)
-    result = _record(session, counts, {}, entry, placed.tables, lock_seconds=claimed)
-    pass_point("ledger.written")
-    pass_point("commit.before")
-    session.commit()
-    pass_point("commit.after")
-    return result
+    return _commit(session, counts, {}, entry, placed.tables, lock_seconds=claimed)
 
 
 def late_run(entry: LedgerEntry, tables: Sequence[sql.Identifier]) -> LateRun:
@@ -307,6 +297,24 @@ def _write_quarantine(session: Session, rejected: pl.DataFrame, entry: LedgerEnt
         session.execute(statement("insert_quarantine", entry.ledger_schema, **ids))
     query = statement("count_quarantine", entry.ledger_schema, **ids)
     return int(session.execute(query)[0][0])
+
+
+def _commit(
+    session: Session,
+    counts: Counts,
+    warned: Mapping[str, int],
+    entry: LedgerEntry,
+    tables: Sequence[TableCounts],
+    *,
+    lock_seconds: float,
+) -> ChunkResult:
+    """Write the chunk's ledger row, and commit it with all that the transaction has done."""
+    result = _record(session, counts, warned, entry, tables, lock_seconds=lock_seconds)
+    pass_point("ledger.written")
+    pass_point("commit.before")
+    session.commit()
+    pass_point("commit.after")
+    return result
 
 
 def _record(

@@ -10,14 +10,14 @@ import polars as pl
 import pyarrow as pa
 
 from keyhaul.errors import ChunkError, ConfigError
-from keyhaul.sources.files.file import LINE, RECORD_NUMBER, Found
+from keyhaul.sources.files.file import LINE, RECORD_NUMBER, Found, Untouched
 from keyhaul.sources.files.infer import Inferred
 from keyhaul.sources.files.rejecting import REJECTED
 from keyhaul.sources.files.textfile import check_unchanged
 from keyhaul.sources.files.values import typed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from pathlib import Path
 
     from keyhaul.model import Column
@@ -36,7 +36,7 @@ class _Groups(Protocol):
         """Return the rows of a group, in order."""
 
 
-class Columnar:
+class Columnar(Untouched):
     """An open Parquet or Arrow file.
 
     Attributes:
@@ -46,16 +46,13 @@ class Columnar:
         proposed: the types that its own types say, by column; a column that is `declared` needs none.
     """
 
-    spooled = False
-
     def __init__(self, path: Path, *, parquet: bool, declared: Collection[str]) -> None:
         """Read the footer.
 
         Raises:
             ConfigError: it is no such file, is cut off, or a column has a type that no PostgreSQL type holds.
         """
-        self.name, self._path = str(path), path
-        self._before = self.state()
+        super().__init__(path)
         try:
             self._groups: _Groups = _Parquet(path) if parquet else _Arrow(path)
         except (pa.ArrowException, OSError) as error:
@@ -65,16 +62,6 @@ class Columnar:
             ) from error
         self.names = list(self._groups.schema.names)
         self.proposed = _proposed(self.name, self._groups.schema, declared)
-        self._types: Mapping[str, Column] = {}
-
-    def settle(self, types: Mapping[str, Column]) -> None:
-        """Take the types in which columns are read; see `File`."""
-        self._types = {name: types[name] for name in self.names if name in types}
-
-    def state(self) -> tuple[int, int]:
-        """Return size and time of change (ns)."""
-        found = self._path.stat()
-        return found.st_size, found.st_mtime_ns
 
     def parts(self, chunk_rows: int) -> Sequence[tuple[tuple[str, ...], int]]:
         """Return row groups; one with more than twice `chunk_rows` rows is cut into pieces of that size."""

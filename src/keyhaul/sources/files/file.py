@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     import polars as pl
 
@@ -34,6 +35,28 @@ class Found:
     bytes_read: int
     line_is: str = "line"
     notices: tuple[str, ...] = ()
+
+
+class Untouched:
+    """What files have in common that are read where they stand, without a copy of their text."""
+
+    spooled = False
+    names: list[str]
+
+    def __init__(self, path: Path) -> None:
+        """Take the file's place and its state before it is read."""
+        self.name, self._path = str(path), path
+        self._before = self.state()
+        self._types: Mapping[str, Column] = {}
+
+    def settle(self, types: Mapping[str, Column]) -> None:
+        """Take the types in which columns are read; see `File`."""
+        self._types = {name: types[name] for name in self.names if name in types}
+
+    def state(self) -> tuple[int, int]:
+        """Return size and time of change (ns)."""
+        found = self._path.stat()
+        return found.st_size, found.st_mtime_ns
 
 
 class File(Protocol):

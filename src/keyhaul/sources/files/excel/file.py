@@ -10,7 +10,7 @@ import polars as pl
 from keyhaul.errors import ConfigError
 from keyhaul.sources.files.excel.cells import DATE, MOMENT, column_letters, first_twice, infer_kinds
 from keyhaul.sources.files.excel.loading import ROW, load
-from keyhaul.sources.files.file import LINE, RECORD_NUMBER, Found
+from keyhaul.sources.files.file import LINE, RECORD_NUMBER, Found, Untouched
 from keyhaul.sources.files.rejecting import REJECTED, raw_text
 from keyhaul.sources.files.textfile import check_unchanged
 from keyhaul.sources.files.values import typed
@@ -19,11 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from keyhaul.model import Column
     from keyhaul.sources.files.infer import Inferred
 
 
-class Excel:
+class Excel(Untouched):
     """An open sheet.
 
     Attributes:
@@ -33,8 +32,6 @@ class Excel:
         spooled: no; another process loads it too.
         proposed: the types that all its cells together say, by column.
     """
-
-    spooled = False
 
     def __init__(
         self,
@@ -50,9 +47,9 @@ class Excel:
         Raises:
             ConfigError: see `load`; a column has no name, or two have the same.
         """
-        self.name, self._path, self._zone = str(path), path, time_zone
+        self._zone = time_zone
         try:
-            self._before = self.state()
+            super().__init__(path)
         except OSError as error:
             raise ConfigError(f"read {path}: {error.strerror}, expected a file that can be read") from error
         self._loaded = load(path, sheet, header_row, work_dir)
@@ -67,16 +64,6 @@ class Excel:
         self.proposed: dict[str, Inferred] = {
             name: infer_kinds(self._loaded.kinds[number], sample[str(number)]) for name, number in self._columns.items()
         }
-        self._types: Mapping[str, Column] = {}
-
-    def settle(self, types: Mapping[str, Column]) -> None:
-        """Take the types in which columns are read; see `File`."""
-        self._types = {name: types[name] for name in self.names if name in types}
-
-    def state(self) -> tuple[int, int]:
-        """Return size and time of change (ns)."""
-        found = self._path.stat()
-        return found.st_size, found.st_mtime_ns
 
     def parts(self, chunk_rows: int) -> Sequence[tuple[tuple[str, ...], int]]:
         """Return parts of so many records."""
