@@ -103,6 +103,7 @@ def test_ctrl_c_while_the_command_is_imported_ends_without_a_traceback():
     code = """
 import builtins, os, signal
 from keyhaul.cli.start import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a process that is started in the background ignores it
 given = builtins.__import__
 def interrupted(name, *args, **kwargs):
     if name == "typer":
