@@ -147,7 +147,7 @@ def test_what_a_worker_gives_back_that_was_let_go_is_moved_by_another(filled, mo
         hiring.Decision(action="change", workers=1, reason="the test says so again"),
     ]
     seen, held = [], []
-    move = pool.Worker.move
+    once = pool.ChunkRunner.once
 
     def decide(now):
         waits = len(script) == 1 and not held  # for the fourth to have a merged chunk
@@ -157,15 +157,15 @@ def test_what_a_worker_gives_back_that_was_let_go_is_moved_by_another(filled, mo
         others = {thread for thread in threading.enumerate() if thread.name.startswith("keyhaul-worker-")}
         return others == {threading.current_thread()}
 
-    def move_or_hold(worker, chunk, attempt):
+    def move_or_hold(worker, chunk):
         if worker.number == 4 and chunk.cuts and not held:
             held.append(chunk.number)
             support.wait_until(alone, "the other workers to end")
             raise ChunkError("move chunk: the test says no")
-        return move(worker, chunk, attempt)
+        return once(worker, chunk)
 
     monkeypatch.setattr(hiring, "decide", decide)
-    monkeypatch.setattr(pool.Worker, "move", move_or_hold)
+    monkeypatch.setattr(pool.ChunkRunner, "once", move_or_hold)
     file = tmp_path / "auto.yaml"
     file.write_text("chunk: {min_rows: 300, max_rows: 900, target_seconds: 60}\n")
     given = {"source": filled[0], "target": filled[1], "table": "public.t", "key": "id", "job": "t"}
