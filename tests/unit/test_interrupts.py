@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 
 import pytest
 import typer
@@ -114,3 +115,17 @@ main()
 """
     done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
+
+
+def test_a_signal_whose_exception_python_swallowed_is_heard_before_the_run_begins(monkeypatch, capsys):
+    """As in a callback of the import system: it says "Exception ignored" and goes on."""
+
+    def begin():
+        with suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        with app._watched(app.Progress.off, quiet=True):
+            pytest.fail("the run has begun")
+
+    monkeypatch.setattr(app, "app", begin)
+    assert app._command() == 128 + signal.SIGINT
+    assert capsys.readouterr().err == "error: interrupted before anything was moved\n"

@@ -53,6 +53,10 @@ _ENDING_SECONDS: Final = 2.0
 """How long threads that are still inside a driver are waited for, when all is said."""
 
 
+_HEARD: Final[list[int]] = []
+"""Signals since the command began: a KeyboardInterrupt is lost where Python raises it in a callback of its own."""
+
+
 class Progress(StrEnum):
     """How a run shows what it does."""
 
@@ -192,6 +196,8 @@ def _watched(mode: Progress, log_file: Path | None = None, *, quiet: bool) -> It
 
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, handle)
+        if _HEARD:
+            raise _Interrupted(_HEARD[0])
         try:
             with as_interrupt(lambda: bool(control.signal) and not begun):
                 yield observe, control
@@ -308,17 +314,18 @@ def _leave(code: int) -> NoReturn:
 
 def _command() -> int:
     """Do what the command line says and return the exit code; what cannot be printed does not change it."""
-    code, got = OK, []
+    code = OK
+    _HEARD.clear()
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        got.append(number)
+        _HEARD.append(number)
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, handle)
     try:
         if fault := os.environ.get("KEYHAUL_FAULT"):
             faults.arm(fault)
-        with as_interrupt(lambda: bool(got)):
+        with as_interrupt(lambda: bool(_HEARD)):
             app()
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else OK
