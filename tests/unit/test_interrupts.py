@@ -129,3 +129,5 @@ def test_a_signal_whose_exception_python_swallowed_is_heard_before_the_run_begin
     monkeypatch.setattr(app, "app", begin)
     assert app._command() == 128 + signal.SIGINT
     assert capsys.readouterr().err == "error: interrupted before anything was moved\n"
+    with app._watched(app.Progress.off, quiet=True) as (_observe, control):  # the next command has heard nothing
+        assert control.signal == 0

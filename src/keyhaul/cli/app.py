@@ -315,7 +315,6 @@ def _leave(code: int) -> NoReturn:
 def _command() -> int:
     """Do what the command line says and return the exit code; what cannot be printed does not change it."""
     code = OK
-    _HEARD.clear()
 
     def handle(number: int, _frame: FrameType | None) -> None:
         _HEARD.append(number)
@@ -346,6 +345,8 @@ def _command() -> int:
             write_line(sys.stderr, without_password(line))
         _say("this is a fault in keyhaul itself; please report it with the lines above. The run can be resumed")
         code = BROKEN
+    finally:
+        _HEARD.clear()  # the next command of this process has heard nothing
     return code
 
 
