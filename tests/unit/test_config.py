@@ -22,10 +22,10 @@ from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 
 from keyhaul.config.allowance import Allowance
-from keyhaul.config.identity import difference
 from keyhaul.config.job import AutoChunk, Dedup, Job, PostgresSource, SqliteSource, load_job, settings
 from keyhaul.config.jobschema import json_schema
 from keyhaul.config.steps import Rule, Step
+from keyhaul.differing import difference
 from keyhaul.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]

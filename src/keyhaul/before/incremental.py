@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg import sql
 
-from keyhaul.config.identity import difference
+from keyhaul.differing import difference
 from keyhaul.errors import ConfigError, RefusedError
 
 if TYPE_CHECKING:

@@ -143,6 +143,7 @@ def _replay(
 def _resume(
     run: RunName,
     *,
+    changed: Annotated[bool, typer.Option("--changed", help="The source may have changed since.")] = False,
     allow_python: AllowPython = False,
     progress: Shown = Progress.auto,
     quiet: Quiet = False,
@@ -150,17 +151,26 @@ def _resume(
     **flags: Any,  # noqa: ANN401 - the settings'
 ) -> None:
     job, run_id = recalled("resume", run, None, given({**flags, "allow_python": allow_python}))
-    raise typer.Exit(_run(job, progress, log_file, fresh=False, full=False, quiet=quiet, only=run_id))
+    code = _run(job, progress, log_file, fresh=False, full=False, quiet=quiet, only=run_id, changed=changed)
+    raise typer.Exit(code)
 
 
 def _run(
-    job: Job, mode: Progress, log_file: Path | None, *, fresh: bool, full: bool, quiet: bool, only: str | None = None
+    job: Job,
+    mode: Progress,
+    log_file: Path | None,
+    *,
+    fresh: bool,
+    full: bool,
+    quiet: bool,
+    only: str | None = None,
+    changed: bool = False,
 ) -> int:
     with importing():
         from keyhaul.execution.engine import run
 
     with _watched(mode, log_file, quiet=quiet) as (observe, control):
-        report = run(job, observe, control, fresh=fresh, full=full, only=only)
+        report = run(job, observe, control, fresh=fresh, full=full, only=only, changed=changed)
     _print_report(report, job, mode, quiet=quiet, again=command_about("replay", report.run_id, job))
     _say_what_is_unwritten(report.run_id, job)
     return exit_code(report, job)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from keyhaul import events
-from keyhaul.config.identity import difference
+from keyhaul.differing import difference
 from keyhaul.errors import RefusedError
 from keyhaul.ledger.reading import find_named, find_run
 from keyhaul.staging.copies import across_chunks

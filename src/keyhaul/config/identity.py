@@ -1,32 +1,21 @@
-"""What makes two jobs the same: the difference of two identities, and the code of Python steps."""
+"""What makes two jobs the same, and the code of Python steps."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keyhaul.config import steps
+from keyhaul.differing import difference
 from keyhaul.errors import RefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping, Sequence
 
     from keyhaul.config.steps import Step
-
-
-def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return what changed between two identities, one line each: ``chunk: 50000 → 20000``."""
-    before, after = dict(_leaves(old, "")), dict(_leaves(new, ""))
-    names = [*before, *(name for name in after if name not in before)]
-    return [
-        f"{name}: {before.get(name, 'nothing')} → {after.get(name, 'nothing')}"
-        for name in names
-        if before.get(name) != after.get(name)
-    ]
 
 
 def check_same(run_id: str, was: tuple[str, Mapping[str, Any]], now: tuple[str, Mapping[str, Any]]) -> None:
@@ -55,37 +44,26 @@ def with_contents(identity: Mapping[str, Any], contents: Mapping[str, Any]) -> d
     return {**identity, **({"contents": dict(contents)} if contents else {})}
 
 
-def check_contents(run_id: str, config: Mapping[str, Any], contents: Mapping[str, Any], source: str) -> None:
+def check_contents(run_id: str, changed: Sequence[str], source: str, *, can_be_meant: bool) -> None:
     """Refuse to go on with the run of a source that has changed since.
 
     Args:
         run_id: the unfinished run.
-        config: of the run, as the ledger has it.
-        contents: what makes the source the same, now; empty where another moment of it is meant.
+        changed: what differs, a few words each.
         source: for people.
+        can_be_meant: whether the plan's chunks mean the same in another one.
 
     Raises:
-        RefusedError: it is another one; says what differs.
+        RefusedError: something does.
     """
-    changed = difference(config.get("contents", {}), contents)
     if changed:
         msg = (
-            f"resume run {run_id}: {source} has changed since the run was planned: {'; '.join(changed)}. Put the file "
-            "back as it was to go on, or give --fresh to start a new run"
+            f"resume run {run_id}: {source} has changed since the run was planned: {'; '.join(changed)}. Put it back "
+            "as it was to go on, or give --fresh to start a new run"
         )
+        if can_be_meant:
+            msg += f". If what is loaded is right all the same: etl resume {run_id} --changed"
         raise RefusedError(msg)
-
-
-def _leaves(value: object, name: str) -> Iterator[tuple[str, str]]:
-    nested = isinstance(value, list) and any(isinstance(item, dict) for item in value)
-    if isinstance(value, dict) and value:
-        for key in sorted(value):
-            yield from _leaves(value[key], f"{name}.{key}" if name else key)
-    elif isinstance(value, list) and nested:
-        for number, item in enumerate(value):
-            yield from _leaves(item, f"{name}[{number}]")
-    elif value not in (None, {}, []):
-        yield name, json.dumps(value, ensure_ascii=False)
 
 
 def module_digest(module: str) -> str | None:

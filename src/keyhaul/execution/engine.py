@@ -58,6 +58,7 @@ def run(
     fresh: bool = False,
     full: bool = False,
     only: str | None = None,
+    changed: bool = False,
     hire: Hire = ChunkRunner,
 ) -> Report:
     """Move what the job says; start a run, or go on with the unfinished one.
@@ -69,6 +70,7 @@ def run(
         fresh: start a new run even when an unfinished one is there.
         full: of an incremental job: read all rows, not only those above the watermark.
         only: the run to go on with; none is started.
+        changed: the source may be another one than when that run was planned.
         hire: makes what moves a worker's chunks.
 
     Returns:
@@ -87,7 +89,7 @@ def run(
     with prepare(job, ends, run_id=run_id, alone=True) as prepared:
         sitting = Sitting(prepared, observe, control, run_id, started)
         try:
-            return sitting.execute(fresh=fresh, full=full, only=only, hire=hire)
+            return sitting.execute(fresh=fresh, full=full, only=only, changed=changed, hire=hire)
         except (psycopg.Error, ConfigError) as error:
             raise sitting.explain(error) from error
 
@@ -121,7 +123,7 @@ class Sitting:
 
     # --- before the first read -------------------------------------------------------------------
 
-    def execute(self, *, fresh: bool, full: bool, only: str | None, hire: Hire) -> Report:
+    def execute(self, *, fresh: bool, full: bool, only: str | None, changed: bool, hire: Hire) -> Report:
         """Move what is left of the unfinished run, or start a new one."""
         ledger = self.ledger
         self.check_server()
@@ -131,9 +133,10 @@ class Sitting:
         if only is not None and (unfinished is None or unfinished.run_id != only):
             msg = f"resume run {only}: it is done or was given up, expected an unfinished run. `etl runs` lists them"
             raise RefusedError(msg)
-        workers = (
-            self._begin(fresh=fresh, full=full) if unfinished is None else self._go_on(unfinished, phases, full=full)
-        )
+        if unfinished is None:
+            workers = self._begin(fresh=fresh, full=full)
+        else:
+            workers = self._go_on(unfinished, phases, full=full, changed=changed)
         chunks = ledger.open_chunks(self._run_id)
         totals = ledger.totals(self._run_id)
         self.begin(totals, sum(c.estimated_rows for c in chunks), workers, resumed=resumed)
@@ -157,18 +160,18 @@ class Sitting:
             self._notice("could not ask the ledger which work folders can go; the next run does", "warning")
         return report
 
-    def _go_on(self, unfinished: Unfinished, phases: Phases | None, *, full: bool) -> int:
+    def _go_on(self, unfinished: Unfinished, phases: Phases | None, *, full: bool, changed: bool) -> int:
         """Take the unfinished run over, and say so; returns the number of workers."""
         ledger = self.ledger
         now = self._job.fingerprint(), self._job.identity()
         check_same(unfinished.run_id, (unfinished.fingerprint, unfinished.config), now)
         described = self._prepared.source.describe()
-        check_contents(
-            unfinished.run_id,
-            unfinished.config,
-            self._prepared.source.identity(),
-            f"{described.label} in {described.place}",
-        )
+        others = self._prepared.source.differs(unfinished.config.get("contents", {}), self._prepared.read_columns)
+        place = f"{described.label} in {described.place}"
+        if described.own or not changed:
+            check_contents(unfinished.run_id, others, place, can_be_meant=not described.own)
+        elif others:
+            self._notice(f"{place} has changed since the run was planned: {'; '.join(others)}", "warning")
         self._prepared = replace(self._prepared, target=check_there(self._prepared, ledger, unfinished))
         self._hashing = checksums.resume(self._prepared, ledger.checksum(unfinished.run_id))
         left = len(ledger.open_chunks(unfinished.run_id))
@@ -295,7 +298,7 @@ class Sitting:
             run_id=self._run_id,
             job=job.job,
             fingerprint=job.fingerprint(),
-            config=with_contents(job.identity(), source.identity()),
+            config=with_contents(job.identity(), source.identity(self._prepared.read_columns)),
             given=job.given,
             source=f"{described.label} in {described.place}",
             target_table=self._prepared.target.label,

@@ -11,7 +11,7 @@ import psycopg
 from keyhaul import events
 from keyhaul.before import checksums
 from keyhaul.before.prepare import prepare
-from keyhaul.config.identity import difference
+from keyhaul.differing import difference
 from keyhaul.errors import ConfigError, RefusedError
 from keyhaul.execution.ending import Ended, advance_sequences
 from keyhaul.execution.engine import Sitting
@@ -220,7 +220,7 @@ class _Replay:
             msg = f"{run}: its key is {', '.join(original.key)}, not {', '.join(job.key)}. Give the run's --key"
             raise RefusedError(msg)
         old, new = (config.get("source", {}) for config in (original.config, job.identity()))
-        contents = difference(original.config.get("contents", {}), self._prepared.source.identity())
+        contents = self._prepared.source.differs(original.config.get("contents", {}), self._prepared.read_columns)
         if source.own and contents:
             msg = (
                 f"{run}: its records have no key but {', '.join(source.own)}, and {source.label} has changed since, so "

@@ -192,11 +192,19 @@ class Source(Protocol):
     def describe(self) -> Description:
         """Return what is read; the same each time, without a look at the source."""
 
-    def identity(self) -> Mapping[str, Any]:
+    def identity(self, columns: Sequence[str]) -> Mapping[str, Any]:
         """Return what makes it the same source for a run that goes on, JSON-ready, without secrets.
 
-        Compared with what the ledger has of the run; a difference refuses it, with the names of what differs. Of a
-        file path, size and checksum or date; of a database what the address means, not the moment.
+        Of a file path, size and checksum or date; of a database which table it is and the types of the columns that
+        are read, not the moment.
+        """
+
+    def differs(self, was: Mapping[str, Any], columns: Sequence[str]) -> Sequence[str]:
+        """Return what has changed since a run that goes on was planned, a few words each; empty when it can.
+
+        Args:
+            was: its `identity`, as the ledger has it; empty when it has none.
+            columns: that are read now.
         """
 
     def sample(self, columns: Sequence[str]) -> Sample:

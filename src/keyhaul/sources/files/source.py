@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
+from keyhaul.differing import difference
 from keyhaul.errors import RefusedError
 from keyhaul.model import Chunk, Plan
 from keyhaul.postgres import pgtypes
@@ -113,8 +114,9 @@ class FilesSource:
             evidence=self._evidence,
         )
 
-    def identity(self) -> Mapping[str, Any]:
+    def identity(self, columns: Sequence[str] = ()) -> Mapping[str, Any]:
         """Return path, size and time of change of each file, and how they are read."""
+        del columns  # what is in it says it all
         wanted = self._wanted
         return {
             "files": [
@@ -134,6 +136,10 @@ class FilesSource:
                 "time_zone": wanted.time_zone,
             },
         }
+
+    def differs(self, was: Mapping[str, Any], columns: Sequence[str]) -> Sequence[str]:
+        """Return each part that is another one, with both."""
+        return difference(was, self.identity(columns))
 
     def sample(self, columns: Sequence[str]) -> Sample:
         """Return the width of the first file's records, and how many all files have, estimated."""

@@ -17,6 +17,7 @@ from keyhaul.postgres.dsn import redact
 from keyhaul.sessions.capacity import free_connections, room_of_run
 from keyhaul.sessions.connecting import connect, decimals, describe_tls, noticing, session_settings, with_login
 from keyhaul.sources.cuts import batches
+from keyhaul.sources.postgres import sameness
 from keyhaul.sources.postgres.increments import PostgresIncrements
 from keyhaul.sources.postgres.lookups import SETTINGS, Place, PostgresLookups
 from keyhaul.sources.postgres.readers import choose_reader
@@ -99,9 +100,14 @@ class PostgresSource:
         """Return what is read, as it was when the snapshot was taken."""
         return self._description
 
-    def identity(self) -> Mapping[str, Any]:
-        """Return nothing: the job's own source says it all, and another moment of it is meant to be read."""
-        return {}
+    def identity(self, columns: Sequence[str]) -> Mapping[str, Any]:
+        """Return which table or view it is, the files that its rows are in, and the types of these columns."""
+        found = (self._description.column(name) for name in columns)
+        return sameness.identity(self._conn, self._source.relation, [column for column in found if column is not None])
+
+    def differs(self, was: Mapping[str, Any], columns: Sequence[str]) -> Sequence[str]:
+        """Return what has changed of the table and of its columns; that rows have is no difference."""
+        return sameness.difference(was, self.identity(columns)) if was else ()
 
     def sample(self, columns: Sequence[str]) -> Sample:
         """Return the mean width of some rows, and the statistics' number of all of them."""

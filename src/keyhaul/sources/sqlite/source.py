@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from keyhaul.config.job import SqliteSource as Wanted
+from keyhaul.differing import difference
 from keyhaul.errors import CancelledError, ConfigError, RefusedError, StopRunError
 from keyhaul.model import RECORD, Column, Plan
 from keyhaul.postgres import pgtypes
@@ -123,12 +124,17 @@ class SqliteSource:
         """Return what is read."""
         return self._description
 
-    def identity(self) -> Mapping[str, Any]:
+    def identity(self, columns: Sequence[str] = ()) -> Mapping[str, Any]:
         """Return the size and the checksum of the contents.
 
         The date is left out: a checkpoint of the WAL, a copy or ``touch`` changes it, and no record.
         """
+        del columns  # what is in it says it all
         return {"bytes": self._copy.size, "sha256": self._copy.checksum}
+
+    def differs(self, was: Mapping[str, Any], columns: Sequence[str]) -> Sequence[str]:
+        """Return each part that is another one, with both."""
+        return difference(was, self.identity(columns))
 
     def sample(self, columns: Sequence[str]) -> Sample:
         """Measure some rows at ten places of the table."""
