@@ -15,7 +15,8 @@ from keyhaul.postgres import catalog, pgtypes
 from keyhaul.quality.offenders import CHECK, Asked, exporting
 from keyhaul.quality.verdict import Verdict, status_of
 from keyhaul.quoting import quote_name
-from keyhaul.sessions.connecting import connect, session_settings, with_login
+from keyhaul.sessions.connecting import connect, noticing, session_settings, with_login
+from keyhaul.sessions.links import settling
 from keyhaul.sources.postgres.readers import translate
 from keyhaul.staging.rules import Check, compile_rules
 from keyhaul.staging.stage import Stager
@@ -71,7 +72,7 @@ def check_rules(job: Job, dsn: Dsn, place: str, asked: Asked) -> tuple[str, list
             msg = f"check {job.target.table}: there is no such table in {dsn.label}. Run the job first, or correct it"
             raise ConfigError(msg)
         relation = catalog.describe_table(conn, *found)
-        dsn = with_login(dsn, conn)
+        dsn = noticing(with_login(dsn, conn), conn)
         checks, columns = _compiled(job, relation)
         uri = dsn.uri(application_name="keyhaul check", options=settings)
         run = _Run(checks, columns, relation, asked)
@@ -121,6 +122,8 @@ def _batches(uri: str, query: str) -> Iterator[pa.Table]:
 
     try:
         with adbc.connect(uri) as connection, connection.cursor() as cursor:
+            cursor.execute(settling(uri))
+            connection.commit()
             cursor.execute(query)
             with cursor.fetch_record_batch() as reader:
                 waiting: list[pa.RecordBatch] = []

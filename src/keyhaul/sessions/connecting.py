@@ -20,7 +20,7 @@ from keyhaul.ledger.store import Ledger
 from keyhaul.postgres import pgtypes
 from keyhaul.postgres.dsn import Dsn, redact
 from keyhaul.postgres.shapes import money_decimals, money_in
-from keyhaul.sessions import links, seats
+from keyhaul.sessions import links, poolers, seats
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -152,6 +152,18 @@ def connect(dsn: Dsn, end: str, *, application_name: str, settings: Mapping[str,
         text = redact(" ".join(str(error).split()), dsn, _sent(dsn, error))
         raise ConnectError(f"connect to {end} {dsn.label}: {_reason(error, text, end)}") from None
     links.watch(conn, end, application_name)
+    try:
+        settled = conn.execute(links.settling(conninfo)).fetchone()
+        if settled is not None and settled[0] != conn.info.backend_pid:
+            poolers.check(conn, conninfo, dsn.identity)
+    except psycopg.Error as error:
+        conn.close()
+        text = redact(" ".join(str(error).split()), dsn)
+        msg = f"connect to {end} {dsn.label}: give the session its settings: {text}. Allow this user to set them"
+        raise ConnectError(msg) from None
+    except ConnectError as error:
+        conn.close()
+        raise ConnectError(f"connect to {end} {dsn.label}: {error} in {_flag(end)}") from None
     return conn
 
 
@@ -168,13 +180,24 @@ def _sent(dsn: Dsn, error: psycopg.Error) -> Dsn:
     return found
 
 
+def _flag(end: str) -> str:
+    return "source.uri of the lookup" if end == "lookup" else f"--{end} (or ETL_{end.upper()}_URL, or {end}.uri)"
+
+
 def _reason(error: psycopg.Error, text: str, end: str) -> str:
-    flag = "source.uri of the lookup" if end == "lookup" else f"--{end} (or ETL_{end.upper()}_URL, or {end}.uri)"
+    flag = _flag(end)
     lowered = text.lower()
     causes = (
         (
             isinstance(error, errors.InvalidPassword) or "password authentication failed" in lowered,
             f"the server refuses the user or password. Change them in {flag}",
+        ),
+        (
+            "unsupported startup parameter" in lowered,
+            (
+                "the connection pooler there refuses a session's settings. Give ignore_startup_parameters = options in "
+                f"its configuration (they are set by a statement then), or the server's own address in {flag}"
+            ),
         ),
         (
             "no password supplied" in lowered,
@@ -221,7 +244,7 @@ def connect_ledger(job: Job, target: Dsn, run_id: str) -> psycopg.Connection[Any
     Raises:
         ConnectError: it cannot be reached.
     """
-    settings = session_settings(job, lock_timeout=f"{job.lock_timeout_seconds}s")
+    settings = session_settings(job)
     conn = connect(target, "target", application_name=Ledger.session_name(run_id), settings=settings)
     try:
         conn.execute(
@@ -242,7 +265,7 @@ def session_settings(job: Job, **more: str) -> dict[str, str]:
     return {
         **pgtypes.SESSION_SETTINGS,
         "statement_timeout": f"{job.statement_timeout_seconds}s",
-        "idle_session_timeout": "0",
+        "lock_timeout": f"{job.lock_timeout_seconds}s",
         **more,
     }
 
@@ -272,8 +295,16 @@ def describe_tls(dsn: Dsn, conn: psycopg.Connection[Any]) -> str:
     return f"TLS {mode}, host name not verified" if mode == "verify-ca" else "TLS, server not verified"
 
 
-NOTICING: Final = {"client_connection_check_interval": "5s", "tcp_keepalives_idle": "60", "tcp_user_timeout": "90s"}
-"""By which a server notices in the middle of a statement that we are gone; not every version and system has each."""
+NOTICING: Final = {
+    "client_connection_check_interval": "5s",
+    "tcp_keepalives_idle": "60",
+    "tcp_user_timeout": "90s",
+    "idle_session_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "transaction_timeout": "0",
+}
+"""By which a server notices in the middle of a statement that we are gone, and leaves us alone as long as we are there
+(a role may have limits of its own); not every version and system has each."""
 
 
 def noticing(dsn: Dsn, conn: psycopg.Connection[Any]) -> Dsn:

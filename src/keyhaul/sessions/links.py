@@ -7,6 +7,7 @@ shut down from another thread, after which the driver returns with the error of 
 from __future__ import annotations
 
 import os
+import re
 import socket
 import stat
 import struct
@@ -19,12 +20,33 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import parse_qs, urlsplit
 
 import psycopg
-from psycopg import pq
+from psycopg import pq, sql
+from psycopg.conninfo import conninfo_to_dict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 End = Literal["source", "target"]
+
+_SETTING: Final = re.compile(r"-c\s*([\w.]+)=((?:[^\s\\]|\\.)*)", re.DOTALL)
+
+_AT_THE_START: Final = frozenset(
+    {
+        "ignore_system_indexes",
+        "jit_debugging_support",
+        "jit_profiling_support",
+        "log_connections",
+        "log_disconnections",
+        "post_auth_delay",
+    }
+)
+"""What a session cannot be told later; a user's URI may ask for it."""
+
+_WHO: Final = "select pg_catalog.pg_backend_pid()"
+_SETTLING: Final = """
+select pg_catalog.pg_backend_pid(), pg_catalog.count(pg_catalog.set_config(n, v, false))
+  from (values {}) as asked(n, v) where pg_catalog.current_setting(n, true) is distinct from v
+"""
 
 _COUNTERS_AT: Final = 120
 """Where bytes_acked and bytes_received are in Linux' struct tcp_info (since 4.1), as two unsigned 64-bit numbers."""
@@ -82,6 +104,25 @@ _busy: weakref.WeakKeyDictionary[psycopg.Connection[Any], float] = weakref.WeakK
 def application_name(uri: str) -> str:
     """Return how the session that `uri` opens is called."""
     return parse_qs(urlsplit(uri).query).get("application_name", [""])[0]
+
+
+def settling(conninfo: str) -> str:
+    """Return the statement by which a session gets the settings that `conninfo` asks of it in ``options``.
+
+    A pooler may have dropped them (``ignore_startup_parameters``), and a row-level security that was to be off would
+    hide rows without a word. Its one row begins with the process id of the session.
+
+    Args:
+        conninfo: a URI, or ``name='value'`` pairs; each of its settings is written ``-c name=value``.
+    """
+    asked = dict(_SETTING.findall(str(conninfo_to_dict(conninfo).get("options") or "")))
+    values = [
+        sql.SQL("({}, {})").format(sql.Literal(name), sql.Literal(re.sub(r"\\(.)", r"\1", value)))
+        for name, value in asked.items()
+        if name.lower() not in _AT_THE_START
+    ]
+    statement = sql.SQL(_SETTLING).format(sql.SQL(", ").join(values)) if values else sql.SQL(_WHO)
+    return statement.as_string(None)
 
 
 @contextmanager

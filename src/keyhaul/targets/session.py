@@ -22,7 +22,7 @@ from keyhaul.errors import (
 )
 from keyhaul.faults import pass_point
 from keyhaul.sessions import seats
-from keyhaul.sessions.links import application_name, awaiting, blocker, watch
+from keyhaul.sessions.links import application_name, awaiting, blocker, settling, watch
 from keyhaul.targets import sqlstates
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class CopySession:
             raise translate(error) from error
         name = self._conn.info.get_parameters().get("application_name", "")
         watch(self._conn, "target", name)
-        _sit_down(self, name, self._conn)
+        _sit_down(self, name, self._conn, conninfo)
 
     def roll_back(self) -> None:
         """End the transaction under way."""
@@ -184,7 +184,7 @@ class AdbcSession:
                 self._conn = adbc.connect(uri)
         except Exception as error:
             raise translate(error) from error
-        _sit_down(self, application_name(uri), self)
+        _sit_down(self, application_name(uri), self, uri)
 
     def roll_back(self) -> None:
         """End the transaction under way."""
@@ -238,9 +238,11 @@ class AdbcSession:
             self._conn.adbc_cancel()
 
 
-def _sit_down(session: CopySession | AdbcSession, name: str, holder: seats.Holder) -> None:
+def _sit_down(session: CopySession | AdbcSession, name: str, holder: seats.Holder, conninfo: str) -> None:
     """Take the seat of a session that was just opened; a chunk's transaction begins with its own first statement."""
     try:
+        session.execute(sql.SQL(settling(conninfo)))
+        session.commit()  # else they would be taken back with the transaction
         seats.take(name, holder, session.execute)
         session.roll_back()
     except BaseException:

@@ -14,7 +14,7 @@ from keyhaul.errors import ChunkError, ConfigError, StopRunError, safe_message
 from keyhaul.postgres import catalog, pgtypes
 from keyhaul.postgres.dsn import redact
 from keyhaul.semantics.meanings import meaning_of
-from keyhaul.sessions.connecting import connect, session_settings, with_login
+from keyhaul.sessions.connecting import connect, noticing, session_settings, with_login
 from keyhaul.sources.postgres.readers import READERS, UnreadableValueError, choose_reader
 from keyhaul.sources.postgres.sql import find_table
 from keyhaul.transform.decoding import any_out_of_range, decode
@@ -62,7 +62,7 @@ def opened(job: Job, dsn: Dsn) -> Iterator[PostgresLookups]:
     """
     settings = session_settings(job, **SETTINGS)
     with connect(dsn, "lookup", application_name="keyhaul lookup", settings=settings) as conn:
-        dsn = with_login(dsn, conn)
+        dsn = noticing(with_login(dsn, conn), conn)
         conn.execute("begin isolation level repeatable read read only")
         row = conn.execute("select pg_export_snapshot()").fetchone()
         place = Place(snapshot=row[0] if row else "", dsn=dsn, driver=choose_reader(job, dsn), settings=settings)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 from keyhaul.config.job import PostgresSource
 from keyhaul.errors import ChunkError, RefusedError, StopRunError, TransientError, first_line, without_values
 from keyhaul.quoting import quote_text
-from keyhaul.sessions.links import awaiting
+from keyhaul.sessions.links import awaiting, settling
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,7 +65,11 @@ class ConnectorxReader:
         try:
             with awaiting("source", uri):
                 return connectorx.read_sql(
-                    uri, query, return_type="arrow", protocol="binary", pre_execution_query=self._begin
+                    uri,
+                    query,
+                    return_type="arrow",
+                    protocol="binary",
+                    pre_execution_query=[settling(uri), *self._begin],
                 )
         except BaseException as error:
             # A panic is a PanicException, which derives from BaseException, not from Exception.
@@ -96,6 +100,8 @@ class AdbcReader:
             with awaiting("source", self._uri):
                 if self._connection is None:
                     self._connection = adbc.connect(uri)
+                    self._execute(settling(uri))
+                    self._connection.commit()  # else they would be taken back with the transaction
                     self._execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
                     for statement in self._begin:
                         self._execute(statement)
