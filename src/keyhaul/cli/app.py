@@ -311,6 +311,7 @@ def _leave(code: int) -> NoReturn:
 
     The interpreter would take its state from under that thread, which then aborts the whole process (SIGABRT, SIGSEGV).
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is said: one more would only spoil the end
     others = [thread for thread in threading.enumerate() if thread is not threading.current_thread()]
     for thread in others:
         thread.join(_ENDING_SECONDS / len(others))

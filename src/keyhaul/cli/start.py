@@ -11,6 +11,7 @@ def main() -> None:
     try:
         from keyhaul.cli.app import main as run  # half a second, in which nothing else hears a signal
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would only spoil the end
         sys.stderr.write("error: interrupted\n")
         sys.exit(128 + signal.SIGINT)
     run()
