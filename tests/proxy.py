@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 STARTING = b"application_name\x00keyhaul "
 """In the message that opens a session."""
 
+CHUNK = b".chunks "
+"""The ledger's table, which each chunk's transaction writes to; the one that gives a session its settings does not."""
+
 COMMIT = b"COMMIT\x00"
 """The end of the message in which psycopg and ADBC both send it (a simple query)."""
 
@@ -37,11 +40,12 @@ class Proxy(Listener):
     async def _connection(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         server, to_server = await asyncio.open_connection("127.0.0.1", self._server_port)
         answers = asyncio.create_task(self._forward(server, to_client))
-        is_worker = False
+        is_worker = loads = False
         try:
             while data := await client.read(65536):
                 is_worker = is_worker or (STARTING in data and b" worker " in data)
-                if is_worker and data.endswith(COMMIT) and self.cut < self._times:
+                loads = loads or (is_worker and CHUNK in data)
+                if loads and data.endswith(COMMIT) and self.cut < self._times:
                     self.cut += 1
                     answers.cancel()
                     await asyncio.sleep(0)  # until it has let go of the server's answers

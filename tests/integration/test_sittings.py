@@ -145,3 +145,17 @@ def test_a_materialized_view_may_be_refreshed(databases):
     run_sql(databases[0], "refresh materialized view public.v")
     report = run(given, lambda _event: None, Control())
     assert (report.outcome, report.counts.loaded) == ("done", 1000)
+
+
+def test_fresh_gives_up_no_run_of_another_table(databases):
+    given, run_id = begun(databases)
+    run_sql(databases[0], "create table public.other as select 1 as id")
+    with pytest.raises(RefusedError) as refused:
+        run(job(databases, table="public.other"), lambda _event: None, Control(), fresh=True)
+    assert str(refused.value) == (
+        f"start job move: run {run_id} of this name is unfinished and loads public.t, not public.other; --fresh would "
+        "give it up. Give this job a name of its own (--job NAME)"
+    )
+    assert run(given, lambda _event: None, Control()).counts.loaded == 1000
+    done = run(job(databases, table="public.other"), lambda _event: None, Control(), fresh=True)
+    assert done.outcome == "done"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import re
@@ -454,7 +455,33 @@ def test_a_wrong_allowance_is_refused(written: object) -> None:
 @given(st.text(max_size=80).filter(bool))
 def test_the_name_that_a_table_gives_its_job_is_always_valid(table: str) -> None:
     loaded = load_job(None, {"key": "id", "table": table}, {})
-    assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}", loaded.job)
+    assert re.fullmatch(r"\w[\w.-]{0,62}", loaded.job)
+
+
+@given(
+    st.lists(st.text(max_size=80).filter(lambda text: text.strip(".-") and '"' not in text), min_size=2, unique=True)
+)
+def test_two_tables_give_their_jobs_two_names(tables: list[str]) -> None:
+    names = {load_job(None, {"key": "id", "table": table}, {}).job for table in tables}
+    assert len(names) == len({table.removeprefix("public.") for table in tables})
+
+
+@pytest.mark.parametrize(
+    ("table", "name"),
+    [
+        ("public.flights", "flights"),
+        ("sales.Order", "sales.Order"),
+        ('public."Order"', "Order"),
+        ("ä", "ä"),
+        ('"größe"', "größe"),
+        ("注文", "注文"),
+        ('"my table"', "my_table-7f71d6b4"),
+        ('"a.b"', "_a.b_-12734df7"),
+        ("t" * 70, f"{'t' * 54}-{hashlib.sha256(b't' * 70).hexdigest()[:8]}"),
+    ],
+)
+def test_a_job_is_called_like_its_table(table: str, name: str) -> None:
+    assert load_job(None, {"key": "id", "table": table}, {}).job == name
 
 
 def fits(value: object) -> bool:

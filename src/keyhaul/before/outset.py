@@ -26,6 +26,20 @@ if TYPE_CHECKING:
     from keyhaul.targets.rowhash import Hashing
 
 
+def check_given_up(job: str, unfinished: Unfinished | None, table: str) -> None:
+    """Refuse to give up a run that loads another table than the new one, which only has the same name.
+
+    Raises:
+        RefusedError: it does.
+    """
+    if unfinished is not None and unfinished.target_table != table:
+        msg = (
+            f"start job {job}: run {unfinished.run_id} of this name is unfinished and loads {unfinished.target_table}, "
+            f"not {table}; --fresh would give it up. Give this job a name of its own (--job NAME)"
+        )
+        raise RefusedError(msg)
+
+
 def check_new(prepared: Prepared) -> bool:
     """Refuse what only a new run is refused for; returns whether the target is to be emptied first.
 

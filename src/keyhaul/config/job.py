@@ -48,7 +48,8 @@ if TYPE_CHECKING:
 
     from pydantic_core import ErrorDetails
 
-JOB_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}"
+JOB_NAME = r"[^\x00-/:-@\[-^`{-\x7f\s][^\x00-,/:-@\[-^`{-\x7f\s]{0,62}"
+"""Letters and digits of any script, ``_``, ``.`` and ``-``; written so that each regex engine agrees."""
 _NAME_CHARACTERS = 63
 
 __all__ = [

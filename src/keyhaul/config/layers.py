@@ -119,8 +119,14 @@ def _fill_in_mode(draft: Draft, target: dict[str, object]) -> None:
 def _default_name(table: object, query: object) -> str:
     if isinstance(query, str):
         return f"query-{hashlib.sha256(query.encode()).hexdigest()[:8]}"
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", str(table or "job").removeprefix("public.").replace('"', ""))
-    return name.lstrip(".-")[:_NAME_CHARACTERS] or "job"
+    text = str(table or "job").removeprefix("public.")
+    bare = re.sub(r'"([^".]*)"', r"\1", text)
+    name = re.sub(r"[^\w.-]+", "_", bare).lstrip(".-")
+    if name == bare and len(name) <= _NAME_CHARACTERS:
+        return name
+    # What is left out may be all that tells two tables apart.
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return f"{name[: _NAME_CHARACTERS - 9] or 'job'}-{digest}"
 
 
 def check_uris(draft: Draft) -> None:

@@ -13,7 +13,7 @@ from psycopg import sql
 from keyhaul import events
 from keyhaul.before import checksums
 from keyhaul.before.incremental import begin_delta, check_full, limit_again
-from keyhaul.before.outset import check_new, check_still_empty, check_there, surprises
+from keyhaul.before.outset import check_given_up, check_new, check_still_empty, check_there, surprises
 from keyhaul.before.prepare import FILLED, Prepared, prepare
 from keyhaul.before.sizing import size_up
 from keyhaul.config.identity import check_contents, check_same, with_contents
@@ -248,6 +248,8 @@ class Sitting:
     def _begin(self, *, fresh: bool, full: bool) -> int:
         """Plan, create what is missing, and write run and plan into the ledger; returns the number of workers."""
         prepared, target = self._prepared, self._prepared.target
+        if fresh and self.ledger.exists() and not self._job.targets:
+            check_given_up(self._job.job, self.ledger.unfinished(), target.label)
         empty_first = check_new(prepared)
         delta = begin_delta(self._job, prepared.source, target, self.ledger, self._notice, full=full)
         plan = prepared.source.plan(self.sizing.chunk_rows)

@@ -43,7 +43,7 @@ select host, run_id from {schema}.runs
 
 -- name: unfinished
 -- The run that the same command goes on with; a replay never is.
-select run_id, fingerprint, config, coalesce(fresh_table, '') from {schema}.runs
+select run_id, fingerprint, config, target_table, coalesce(fresh_table, '') from {schema}.runs
  where job = {job} and kind = 'run' and status in ('running', 'stopped') order by started_at desc limit 1;
 
 -- name: settle

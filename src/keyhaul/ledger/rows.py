@@ -41,6 +41,7 @@ class Unfinished:
     run_id: str
     fingerprint: str
     config: Mapping[str, Any]
+    target_table: str
     fresh_table: str = ""
 
 

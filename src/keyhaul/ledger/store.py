@@ -50,7 +50,7 @@ class Ledger(JobConnection):
         row = self._execute("unfinished", job=self.job).fetchone()
         if row is None:
             return None
-        return Unfinished(run_id=row[0], fingerprint=row[1], config=row[2], fresh_table=row[3])
+        return Unfinished(run_id=row[0], fingerprint=row[1], config=row[2], target_table=row[3], fresh_table=row[4])
 
     def begin(self, run: NewRun, plan: Plan, *, fresh: bool) -> None:
         """Write a new run and its whole plan in one transaction; `fresh` gives up what was unfinished.

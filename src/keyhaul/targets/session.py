@@ -242,7 +242,7 @@ def _sit_down(session: CopySession | AdbcSession, name: str, holder: seats.Holde
     """Take the seat of a session that was just opened; a chunk's transaction begins with its own first statement."""
     try:
         session.execute(sql.SQL(settling(conninfo)))
-        session.commit()  # else they would be taken back with the transaction
+        session.commit()  # else the settings would be taken back with the transaction
         seats.take(name, holder, session.execute)
         session.roll_back()
     except BaseException:
