@@ -101,9 +101,11 @@ def test_nobody_is_hired_while_a_limit_of_the_job_holds_the_workers(filled):
 def test_connections_of_the_server_and_of_the_database_are_the_bound_and_some_stay_free(filled):
     name = psycopg.conninfo.conninfo_to_dict(filled[0])["dbname"]
     elsewhere = filled[1].replace("127.0.0.1", "localhost")
+    run_sql(filled[1], "drop role if exists plain_one", "create role plain_one login in role pg_read_all_stats")
 
     # The source's session is in a transaction, as the one that holds a snapshot.
     with psycopg.connect(filled[0]) as source, psycopg.connect(filled[1], autocommit=True) as target:
+        source.execute("set session authorization plain_one")  # superusers are under no limit of a database
         others = "select count(*) from pg_stat_activity where datid is not null and application_name !~ '^keyhaul r '"
 
         def room(here=filled[1]):
@@ -122,6 +124,7 @@ def test_connections_of_the_server_and_of_the_database_are_the_bound_and_some_st
         assert room(elsewhere)[0] == 20 - 5 - 2
         target.execute(f'alter database "{name}" connection limit 3')
         assert room()[0] == 0
+    run_sql(filled[1], "drop role plain_one")
 
 
 def test_those_who_are_let_go_end_with_their_chunk_and_the_others_do_not_wait_for_them(filled, monkeypatch):

@@ -25,6 +25,7 @@ from keyhaul.fanout.tables import compile_tables, refuse_held, together
 from keyhaul.faults import pass_point
 from keyhaul.ledger.store import Ledger
 from keyhaul.limits.crew import DEFAULT_WORKERS, allowed_workers
+from keyhaul.machine import check_limits
 from keyhaul.postgres import catalog
 from keyhaul.postgres.dsn import redact
 from keyhaul.postgres.shapes import differences, parts
@@ -170,6 +171,7 @@ def prepare(job: Job, ends: Ends, *, run_id: str = "plan", alone: bool = False) 
         ConfigError: a table, key, column, expression or rule does not fit.
         RefusedError: a column cannot be carried, or has no place in the target; or another process has the lock.
     """
+    check_limits(job.workers or DEFAULT_WORKERS)
     preload(Opening(job=job, run_id=run_id, dsn=ends.source))
     with ExitStack() as stack:
         watched = {"target": ends.target} if ends.source is None else {"source": ends.source, "target": ends.target}

@@ -38,6 +38,7 @@ from keyhaul.cli.shell import BROKEN, OK, QUARANTINED, STOPPED, WRONG, RunName, 
 from keyhaul.console import write_line
 from keyhaul.control import as_interrupt
 from keyhaul.errors import ConfigError, EtlError
+from keyhaul.machine import check_folder, lacking
 from keyhaul.replay.older import permitted, told_older
 
 if TYPE_CHECKING:
@@ -336,6 +337,7 @@ def _command() -> int:
         if fault := os.environ.get("KEYHAUL_FAULT"):
             faults.arm(fault)
         with as_interrupt(lambda: bool(_HEARD)):
+            check_folder()
             app()
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else OK
@@ -351,14 +353,21 @@ def _command() -> int:
     except EtlError as error:
         _say(str(error))
         code = STOPPED
-    except Exception:  # noqa: BLE001 - a fault of keyhaul's own: the traceback is for its builders, the exit code for scripts
-        for line in traceback.format_exc().splitlines():
-            write_line(sys.stderr, without_password(line))
-        _say("this is a fault in keyhaul itself; please report it with the lines above. The run can be resumed")
-        code = BROKEN
+    except Exception as error:  # noqa: BLE001 - the machine's fault, or one of keyhaul's own, whose traceback its builders need
+        code = _faulty(error)
     finally:
         _HEARD.clear()  # the next command of this process has heard nothing
     return code
+
+
+def _faulty(error: Exception) -> int:
+    if told := lacking(error):
+        _say(f"{without_password(told)}. What is committed stays: mend this and run the same command again")
+        return STOPPED
+    for line in traceback.format_exc().splitlines():
+        write_line(sys.stderr, without_password(line))
+    _say("this is a fault in keyhaul itself; please report it with the lines above. The run can be resumed")
+    return BROKEN
 
 
 def _say(message: str) -> None:

@@ -48,10 +48,15 @@ def allowed_workers(
         allowed = free // 2 if same else free
         if allowed < 1:
             needed = 2 if same else 1
-            msg = f"connect to {end}: it has {free} free connections, expected at least {needed}. Close some"
+            msg = (
+                f"connect to {end}: it has {max(free, 0)} free connections for this user, expected at least {needed}. "
+                "Close some, or raise the limit (max_connections, or that of the role or the database)"
+            )
             raise ConfigError(msg)
         if wanted > allowed:
-            warnings.append(f"{wanted} workers need more connections than the {end} has free: using {allowed}")
+            warnings.append(
+                f"{wanted} workers need more connections than the {end} has free for this user: using {allowed}"
+            )
             wanted = allowed
     return wanted, warnings
 

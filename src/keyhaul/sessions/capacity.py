@@ -7,28 +7,35 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     import psycopg
 
-_FREE_CONNECTIONS: Final = """
-select current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
-       - (select count(*) from pg_stat_activity where backend_type = 'client backend')
-"""
-
-_ROOM: Final = """
+_LIMITS: Final = """
 select least(
            current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
-           - coalesce(nullif(current_setting('reserved_connections', true), '')::int, 0) - count(*),
-           (select nullif(rolconnlimit, -1) from pg_roles where rolname = current_user)
-           - count(*) filter (where usename = current_user),
-           (select nullif(datconnlimit, -1) from pg_database where datname = current_database())
-           - count(*) filter (where datname = current_database())
+           {reserved} - count(*) filter (where {counted}),
+           case when current_setting('is_superuser') = 'off' then least(
+               (select nullif(rolconnlimit, -1) from pg_roles where rolname = session_user)
+               - count(*) filter (where usename = session_user),
+               (select nullif(datconnlimit, -1) from pg_database where datname = current_database())
+               - count(*) filter (where datname = current_database())
+           ) end
        )
-  from pg_stat_activity where datid is not null and not starts_with(coalesce(application_name, ''), %(ours)s)
+  from pg_stat_activity
 """
+"""No limit of a role or of a database holds for superusers."""
+
+_FREE: Final = _LIMITS.format(reserved="", counted="backend_type = 'client backend'")
+
+_ROOM: Final = (
+    _LIMITS.format(
+        reserved="- coalesce(nullif(current_setting('reserved_connections', true), '')::int, 0)", counted="true"
+    )
+    + " where datid is not null and not starts_with(coalesce(application_name, ''), %(ours)s)"
+)
 """Connections that are not other's; those of this run count as free, for they are the present workers'."""
 
 
 def free_connections(conn: psycopg.Connection[Any]) -> int:
     """Return how many further sessions a server would take of somebody who is no superuser."""
-    return int(conn.execute(_FREE_CONNECTIONS).fetchall()[0][0])
+    return int(conn.execute(_FREE).fetchall()[0][0])
 
 
 def room_of_run(conn: psycopg.Connection[Any], run_id: str) -> int:
