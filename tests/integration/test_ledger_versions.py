@@ -159,3 +159,13 @@ def test_an_older_keyhaul_waits_for_one_that_changes_the_tables_and_is_then_refu
                 versions.create(other, "keyhaul")
         with pytest.raises(RefusedError, match="a newer keyhaul"):
             versions.create(other, "keyhaul")
+
+
+def test_a_session_that_looked_before_sees_the_ledger_that_another_has_made_meanwhile(databases):
+    """PostgreSQL's to_regclass goes on to say no there: it answers from a cache."""
+    with psycopg.connect(databases[1], autocommit=True) as one, psycopg.connect(databases[1], autocommit=True) as other:
+        assert versions.version_of(one, "keyhaul") == 0
+        with one.transaction():
+            assert versions.version_of(one, "keyhaul") == 0
+            versions.create(other, "keyhaul")
+            assert versions.version_of(one, "keyhaul") == len(versions.migrations())

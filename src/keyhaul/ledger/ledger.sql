@@ -8,8 +8,11 @@ select exists (select from pg_catalog.pg_namespace where nspname = {wanted});
 create schema {schema};
 
 -- name: exists
--- Whether the ledger's tables are there, and whether they say of which version they are.
-select to_regclass({runs}) is not null, to_regclass({versions}) is not null;
+-- Whether the ledger's tables are there, and whether they say of which version they are. The catalog is asked: to_regclass
+-- may go on to say no in a transaction that waits while another session makes them.
+select coalesce(bool_or(c.relname = 'runs'), false), coalesce(bool_or(c.relname = 'schema_version'), false)
+  from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+ where n.nspname = {wanted} and c.relname in ('runs', 'schema_version');
 
 -- name: version
 -- The newest version that the tables were brought to.

@@ -9,7 +9,6 @@ from psycopg import sql
 import keyhaul
 from keyhaul.errors import RefusedError
 from keyhaul.ledger.statements import sections, statement
-from keyhaul.quoting import quote_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,8 +23,7 @@ def migrations() -> tuple[str, ...]:
 
 def version_of(conn: psycopg.Connection[Any], schema: str) -> int | None:
     """Return the version of a schema's ledger: 0 where there is none, None for one that does not say it."""
-    names = {"runs": quote_name(schema, "runs"), "versions": quote_name(schema, "schema_version")}
-    row = conn.execute(statement("exists", schema, **names)).fetchone()
+    row = conn.execute(statement("exists", schema, wanted=schema)).fetchone()
     there, told = row or (False, False)
     if not told:
         return None if there else 0
