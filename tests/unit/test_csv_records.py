@@ -14,7 +14,9 @@ from keyhaul.sources.files.records import _vectorised, find_records, strictly
 from keyhaul.sources.files.tokens import take_apart
 
 COMMA = Dialect()
+HASH = Dialect(comment="#")
 odd_text = st.text(alphabet='a",\n\r', max_size=24).map(str.encode)
+with_comments = st.text(alphabet='a#",\n\r', max_size=24).map(str.encode)
 
 
 def told(spans):
@@ -35,11 +37,11 @@ def test_the_vectorised_way_finds_what_the_strict_one_finds_or_nothing(text, las
         assert told(found) == told(strictly(text, COMMA, last=last))
 
 
-@given(odd_text, st.integers(0, 24))
-def test_a_text_in_two_parts_has_the_records_of_the_whole(text, cut):
-    whole = find_records(text, COMMA, last=True)
-    part = find_records(text[:cut], COMMA, last=False)
-    rest = find_records(text[part.after :], COMMA, last=True)
+@given(with_comments, st.integers(0, 24), st.sampled_from([COMMA, HASH]))
+def test_a_text_in_two_parts_has_the_records_of_the_whole(text, cut, dialect):
+    whole = find_records(text, dialect, last=True)
+    part = find_records(text[:cut], dialect, last=False)
+    rest = find_records(text[part.after :], dialect, last=True)
     assert [*part.starts, *(start + part.after for start in rest.starts)] == whole.starts.to_list()
     assert [*part.lines, *(line + part.lines_passed for line in rest.lines)] == whole.lines.to_list()
 
@@ -67,6 +69,27 @@ def test_every_record_is_taken_apart_as_the_csv_module_does_it_strictly_or_is_ba
         record = text[tokens.spans.starts[number] : tokens.spans.ends[number]].decode()
         expected = next(csv.reader(io.StringIO(record, newline=""), strict=True))
         assert ["" if cell is None else cell for cell in row] == expected
+
+
+def without_comments(text):
+    """The text with each comment as a blank line; a line inside quotes is none."""
+    lines, inside, kept = io.BytesIO(text).readlines(), False, []
+    for line in lines:
+        comment = line.startswith(b"#") and not inside
+        kept.append(b"\n" if comment else line)
+        inside = inside if comment else inside ^ (line.count(b'"') % 2 == 1)
+    return b"".join(kept)
+
+
+@given(st.lists(st.sampled_from(['# it\'s "odd', "#", "a,b", '"x\n# in\n#",y', "#,#", "1,2#", '"#",""', ""]), max_size=12),
+       st.sampled_from(["\n", "\r\n"]))  # fmt: skip
+def test_comments_are_as_blank_lines(lines, ending):
+    text = "".join(line + ending for line in lines).encode()
+    tokens, plain = (take_apart(one, ["a", "b"], dialect) for one, dialect in
+                     ((text, HASH), (without_comments(text), COMMA)))  # fmt: skip
+    assert tokens.texts.equals(plain.texts)
+    assert tokens.spans.lines.to_list() == plain.spans.lines.to_list()
+    assert tokens.bad == plain.bad == {}
 
 
 def test_a_record_that_cannot_be_taken_apart_costs_itself():

@@ -7,6 +7,7 @@ import gzip
 import lzma
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 
 import polars as pl
 import pyarrow as pa
@@ -17,6 +18,7 @@ from opened import opened
 
 from keyhaul.errors import ConfigError, StopRunError
 from keyhaul.sources.files.dialect import Dialect
+from keyhaul.sources.files.opening import type_of
 from keyhaul.sources.files.parts import Parts
 from keyhaul.sources.files.textfile import TextFile
 from keyhaul.sources.files.tokens import take_apart
@@ -28,14 +30,14 @@ QUOTED = b"".join(
 )
 
 
-def records(path, part_bytes, numbers=None):
+def records(path, part_bytes, numbers=None, dialect=COMMA):
     """The records by part: rows, physical lines and what is bad."""
     file = TextFile(path)
-    parts = Parts(file, COMMA, part_bytes)
+    parts = Parts(file, dialect, part_bytes)
     found = {}
     for number in numbers if numbers is not None else range(parts.count):
         part = parts.take(number)
-        tokens = take_apart(part.text, ["id", "t"], COMMA, part.spans)
+        tokens = take_apart(part.text, ["id", "t"], dialect, part.spans)
         lines = [part.begin.line + line + 1 for line in tokens.spans.lines]
         found[number] = (list(tokens.texts.iter_rows()), lines, sorted(tokens.bad.values()), part.begin.record)
     file.close()
@@ -57,16 +59,23 @@ def test_a_file_has_the_same_records_in_parts_of_any_size(tmp_path, part_bytes):
 
 
 @settings(deadline=None)
-@given(st.text(alphabet='a",\n\r', max_size=60).map(str.encode), st.integers(1, 40), st.randoms(use_true_random=False))
-def test_any_text_has_the_same_records_and_bad_ones_in_any_parts_in_any_order(tmp_path_factory, text, size, random):
+@given(
+    st.text(alphabet='a#",\n\r', max_size=60).map(str.encode),
+    st.integers(1, 40),
+    st.sampled_from([COMMA, Dialect(comment="#")]),
+    st.randoms(use_true_random=False),
+)
+def test_any_text_has_the_same_records_and_bad_ones_in_any_parts_in_any_order(
+    tmp_path_factory, text, size, dialect, random
+):
     path = tmp_path_factory.mktemp("parts") / "a.csv"
     path.write_bytes(text)
     if not text:
         return
-    ((rows, lines, bad, _),) = records(path, 10**9).values()
+    ((rows, lines, bad, _),) = records(path, 10**9, dialect=dialect).values()
     numbers = list(range(-(-len(text) // size)))
     random.shuffle(numbers)
-    found = dict(sorted(records(path, size, numbers).items()))
+    found = dict(sorted(records(path, size, numbers, dialect).items()))
     assert [row for part in found.values() for row in part[0]] == rows
     assert [line for part in found.values() for line in part[1]] == lines
     assert sorted(why for part in found.values() for why in part[2]) == bad
@@ -271,3 +280,23 @@ def test_a_compressed_files_copy_lies_in_the_work_folder_and_has_no_name(tmp_pat
     source = opened(path, work_dir=str(work))
     seen.extend(work.iterdir())
     assert (source.read_all()[0], seen) == ([(1,)], [])
+
+
+def test_a_file_with_comments_and_decimal_commas_is_read_with_its_lines(tmp_path):
+    path = tmp_path / "eu.csv"
+    path.write_text(
+        '# export; it\'s "quoted\nid;amount;name\n1;1,50;"two\n# lines"\n# between\n2;-0,25;x\n3;1.5;y\n#',
+        encoding="utf-8",
+    )
+    file = opened(path, declared={}, dialect=Dialect(delimiter=";", comment="#", decimal=","))
+    assert {c.name: c.pg_type for c in file.source.describe().columns} == {
+        "id": "bigint",
+        "amount": "text",
+        "name": "text",
+    }
+    typed = {"amount": type_of("amount", "numeric(10,2)")}
+    for rows in (1, 2, 1000):
+        file = opened(path, declared=typed, dialect=Dialect(delimiter=";", comment="#", decimal=","))
+        found, left = file.read_all(rows)
+        assert found == [(1, Decimal("1.50"), "two\n# lines"), (2, Decimal("-0.25"), "x")]
+        assert left == [("eu.csv line 7, record 3", "amount: expected a number of numeric(10,2)", "3;1.5;y")]

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from keyhaul.model import Column
+from keyhaul.sources.files.infer import infer
 from keyhaul.sources.files.values import typed
 
 D = datetime
@@ -79,3 +80,26 @@ def test_a_local_time_is_a_moment_only_in_the_zone_that_the_job_gives_and_never_
         [D(2024, 7, 1, 8, tzinfo=UTC), None, None, D(2024, 10, 27, 0, 30, tzinfo=UTC)],
         [1, 2],
     )
+
+
+@pytest.mark.parametrize(
+    ("base_type", "more", "texts", "values"),
+    [
+        ("numeric", {"precision": 12, "scale": 2}, ["1,5", "-,25", "7", "1.5", "1.234,50"], [Decimal("1.50"), Decimal("-0.25"), Decimal("7.00"), None, None]),
+        ("numeric", {}, ["1,50", "1.5", "1,5,0"], ["1.50", None, None]),
+        ("float8", {}, ["1,5e3", "1.5"], [1500.0, None]),
+        ("int4", {}, ["1", "1,0"], [1, None]),
+        ("text", {}, ["1,5", "1.5"], ["1,5", "1.5"]),
+    ],
+)  # fmt: skip
+def test_a_decimal_comma_stands_where_a_point_does_and_a_point_is_none_then(base_type, more, texts, values):
+    column = Column(name="c", pg_type=base_type, base_type=base_type, **more)
+    found = typed(pl.DataFrame({"c": texts}), {"c": column}, decimal=",")
+    assert found.frame["c"].to_list() == values
+
+
+def test_numbers_with_a_decimal_comma_are_found_in_a_sample():
+    assert infer(pl.Series(["1,50", "-2"]), decimal=",").pg_type == "numeric"
+    assert infer(pl.Series(["1,5e10"]), decimal=",").pg_type == "double precision"
+    assert infer(pl.Series(["1.50"]), decimal=",").pg_type == "text"
+    assert infer(pl.Series(["1,50"])).pg_type == "text"

@@ -35,6 +35,15 @@ class CsvFormat(Part):
     nulls: Words = setting(
         ("",), "Unquoted words that are NULL; a quoted field never is.", 'a list of words such as ["", "NULL"]'
     )
+    comment: str | None = setting(
+        None,
+        "A line that begins with it is left out; in quotes it is a part of the field.",
+        "one ASCII character such as #, other than the delimiter and the quote",
+        pattern=r"^[^\s0-9A-Za-z,;|\"'\x80-\U0010ffff]$",
+    )
+    decimal: Literal[".", ","] = setting(
+        ".", "Before the fraction of a number; thousands are not separated.", "a point or a comma"
+    )
 
 
 class ExcelFormat(Part):

@@ -81,7 +81,11 @@ def _of_first(files: Sequence[File], declared: Mapping[str, str], *, extra: str,
     texts = [file for file in files if isinstance(file, Delimited)]
     looked = [file.look() for file in _some(texts)]
     _suppose(texts)
-    return {name: infer(pl.concat([one[name] for one in looked if name in one.columns])) for name in first.names}
+    decimal = texts[0].decimal
+    return {
+        name: infer(pl.concat([one[name] for one in looked if name in one.columns]), decimal=decimal)
+        for name in first.names
+    }
 
 
 def _widest(proposed: Sequence[Inferred]) -> Inferred:

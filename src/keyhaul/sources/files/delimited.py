@@ -52,6 +52,11 @@ class Delimited:
         self._types = {name: types[name] for name in self.names if name in types}
 
     @property
+    def decimal(self) -> str:
+        """What stands before the fraction of a number."""
+        return self._dialect.decimal
+
+    @property
     def spooled(self) -> bool:
         """Whether the text is a copy that no other process can see."""
         return self._file.spooled
@@ -69,7 +74,7 @@ class Delimited:
         taken = self._cuts.take(part)
         tokens = take_apart(taken.text, self.names, self._dialect, taken.spans)
         wanted = [name for name in columns if name in self._types]
-        found = typed(tokens.texts, self._types, time_zone=self._zone)
+        found = typed(tokens.texts, self._types, time_zone=self._zone, decimal=self._dialect.decimal)
         bad = {number: ("malformed_record", why) for number, why in tokens.bad.items()}
         return found_in(taken, tokens.number, found, bad, wanted)
 
@@ -117,7 +122,7 @@ class Delimited:
         if not spans.starts.len():
             what = "an empty file" if not text.strip() else "no line end in the first megabyte"
             raise ConfigError(f"read {self.name}: {what}, expected a first line with the columns' names")
-        first = text[: spans.ends[0]]
+        first = text[spans.starts[0] : spans.ends[0]]
         fields = take_apart(first, [str(n) for n in range(count_fields(first, self._dialect))], self._dialect)
         if not fields.texts.height:
             raise ConfigError(f"read {self.name}: line 1 has {next(iter(fields.bad.values()))}, expected a header")

@@ -14,9 +14,13 @@ class Dialect:
         quote: around a field; inside it twice for one. None: no quoting, every byte stands for itself.
         nulls: unquoted words that are NULL; by default the empty field. A quoted field is never NULL.
         header: whether the first record names the columns.
+        comment: a line that begins with this character, outside quotes, is no record; None: every line is one.
+        decimal: what stands between the whole and the fraction of a number.
     """
 
     delimiter: str = ","
     quote: str | None = '"'
     nulls: tuple[str, ...] = ("",)
     header: bool = True
+    comment: str | None = None
+    decimal: str = "."

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 import polars as pl
 
+from keyhaul.sources.files.values import with_point
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Container
 
@@ -32,7 +34,7 @@ NUMBERS: Final = frozenset({"bigint", "numeric", "double precision"})
 MOMENTS: Final = frozenset({"date", "timestamp with time zone", "timestamp without time zone", "uuid"})
 
 
-def infer(texts: pl.Series, among: Container[str] | None = None) -> Inferred:
+def infer(texts: pl.Series, among: Container[str] | None = None, *, decimal: str = ".") -> Inferred:
     """Return the type that every text of a sample fits, unchanged in both directions.
 
     Leading zeros stay text, 1.10 is numeric, and so is a whole number beyond bigint. A value behind the sample that
@@ -41,13 +43,15 @@ def infer(texts: pl.Series, among: Container[str] | None = None) -> Inferred:
     Args:
         texts: the sample; NULL says nothing.
         among: the types that come into question besides text; None: all.
+        decimal: what stands between the whole and the fraction of a number.
     """
     values = texts.drop_nulls()
     looked = f"{values.len():,} value{'s' * (values.len() != 1)} looked at"
     if values.is_empty():
         return Inferred(pg_type="text", evidence=f"{looked}: nothing says more")
+    numbers = with_point(values, decimal)
     for pg_type, fits, say in _LADDER:
-        if (among is None or pg_type in among) and fits(values):
+        if (among is None or pg_type in among) and fits(numbers if pg_type in NUMBERS else values):
             return Inferred(pg_type=pg_type, evidence=f"{looked}, {say(values)}")
     return Inferred(pg_type="text", evidence=f"{looked}, some are of no other type")
 

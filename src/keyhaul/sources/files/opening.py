@@ -27,13 +27,16 @@ def open_source(opening: Opening) -> FilesSource:
         raise TypeError(config.kind)
     csv = config.csv
     _check_encoding(csv.encoding)
+    if csv.comment is not None and csv.comment in {csv.delimiter, csv.quote}:
+        msg = f"source.csv.comment: got {csv.comment}, expected another character than the delimiter and the quote"
+        raise ConfigError(msg)
     declared = {name: type_of(name, text) for name, text in config.columns.items()}
     return FilesSource(
         Wanted(
             paths=config.path,
             format=config.format,
             declared=declared,
-            dialect=Dialect(delimiter=csv.delimiter, quote=csv.quote, nulls=csv.nulls, header=csv.header),
+            dialect=Dialect(**csv.model_dump(exclude={"encoding"})),
             encoding=csv.encoding,
             sheet=config.excel.sheet,
             header_row=config.excel.header_row,

@@ -2,8 +2,9 @@
 
 A record ends at LF or CR LF outside quotes. A quote opens a field only as its first character, and closes it only
 before a delimiter, a line end or the end of the text; inside, it is doubled. In a field that begins with anything
-else it is an ordinary character (5" disk). A blank line is no record. A physical line that breaks this is a bad
-record by itself, and the next one begins after it: an unclosed quote never takes its neighbours along.
+else it is an ordinary character (5" disk). A blank line is no record, and neither is a comment. A physical line that
+breaks this is a bad record by itself, and the next one begins after it: an unclosed quote never takes its neighbours
+along.
 """
 
 from __future__ import annotations
@@ -74,8 +75,16 @@ def find_records(text: bytes, dialect: Dialect, *, last: bool) -> Spans:
     Returns:
         The records that are whole in the text. The vectorised way and the strict one agree (a property test).
     """
-    found = _vectorised(text, dialect, last=last)
+    found = None if may_have_comments(text, dialect) else _vectorised(text, dialect, last=last)
     return found if found is not None else strictly(text, dialect, last=last)
+
+
+def may_have_comments(text: bytes, dialect: Dialect) -> bool:
+    """Whether a line of the text begins as a comment does; inside quotes it is none."""
+    if dialect.comment is None:
+        return False
+    mark = dialect.comment.encode()
+    return text.startswith(mark) or b"\n" + mark in text
 
 
 def _vectorised(text: bytes, dialect: Dialect, *, last: bool) -> Spans | None:
@@ -207,7 +216,14 @@ def strictly(text: bytes, dialect: Dialect, *, last: bool) -> Spans:
     lines: list[int] = []
     bad: dict[int, str] = {}
     position, line, size = 0, 0, len(text)
+    mark = dialect.comment.encode() if dialect.comment is not None else None
     while position < size:
+        if mark is not None and text.startswith(mark, position):
+            feed = text.find(b"\n", position)
+            if feed < 0 and not last:
+                break
+            position, line = (size, line) if feed < 0 else (feed + 1, line + 1)
+            continue
         match = record.match(text, position, position + MOST_RECORD_BYTES)
         decided = last or position + MOST_RECORD_BYTES < size
         whole = match is not None and (match["end"] != b"" or (match.end() == size and last))

@@ -129,6 +129,8 @@ class FilesSource:
                 "delimiter": wanted.dialect.delimiter,
                 "quote": wanted.dialect.quote,
                 "nulls": list(wanted.dialect.nulls),
+                **({"comment": wanted.dialect.comment} if wanted.dialect.comment else {}),
+                **({"decimal": ","} if wanted.dialect.decimal == "," else {}),
                 "header": wanted.dialect.header,
                 "encoding": wanted.encoding,
                 "sheet": wanted.sheet,

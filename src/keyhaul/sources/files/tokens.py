@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.csv as pc
 
 from keyhaul.errors import ChunkError
-from keyhaul.sources.files.records import bytes_of, count_fields, find_records, where
+from keyhaul.sources.files.records import bytes_of, count_fields, find_records, may_have_comments, where
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,14 +57,15 @@ def take_apart(text: bytes, names: Sequence[str], dialect: Dialect, spans: Spans
     spans = spans or find_records(text, dialect, last=True)
     bad = dict(spans.bad)
     bad |= _with_nul(text, spans)
-    found = None if bad else _parse(text, names, dialect)
+    commented = may_have_comments(text, dialect)
+    found = None if bad or commented else _parse(text, names, dialect)
     if found is None:
         bad |= _not_utf8(text, spans)
-        good = _without(text, spans, bad)
+        good = _alone(text, spans, bad) if commented else _without(text, spans, bad)
         found = _parse(good, names, dialect)
         if found is None:
             bad |= _ragged(text, spans, len(names), dialect, bad)
-            good = _without(text, spans, bad)
+            good = _alone(text, spans, bad) if commented else _without(text, spans, bad)
             found = _parse(good, names, dialect)
     number = pl.int_range(spans.starts.len(), eager=True)
     if bad:
@@ -141,6 +142,12 @@ def _without(text: bytes, spans: Spans, bad: dict[int, str]) -> bytes:
         begin = spans.ends[number]
     parts.append(text[begin:])
     return b"".join(parts)
+
+
+def _alone(text: bytes, spans: Spans, bad: dict[int, str]) -> bytes:
+    """Return the records that are not bad without what stands between them."""
+    pairs = enumerate(zip(spans.starts, spans.ends, strict=True))
+    return b"".join(text[start:end] + b"\n" for number, (start, end) in pairs if number not in bad)
 
 
 def _ragged(text: bytes, spans: Spans, width: int, dialect: Dialect, known: dict[int, str]) -> dict[int, str]:

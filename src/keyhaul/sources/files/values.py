@@ -44,13 +44,26 @@ class Typed:
     wrong: dict[int, dict[str, str]]
 
 
-def typed(texts: pl.DataFrame, columns: Mapping[str, Column], *, time_zone: str | None = None) -> Typed:
+def with_point(texts: pl.Series, decimal: str) -> pl.Series:
+    """Return numbers with a point before their fraction; where a comma stands there, a point is none (1.5 is 1,5)."""
+    if decimal == ".":
+        return texts
+    return texts.str.replace_many([".", ","], [",", "."])
+
+
+_WITH_FRACTIONS: Final = frozenset({"numeric", "float4", "float8"})
+
+
+def typed(
+    texts: pl.DataFrame, columns: Mapping[str, Column], *, time_zone: str | None = None, decimal: str = "."
+) -> Typed:
     """Give texts the types of PostgreSQL columns.
 
     Args:
         texts: a String column for each of `columns`; NULL stays NULL.
         columns: name → type. A type that travels as text stays text: the target reads it.
         time_zone: what a timestamptz without an offset is in; None: it is no value.
+        decimal: what stands between the whole and the fraction of a number, which has nothing between its thousands.
 
     Returns:
         Values and what is none, column by column: nothing is rounded, cut or guessed.
@@ -62,7 +75,8 @@ def typed(texts: pl.DataFrame, columns: Mapping[str, Column], *, time_zone: str 
         if reader is None:
             made.append(text)
             continue
-        values, expected = reader(text, column, time_zone)
+        given = with_point(text, decimal) if column.base_type in _WITH_FRACTIONS else text
+        values, expected = reader(given, column, time_zone)
         made.append(values.alias(name))
         if values.null_count() > text.null_count():
             rows = (values.is_null() & text.is_not_null()).arg_true()
