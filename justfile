@@ -57,5 +57,5 @@ pins:
 # Run the tests on the lowest supported versions of polars, duckdb and pyarrow.
 lowest *args:
     python3 -m venv .venv-lowest
-    .venv-lowest/bin/pip install --quiet -e ".[azure,excel,test]" polars==2.0.0 duckdb==2.0.0 pyarrow==25.0.0
+    .venv-lowest/bin/pip install --quiet -e ".[azure,cloud,excel,test]" polars==2.0.0 duckdb==2.0.0 pyarrow==25.0.0
     .venv-lowest/bin/python -m pytest {{ args }}

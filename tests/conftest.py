@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import soak
+import stores
 import support
 
 
@@ -109,3 +110,24 @@ def etl_home():
 def etl(etl_home):
     """``etl("plan", "--key", "id", env={…}, timeout_seconds=…)`` runs the CLI as a process, in a clean environment."""
     return partial(support.run_etl, etl_home)
+
+
+@pytest.fixture(scope="session")
+def azurite(tmp_path_factory):
+    """Azurite from npm; see `stores`."""
+    with stores.running_azurite(tmp_path_factory.mktemp("azurite")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory):
+    """A server that speaks S3, with a bucket called bucket; see `stores`."""
+    with stores.running_s3(tmp_path_factory.mktemp("s3")) as running:
+        yield running
+
+
+@pytest.fixture
+def web():
+    """A web server with no files yet; see `stores.Web`."""
+    with stores.running_web() as running:
+        yield running

@@ -19,7 +19,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "keyhaul"
 NOUNS = (
     "errors", "redaction", "model", "events", "faults", "control", "text", "memory", "quantity", "wholefile",
     "workfolder", "team", "console", "quoting", "retrying", "halving", "differing",
-    "machine",
+    "machine", "storeaddress",
 )  # fmt: skip
 """Modules of keyhaul/ itself that everybody may use; among themselves they have no circle."""
 

@@ -665,7 +665,7 @@ def test_a_flag_or_a_variable_says_another_kind_of_source_than_the_file(shop: Pa
 
 KINDS = (
     "postgresql://, postgres:// or embedded (kind postgres), "
-    "or sqlite:/// or a path that ends in .db, .sqlite or .sqlite3 (kind sqlite), or file:/// or a path that ends in .csv, .tsv, .tab, .jsonl, .ndjson, .json, .xlsx, .xlsm, .xls, .xlsb, .ods, .parquet, .arrow, .feather or .ipc (kind files)"
+    "or sqlite:/// or a path that ends in .db, .sqlite or .sqlite3 (kind sqlite), or file:///, az://, s3://, https://, http:// or a path that ends in .csv, .tsv, .tab, .jsonl, .ndjson, .json, .xlsx, .xlsm, .xls, .xlsb, .ods, .parquet, .arrow, .feather or .ipc (kind files)"
 )
 
 

@@ -29,6 +29,10 @@ MAY_TOUCH_THE_OUTSIDE = {
     ("embedded.keeper", "sys.stderr"): "its stderr is the server's log",
     ("embedded.keeper", "sys.exit"): "it ends a process that is its own",
     ("embedded.keeper", "os._exit"): "after a fork, the parent's cleanup is not the child's",
+    (
+        "sources.files.remote.stores",
+        "os.environ",
+    ): "what Azure calls a connection string; obstore reads all others itself",
     ("sources.postgres.readers", "SystemExit"): "told from a panic of the driver and raised on, not made",
     ("sources.sqlite.reading", "SystemExit"): "the same",
     ("sources.sqlite.copier", "sys.argv"): "a program of its own, started with -I -S: its order is its argument",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 from keyhaul.config.fields import Names, Words
 from keyhaul.config.parts import Part, setting
 from keyhaul.config.sourcekind import SourceKind, kind_setting
+from keyhaul.storeaddress import SCHEMES, is_remote, take_apart, whole_path
 
 if TYPE_CHECKING:
     from keyhaul.config.draft import Draft
@@ -69,6 +70,7 @@ class FilesSource(SourceKind):
     """Files of one format, each a source of records without a key."""
 
     schemes = ("file",)
+    stores = SCHEMES
     endings = (
         ".csv",
         ".tsv",
@@ -93,7 +95,8 @@ class FilesSource(SourceKind):
     kind: Literal["files"] = kind_setting("files")
     path: Names = setting(
         ...,
-        "A file, a glob such as in/*.csv.gz, a folder, or a list of these; from the current directory.",
+        "A file, a glob such as in/*.csv.gz, a folder, or a list of these; from the current directory, or in a store: "
+        "az://container/…, s3://bucket/…, https://host/file.csv.",
         "a path or a list of paths",
     )
     format: Literal["csv", "json", "excel", "parquet", "arrow"] | None = setting(
@@ -129,7 +132,7 @@ class FilesSource(SourceKind):
         """Return the whole paths, and how the files are read; size and date are the source's affair."""
         return {
             "database": "files",
-            "files": [str(Path(path).resolve()) for path in self.path],
+            "files": [whole_path(path) for path in self.path],
             **self.model_dump(mode="json", exclude={"kind", "uri", "path"}),
         }
 
@@ -143,6 +146,7 @@ class FilesSource(SourceKind):
 
 def table_name(path: str) -> str:
     """Return a table's name like a file's or a folder's: lower case, letters, digits and underscores."""
+    path = str(take_apart(path)) if is_remote(path) else path
     name = Path(path).name
     parent = Path(path).parent.name
     stem = name.split(".", 1)[0] if not re.fullmatch(r"[*?\[\]{}]*", name.split(".", 1)[0]) else parent

@@ -39,12 +39,14 @@ class SourceKind(Part):
 
     Attributes:
         schemes: of the URIs that mean this kind; `words` are whole ones.
+        stores: schemes of addresses that are paths of this kind, each as it stands.
         endings: of the paths that mean it, in lower case.
         has_key: whether it has columns that a record is found by.
         needs_key: whether ``key:`` must be given; else the source itself knows what it is cut by.
     """
 
     schemes: ClassVar[tuple[str, ...]] = ()
+    stores: ClassVar[tuple[str, ...]] = ()
     words: ClassVar[tuple[str, ...]] = ()
     endings: ClassVar[tuple[str, ...]] = ()
     has_key: ClassVar[bool] = True
@@ -71,7 +73,7 @@ class SourceKind(Part):
     def described(cls) -> str:
         """Return by which URIs and paths it is known, for messages and the documentation."""
         slashes = ":///" if "path" in cls.model_fields else "://"
-        ways = [*(f"{scheme}{slashes}" for scheme in cls.schemes), *cls.words]
+        ways = [*(f"{scheme}{slashes}" for scheme in cls.schemes), *(f"{store}://" for store in cls.stores), *cls.words]
         if cls.endings:
             ways.append(f"a path that ends in {either(cls.endings)}")
         return either(ways)

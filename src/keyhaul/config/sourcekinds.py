@@ -17,6 +17,7 @@ from keyhaul.config.parts import EMBEDDED, EMBEDDED_TABLE, EVERYWHERE, Flag, set
 from keyhaul.config.sourcekind import PLACE, SourceKind, either, kind_setting, uri_setting
 from keyhaul.errors import ConfigError
 from keyhaul.postgres.dsn import FOREIGN, Dsn
+from keyhaul.storeaddress import is_remote
 
 if TYPE_CHECKING:
     from keyhaul.config.draft import Draft, Place
@@ -191,7 +192,7 @@ def _by_address(address: object) -> type[Source] | None:
         return None
     scheme, separator, _ = address.strip().partition("://")
     if separator:
-        return next((kind for kind in KINDS.values() if scheme.lower() in kind.schemes), None)
+        return next((kind for kind in KINDS.values() if scheme.lower() in (*kind.schemes, *kind.stores)), None)
     if re.match(r"[^/]*:[^/]*@", address):  # a login: a URI without its scheme
         return None
     plain = address.lower()
@@ -232,7 +233,7 @@ def _read_path(draft: Draft, body: dict[str, Any], kind: type[Source], *, must_e
     if not isinstance(given, str):
         return  # the model refuses it, or it is a list of paths
     path = given.strip() if place[-1] == "uri" else given
-    if place[-1] == "uri" and "://" in path:
+    if place[-1] == "uri" and "://" in path and not (kind.stores and is_remote(path)):
         path = _path_of_uri(draft, place, path, kind)
     body["path"] = path
     body.pop("uri", None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import polars as pl
@@ -18,9 +19,9 @@ from keyhaul.sources.files.values import typed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
-    from pathlib import Path
 
     from keyhaul.model import Column
+    from keyhaul.sources.files.remote.object import RemoteFile
 
 _ROWS_AT_A_TIME: Final = 65_536
 
@@ -46,7 +47,7 @@ class Columnar(Untouched):
         proposed: the types that its own types say, by column; a column that is `declared` needs none.
     """
 
-    def __init__(self, path: Path, *, parquet: bool, declared: Collection[str]) -> None:
+    def __init__(self, path: Path | RemoteFile, *, parquet: bool, declared: Collection[str]) -> None:
         """Read the footer.
 
         Raises:
@@ -144,11 +145,21 @@ class Columnar(Untouched):
 
 
 class _Parquet:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | RemoteFile) -> None:
         import pyarrow.parquet as pq
 
-        self._open: Callable[[], Any] = lambda: pq.ParquetFile(path, pre_buffer=False, coerce_int96_timestamp_unit="us")
+        footer: Any = None
+
+        def opened() -> Any:  # noqa: ANN401 - a file of pyarrow
+            options = {"coerce_int96_timestamp_unit": "us", "metadata": footer}
+            if isinstance(path, Path):
+                return pq.ParquetFile(path, pre_buffer=False, **options)
+            # Of a remote one, the columns of a group come in few requests that lie beside each other.
+            return pq.ParquetFile(_seekable(path), pre_buffer=True, **options)
+
+        self._open: Callable[[], Any] = opened
         with self._open() as file:
+            footer = file.metadata
             self.schema = file.schema_arrow
             groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
         self.rows = tuple(group.num_rows for group in groups)
@@ -162,18 +173,30 @@ class _Parquet:
 
 
 class _Arrow:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | RemoteFile) -> None:
         self._lock = threading.Lock()
-        self._source = pa.memory_map(str(path))
+        remote = None if isinstance(path, Path) else path
+        self._source = pa.memory_map(str(path)) if remote is None else _seekable(remote)
         self._file = pa.ipc.open_file(self._source)
         self.schema = self._file.schema
-        self.rows = tuple(self._file.get_batch(number).num_rows for number in range(self._file.num_record_batches))
+        counted = self._file if remote is None else _with_one_column(remote)
+        self.rows = tuple(counted.get_batch(number).num_rows for number in range(self._file.num_record_batches))
         self.size = self._source.size()
 
     def batches(self, group: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         with self._lock:
             batch = self._file.get_batch(group)
         yield batch.select(list(columns))
+
+
+def _seekable(path: RemoteFile) -> Any:  # noqa: ANN401 - a file of pyarrow
+    return pa.PythonFile(path.stream(just=True), mode="r")
+
+
+def _with_one_column(path: RemoteFile) -> Any:  # noqa: ANN401 - a reader of pyarrow
+    """Return a reader of the first column alone: how many rows a batch has stands in the batch, not in the footer."""
+    options = pa.ipc.IpcReadOptions(included_fields=[0])
+    return pa.ipc.open_file(_seekable(path), options=options)
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -61,8 +61,8 @@ class Delimited:
         """Whether the text is a copy that no other process can see."""
         return self._file.spooled
 
-    def state(self) -> tuple[int, int]:
-        """Return size and time of change (ns)."""
+    def state(self) -> tuple[int, int | str]:
+        """Return size and time of change (ns); see `File`."""
         return self._file.state()
 
     def parts(self, chunk_rows: int) -> Sequence[tuple[tuple[str, ...], int]]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     import polars as pl
 
     from keyhaul.model import Column
+    from keyhaul.sources.files.remote.object import RemoteFile
 
 FILE, RECORD_NUMBER, LINE = "_file", "_record_number", "_line"
 """Columns of each file of our own: its path, the record's number in it from 1, the physical line it begins on from
@@ -43,7 +44,7 @@ class Untouched:
     spooled = False
     names: list[str]
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | RemoteFile) -> None:
         """Take the file's place and its state before it is read."""
         self.name, self._path = str(path), path
         self._before = self.state()
@@ -53,8 +54,10 @@ class Untouched:
         """Take the types in which columns are read; see `File`."""
         self._types = {name: types[name] for name in self.names if name in types}
 
-    def state(self) -> tuple[int, int]:
-        """Return size and time of change (ns)."""
+    def state(self) -> tuple[int, int | str]:
+        """Return size and time of change (ns); of a remote file its etag in place of that."""
+        if not isinstance(self._path, Path):
+            return self._path.state()
         found = self._path.stat()
         return found.st_size, found.st_mtime_ns
 
@@ -75,8 +78,8 @@ class File(Protocol):
     def spooled(self) -> bool:
         """See above."""
 
-    def state(self) -> tuple[int, int]:
-        """Return size and time of change (ns)."""
+    def state(self) -> tuple[int, int | str]:
+        """Return size and time of change (ns); of a remote file its etag in place of that."""
 
     def settle(self, types: Mapping[str, Column]) -> None:
         """Take the types in which columns are read, by name; those that are not named are not read."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import glob
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Final, Literal
 
 from keyhaul.errors import ConfigError
 from keyhaul.sources.files.textfile import COMPRESSED
+from keyhaul.storeaddress import is_remote, whole_path
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    from keyhaul.sources.files.remote.object import RemoteFile
 
 Format = Literal["csv", "json", "excel", "parquet", "arrow"]
 
@@ -34,34 +37,55 @@ ENDINGS: Final[dict[str, Format]] = {
 """Ending, without that of a compression → format."""
 
 
-def format_of(path: Path) -> Format | None:
+def format_of(path: Path | RemoteFile) -> Format | None:
     """Return the format that a file's ending says, or None."""
-    stem = path.with_suffix("") if path.suffix.lower() in COMPRESSED else path
+    name = PurePath(path.name)
+    stem = name.with_suffix("") if name.suffix.lower() in COMPRESSED else name
     return ENDINGS.get(stem.suffix.lower())
 
 
-def find_files(given: Sequence[str], wanted: Format | None) -> tuple[tuple[Path, ...], Format]:
+def find_files(
+    given: Sequence[str], wanted: Format | None, remote: Callable[[str], Sequence[RemoteFile]]
+) -> tuple[tuple[Path | RemoteFile, ...], Format]:
     """Return the files that paths, globs and folders mean, sorted within each, and their format.
+
+    Args:
+        given: paths, globs, folders and addresses of stores.
+        wanted: the format; None: by their endings.
+        remote: returns the objects that an address means.
 
     Hidden files and those of other formats in a folder are left out; of what is named one by one nothing is.
 
     Raises:
         ConfigError: there is none, or they are of several formats.
     """
-    found: dict[Path, None] = {}
+    found: dict[str, Path | RemoteFile] = {}
     for text in given:
-        found |= dict.fromkeys(_of_one(text))
-    formats = {wanted or format_of(path) for path in found}
+        paths = _of_a_store(text, wanted, remote) if is_remote(text) else _of_one(text)
+        found |= {str(path): path for path in paths if str(path) not in found}
+    formats = {wanted or format_of(path) for path in found.values()}
     if None in formats:
-        odd = next(path for path in found if format_of(path) is None)
+        odd = next(path for path in found.values() if format_of(path) is None)
         raise ConfigError(
             f"read {odd}: its ending says no format, expected one of {', '.join(ENDINGS)}. "
             "Rename it, or give format: in a job file"
         )
     if len(formats) > 1:
         names = ", ".join(sorted(str(one) for one in formats))
-        raise ConfigError(f"read {', '.join(given)}: files of the formats {names}, expected one. Make a job for each")
-    return tuple(found), formats.pop()  # type: ignore[return-value]
+        raise ConfigError(
+            f"read {', '.join(map(whole_path, given))}: files of the formats {names}, expected one. Make a job for each"
+        )
+    return tuple(found.values()), formats.pop()  # type: ignore[return-value]
+
+
+def _of_a_store(text: str, wanted: Format | None, remote: Callable[[str], Sequence[RemoteFile]]) -> list[RemoteFile]:
+    found = remote(text)
+    if len(found) == 1 or glob.has_magic(text):
+        return [*found]
+    kept = [one for one in found if wanted is not None or format_of(one) is not None]
+    if not kept:
+        raise ConfigError(f"read {text}: a folder without a file of a known ending, expected {', '.join(ENDINGS)}")
+    return kept
 
 
 def _of_one(text: str) -> list[Path]:

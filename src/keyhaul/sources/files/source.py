@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
 from keyhaul.differing import difference
-from keyhaul.errors import RefusedError
+from keyhaul.errors import ConnectError, RefusedError, StopRunError, TransientError
 from keyhaul.model import Chunk, Plan
 from keyhaul.postgres import pgtypes
 from keyhaul.sources.columns import column_of
@@ -24,13 +24,17 @@ from keyhaul.sources.files.json.file import JsonFile
 from keyhaul.sources.files.listing import Format, find_files
 from keyhaul.sources.files.textfile import TextFile
 from keyhaul.sources.source import REJECTED_BY_SOURCE, Abilities, Batch, Description, Relay, Sample, Ticket
+from keyhaul.storeaddress import is_remote, parent_of, whole_path
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
+    from pathlib import Path
 
     from keyhaul.model import Column
     from keyhaul.sources.files.dialect import Dialect
     from keyhaul.sources.files.file import File, Found
+    from keyhaul.sources.files.remote.object import RemoteFile
+    from keyhaul.sources.files.remote.transfers import Transfers
 
 _MOMENT: Final = "the bytes of the files when the run began: one that changes meanwhile stops the run"
 _RESUMED: Final = "the files are the same as then"
@@ -77,14 +81,20 @@ class FilesSource:
             ConfigError: a file is missing or cannot be read, or the files do not fit together.
         """
         self._wanted = wanted
-        paths, self._format = find_files(wanted.paths, wanted.format)
+        self._transfers: Transfers | None = None
         self._files: list[File] = []
         try:
+            paths, self._format = find_files(wanted.paths, wanted.format, self._find_remote)
             for path in paths:
                 self._files.append(self._open(path))
             self._columns, self._evidence = agreed(
                 self._files, wanted.declared, extra=wanted.extra_columns, missing=wanted.missing_columns
             )
+        except (TransientError, StopRunError) as error:
+            self.close()
+            if self._transfers is None:
+                raise
+            raise ConnectError(str(error)) from None  # of a store, before there is a run that could try again
         except BaseException:
             self.close()
             raise
@@ -94,14 +104,15 @@ class FilesSource:
         """Return the columns of the first file, as all of them are read."""
         first = self._files[0]
         several = len(self._files) > 1
+        short = PurePath(first.name).name
         own = [column_of(FILE, "text", not_null=True), column_of(RECORD_NUMBER, "bigint", not_null=True)]
         routes = {column.name: pgtypes.route(column) for column in [*self._columns.values(), *own]}
         routes[LINE] = pgtypes.route(column_of(LINE, "bigint"))
-        label = f"{len(self._files):,} files, {Path(first.name).name} first" if several else Path(first.name).name
+        label = f"{len(self._files):,} files, {short} first" if several else short
         label += f", sheet {first.sheet}" if isinstance(first, Excel) else ""
         return Description(
             label=label,
-            place=str(Path(first.name).resolve().parent),
+            place=parent_of(first.name),
             table="",
             columns=tuple(self._columns.values()),
             routes=routes,
@@ -115,13 +126,13 @@ class FilesSource:
         )
 
     def identity(self, columns: Sequence[str] = ()) -> Mapping[str, Any]:
-        """Return path, size and time of change of each file, and how they are read."""
+        """Return path, size and time of change (of a remote one its etag) of each file, and how they are read."""
         del columns  # what is in it says it all
         wanted = self._wanted
         return {
             "files": [
-                {"path": str(Path(file.name).resolve()), "bytes": size, "changed_ns": changed}
-                for file, (size, changed) in zip(self._files, self._states, strict=True)
+                {"path": whole_path(file.name), "bytes": size, _VERSION[type(version)]: version}
+                for file, (size, version) in zip(self._files, self._states, strict=True)
             ],
             "format": self._format,
             "read_as": {
@@ -173,8 +184,10 @@ class FilesSource:
         """Return the paths, and how they are read.
 
         Raises:
-            RefusedError: a file is compressed, and its plain copy is this process's own.
+            RefusedError: a file is compressed, and its plain copy is this process's own; or an address is signed.
         """
+        if any(is_remote(path) and "?" in path for path in self._wanted.paths):
+            raise RefusedError("read files in another process: an address has a signature. Move them in this one")
         if any(file.spooled for file in self._files):
             msg = "read files in another process: only this one sees a compressed file's copy. Unpack it first"
             raise RefusedError(msg)
@@ -203,12 +216,16 @@ class FilesSource:
         """Nothing is held: each read looks whether its file is still the same."""
 
     def cancel(self) -> None:
-        """A read of a part ends by itself within seconds."""
+        """End what stores are asked for; a read of a local part ends by itself within seconds."""
+        if self._transfers is not None:
+            self._transfers.cancel()
 
     def close(self) -> None:
         """Close the files; twice is once."""
         for file in self._files:
             file.close()
+        if self._transfers is not None:
+            self._transfers.close()
 
     @property
     def abilities(self) -> Abilities:
@@ -217,7 +234,15 @@ class FilesSource:
 
     # --- before the first part -------------------------------------------------------------------
 
-    def _open(self, path: Path) -> File:
+    def _find_remote(self, address: str) -> Sequence[RemoteFile]:
+        from keyhaul.sources.files.remote.listing import Store
+        from keyhaul.sources.files.remote.transfers import Transfers
+
+        if self._transfers is None:
+            self._transfers = Transfers()
+        return Store(address, self._transfers).find()
+
+    def _open(self, path: Path | RemoteFile) -> File:
         wanted = self._wanted
         if self._format in {"parquet", "arrow"}:
             return Columnar(path, parquet=self._format == "parquet", declared=wanted.declared)
@@ -230,7 +255,8 @@ class FilesSource:
                 time_zone=wanted.time_zone,
             )
         dialect = wanted.dialect
-        if dialect.delimiter == "," and {path.suffix.lower(), path.with_suffix("").suffix.lower()} & _TABS:
+        name = PurePath(path.name.lower())
+        if dialect.delimiter == "," and {name.suffix, name.with_suffix("").suffix} & _TABS:
             dialect = replace(dialect, delimiter="\t")
         is_json = self._format == "json"
         file = TextFile(path, encoding="utf-8" if is_json else wanted.encoding, work_dir=wanted.work_dir)
@@ -243,6 +269,9 @@ class FilesSource:
             file.close()
             raise
 
+
+_VERSION: Final[dict[type, str]] = {int: "changed_ns", str: "etag"}
+"""What tells two states of a file apart → its name in the identity."""
 
 _TABS: Final = frozenset({".tsv", ".tab"})
 
@@ -331,7 +360,7 @@ _OWN_TYPES: Final = {FILE: pl.String(), RECORD_NUMBER: pl.Int64(), LINE: pl.Int6
 
 def _rejected(name: str, part: Found) -> pl.DataFrame:
     """Return rejected records as the engine takes them."""
-    short, found = Path(name).name, part.rejected
+    short, found = PurePath(name).name, part.rejected
     keys = [_key(name, number) for number in found["number"]]
     place = (
         pl.when(pl.col("line").is_null())

@@ -10,7 +10,8 @@ import os
 import tempfile
 import zipfile
 import zlib
-from typing import IO, TYPE_CHECKING, Final
+from pathlib import Path, PurePath
+from typing import IO, TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
@@ -18,7 +19,7 @@ from keyhaul.errors import ConfigError, StopRunError, TransientError
 from keyhaul.workfolder import open_work_folder
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from keyhaul.sources.files.remote.object import RemoteFile
 
 COMPRESSED: Final = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".zip": "zip", ".xz": "xz"}
 """Ending → how the file is compressed."""
@@ -38,7 +39,7 @@ class TextFile:
         header. begin_line: physical lines before it.
     """
 
-    def __init__(self, path: Path, *, encoding: str = "utf-8", work_dir: str | None = None) -> None:
+    def __init__(self, path: Path | RemoteFile, *, encoding: str = "utf-8", work_dir: str | None = None) -> None:
         """Open a file.
 
         Raises:
@@ -46,14 +47,12 @@ class TextFile:
         """
         self.name = path.name
         self.path = path
-        try:
-            self._given = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise ConfigError(f"read {path}: {error.strerror}, expected a file that can be read") from error
+        self._remote = None if isinstance(path, Path) else path
+        self._given = _opened(path) if isinstance(path, Path) else -1
         self._before = self.state()
         self._spool: IO[bytes] | None = None
         self._plain = self._given
-        how = COMPRESSED.get(path.suffix.lower())
+        how = COMPRESSED.get(PurePath(path.name).suffix.lower())
         if how is not None or codecs.lookup(encoding).name != "utf-8":
             try:
                 self._spool = _spooled(path, how, encoding, work_dir)
@@ -61,12 +60,14 @@ class TextFile:
                 self.close()
                 raise
             self._plain = self._spool.fileno()
-        self.size = os.fstat(self._plain).st_size
+        self.size = self._before[0] if self._plain < 0 else os.fstat(self._plain).st_size
         self.begin = len(_BOM) if self._pread(0, len(_BOM)) == _BOM else 0
         self.begin_line = 0
 
-    def state(self) -> tuple[int, int]:
-        """Return size and time of change (ns) of the file as it was given."""
+    def state(self) -> tuple[int, int | str]:
+        """Return size and time of change (ns) of the file as it was given; a remote one's etag."""
+        if self._remote is not None:
+            return self._remote.state()
         found = os.fstat(self._given)
         return found.st_size, found.st_mtime_ns
 
@@ -87,6 +88,8 @@ class TextFile:
         return text
 
     def _pread(self, offset: int, length: int) -> bytes:
+        if self._remote is not None and self._spool is None:
+            return self._remote.read(offset, length)
         parts = []
         while length > 0:
             try:
@@ -109,7 +112,14 @@ class TextFile:
             self._spool = None
 
 
-def _spooled(path: Path, how: str | None, encoding: str, work_dir: str | None) -> IO[bytes]:
+def _opened(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ConfigError(f"read {path}: {error.strerror}, expected a file that can be read") from error
+
+
+def _spooled(path: Path | RemoteFile, how: str | None, encoding: str, work_dir: str | None) -> IO[bytes]:
     """Write a file's text as UTF-8 to a file without a name; bytes that the encoding does not know stay as they are."""
     decoder = codecs.getincrementaldecoder(encoding)("surrogateescape")
     plain = codecs.lookup(encoding).name == "utf-8"
@@ -121,39 +131,41 @@ def _spooled(path: Path, how: str | None, encoding: str, work_dir: str | None) -
             if not plain:
                 spool.write(decoder.decode(b"", final=True).encode("utf-8", "surrogateescape"))
         spool.flush()
-    except ConfigError:
-        spool.close()
-        raise
     except (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, pa.ArrowException, OSError) as error:
         spool.close()
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(
             f"read {path}: {why}, expected a whole {how or 'readable'} file. Is it cut off, or still being written?"
         ) from error
+    except BaseException:
+        spool.close()
+        raise
     return spool
 
 
-def _decompressed(path: Path, how: str | None) -> IO[bytes]:
+def _decompressed(path: Path | RemoteFile, how: str | None) -> IO[bytes]:
+    given: Any = path if isinstance(path, Path) else path.stream()
     if how == "gzip":
-        return gzip.open(path)  # type: ignore[return-value]
+        return gzip.open(given)  # type: ignore[return-value]
     if how == "bz2":
-        return bz2.open(path)
+        return bz2.open(given)
     if how == "xz":
-        return lzma.open(path)
+        return lzma.open(given)
     if how == "zstd":
-        return pa.CompressedInputStream(pa.OSFile(str(path)), "zstd")  # type: ignore[no-any-return]
+        packed = pa.OSFile(str(path)) if isinstance(path, Path) else pa.PythonFile(given, mode="r")
+        return pa.CompressedInputStream(packed, "zstd")  # type: ignore[no-any-return]
     if how == "zip":
-        with zipfile.ZipFile(path) as archive:  # what is opened in it stays open
+        with zipfile.ZipFile(given) as archive:  # what is opened in it stays open
             members = [one for one in archive.infolist() if not one.is_dir()]
             if len(members) != 1:
                 raise ConfigError(
                     f"read {path}: {len(members)} files in the archive, expected one. Unpack it, and give the folder"
                 )
             return archive.open(members[0])
-    return path.open("rb")
+    return path.open("rb") if isinstance(path, Path) else path.stream()
 
 
-def check_unchanged(before: tuple[int, int], now: tuple[int, int], name: str) -> None:
+def check_unchanged(before: tuple[int, int | str], now: tuple[int, int | str], name: str) -> None:
     """Refuse to go on with a file whose size or time of change is another one.
 
     Raises:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from keyhaul.sources.files.infer import Inferred
+    from keyhaul.sources.files.remote.object import RemoteFile
 
 
 class Excel(Untouched):
@@ -35,7 +36,7 @@ class Excel(Untouched):
 
     def __init__(
         self,
-        path: Path,
+        path: Path | RemoteFile,
         *,
         sheet: str | None = None,
         header_row: int | None = 1,

@@ -17,11 +17,14 @@ import pyarrow as pa
 from keyhaul.errors import ConfigError
 from keyhaul.memory import machine_memory_bytes
 from keyhaul.sources.files.excel.cells import as_texts
+from keyhaul.sources.files.remote.object import on_this_machine
 from keyhaul.workfolder import open_work_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
+
+    from keyhaul.sources.files.remote.object import RemoteFile
 
 ROW: Final = "row"
 """Column of a loaded sheet: the sheet's row number, from 1; the others are called by their number."""
@@ -101,7 +104,7 @@ class Loaded:
     rows: Rows
 
 
-def load(path: Path, sheet: str | None, header_row: int | None, work_dir: str | None) -> Loaded:
+def load(path: Path | RemoteFile, sheet: str | None, header_row: int | None, work_dir: str | None) -> Loaded:
     """Load a sheet.
 
     Args:
@@ -114,12 +117,11 @@ def load(path: Path, sheet: str | None, header_row: int | None, work_dir: str | 
         ConfigError: it cannot be read, is too large for this machine's memory, or there is no such sheet or row.
     """
     calamine = _needed(path, "python_calamine")
-    _check_size(path)
     try:
-        with calamine.CalamineWorkbook.from_path(path) as book:
+        with on_this_machine(path, work_dir) as local, _checked(path, local, calamine) as book:
             name: str = _name(path, calamine, book, sheet)
             found = book.get_sheet_by_name(name)
-            errors = _errors(path, name, found.start or (0, 0))
+            errors = _errors(path, local, name, found.start or (0, 0))
             return _spooled(path, found, errors, header_row, work_dir)
     except calamine.PasswordError:
         raise ConfigError(f"read {path}: a password protects it, expected none. Save it without one") from None
@@ -128,7 +130,12 @@ def load(path: Path, sheet: str | None, header_row: int | None, work_dir: str | 
         raise ConfigError(f"read {path}: {why}, expected a whole workbook. Is it cut off, or packed?") from error
 
 
-def _needed(path: Path, module: str) -> Any:  # noqa: ANN401 - a module
+def _checked(path: Path | RemoteFile, local: Path, calamine: Any) -> Any:  # noqa: ANN401 - calamine and its workbook
+    _check_size(path, local)
+    return calamine.CalamineWorkbook.from_path(local)
+
+
+def _needed(path: Path | RemoteFile, module: str) -> Any:  # noqa: ANN401 - a module
     try:
         return import_module(module)
     except ModuleNotFoundError:
@@ -138,16 +145,16 @@ def _needed(path: Path, module: str) -> Any:  # noqa: ANN401 - a module
         ) from None
 
 
-def _check_size(path: Path) -> None:
+def _check_size(path: Path | RemoteFile, local: Path) -> None:
     """Refuse a workbook whose largest sheet would take more than half of the memory."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(local) as archive:
             sizes = {one.filename: one.file_size for one in archive.infolist()}
         sheets = [size for name, size in sizes.items() if re.match(r"xl/worksheets/|content\.xml$", name)]
         unpacked = max(sheets, default=0) + sizes.get("xl/sharedStrings.xml", 0)
         needed = unpacked * _MEMORY_OF_A_BYTE
     except (zipfile.BadZipFile, OSError):  # an .xls; or no workbook, which is told when it is opened
-        needed = path.stat().st_size * _OF_AN_OLD_BYTE
+        needed = local.stat().st_size * _OF_AN_OLD_BYTE
     most = machine_memory_bytes() / 2
     if needed > most:
         raise ConfigError(
@@ -156,7 +163,7 @@ def _check_size(path: Path) -> None:
         )
 
 
-def _name(path: Path, calamine: Any, book: Any, sheet: str | None) -> str:  # noqa: ANN401 - calamine and its workbook
+def _name(path: Path | RemoteFile, calamine: Any, book: Any, sheet: str | None) -> str:  # noqa: ANN401 - calamine and its workbook
     names: list[str] = book.sheet_names
     if sheet is not None:
         if sheet not in names:
@@ -202,12 +209,12 @@ def _may_have_errors(path: Path) -> bool:
         return True
 
 
-def _errors(path: Path, sheet: str, start: tuple[int, int]) -> dict[int, dict[int, str]]:
+def _errors(path: Path | RemoteFile, local: Path, sheet: str, start: tuple[int, int]) -> dict[int, dict[int, str]]:
     """Return the cells that have an error instead of a value: calamine reads them as empty, fastexcel says where."""
     found: dict[int, dict[int, str]] = {}
-    if not _may_have_errors(path):
+    if not _may_have_errors(local):
         return found
-    loaded = _needed(path, "fastexcel").read_excel(path).load_sheet(sheet, header_row=None, dtypes="string")
+    loaded = _needed(path, "fastexcel").read_excel(local).load_sheet(sheet, header_row=None, dtypes="string")
     _, errors = loaded.to_arrow_with_errors()
     for error in errors.errors if errors is not None else []:
         kind = re.search(r"Error\((\w+)\)", error.detail)
@@ -218,7 +225,7 @@ def _errors(path: Path, sheet: str, start: tuple[int, int]) -> dict[int, dict[in
 
 
 def _spooled(
-    path: Path,
+    path: Path | RemoteFile,
     sheet: Any,  # noqa: ANN401 - calamine's sheet
     errors: dict[int, dict[int, str]],
     header_row: int | None,
@@ -247,7 +254,7 @@ def _spooled(
     return found
 
 
-def _header(path: Path, sheet: Any, rows: Iterator[tuple[int, Any]], header_row: int) -> list[str | None]:  # noqa: ANN401
+def _header(path: Path | RemoteFile, sheet: Any, rows: Iterator[tuple[int, Any]], header_row: int) -> list[str | None]:  # noqa: ANN401
     for number, cells in rows:
         if number == header_row:
             return [as_texts([cell], set())[0] for cell in cells]

@@ -70,8 +70,8 @@ class JsonFile:
         """Whether the text is a copy that no other process can see."""
         return self._file.spooled
 
-    def state(self) -> tuple[int, int]:
-        """Return size and time of change (ns)."""
+    def state(self) -> tuple[int, int | str]:
+        """Return size and time of change (ns); see `File`."""
         return self._file.state()
 
     def settle(self, types: Mapping[str, Column]) -> None:

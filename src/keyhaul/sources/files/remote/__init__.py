@@ -1,0 +1,1 @@
+"""Files in an object store or behind a web address: which there are, and their bytes by ranges."""
