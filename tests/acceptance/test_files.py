@@ -264,3 +264,27 @@ def test_a_mistake_is_told_before_anything_is_created(etl, tmp_path, target, wha
     done = etl("chunked", "--source", str(tmp_path / name), "--target", target, "--into", "made", *more)
     assert (done.returncode, told in done.stderr) == (2, True), done.stderr
     assert ask(target, "select to_regclass('made'), to_regclass('keyhaul.runs')") == [(None, None)]
+
+
+def test_a_plan_shows_the_first_records_as_the_job_leaves_them_and_what_is_wrong(etl, tmp_path, target):
+    (tmp_path / "job.yaml").write_text(
+        'job: eu\nsource: {path: eu.csv, csv: {delimiter: ";", decimal: ",", comment: "#"}, '
+        'columns: {amount: "numeric(10,2)"}}\ntransform:\n- set: {twice: amount * 2}\n- where: id <> 2\n'
+        f"target: {{uri: '{target}', table: public.eu}}\n"
+    )
+    (tmp_path / "eu.csv").write_text(
+        '# export\nid;amount;name\n1;1,50;"two\nlines"\n2;9,00;x\n3;1.5;y\n4;;z\n5;-2,00;\n6;1,00;' + "w" * 60 + "\n"
+    )
+    planned = etl("plan", "job.yaml", cwd=tmp_path)
+    assert planned.returncode == 0, planned.stderr
+    lines = [line.split() for line in planned.stdout.splitlines()]
+    for expected in (
+        ["column", "record", "1", "record", "2", "record", "3"],
+        ["id", "1", "4", "5"],
+        ["amount", "1.50", "NULL", "-2.00"],
+        ["name", "two\\nlines", "z", "NULL"],
+        ["twice", "3.00", "NULL", "-4.00"],
+    ):
+        assert expected in lines
+    assert "1 record of the first part would be quarantined: wrong_value" in planned.stdout
+    assert ask(target, "select to_regclass('public.eu')") == [(None,)]

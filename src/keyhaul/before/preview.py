@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import polars as pl
 
 from keyhaul import events
 from keyhaul.before.checksums import check_checksum
@@ -12,13 +15,14 @@ from keyhaul.before.outset import empties, lacks_mode
 from keyhaul.before.prepare import FILLED, null_conflict, prepare
 from keyhaul.before.sizing import auto_chunks, size_up
 from keyhaul.config.parts import AutoChunk
+from keyhaul.model import RECORD
 from keyhaul.postgres.pgtypes import DIRECT_WIRE
 from keyhaul.sessions.connecting import find_ends
 from keyhaul.targets import replace as replacing
 from keyhaul.targets.postgres import rehearse_all
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from keyhaul.before.incremental import Delta
     from keyhaul.before.prepare import Prepared
@@ -79,6 +83,9 @@ class Preview:
         delta: what an incremental run reads; None when the job is not incremental.
         notes: sentences on what a person may not expect.
         tables: that are loaded, in their order.
+        records: of files, the first three as the transform leaves them: column → text, None for NULL. Empty for a
+            database, whose rows a person can ask for.
+        rejected: of the records of the first part, those that the source cannot give: reason → how many.
     """
 
     job: str
@@ -93,6 +100,8 @@ class Preview:
     delta: Delta | None
     notes: tuple[str, ...]
     tables: tuple[TablePreview, ...]
+    records: tuple[Mapping[str, str | None], ...] = ()
+    rejected: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def chunks(self) -> tuple[Chunk, ...]:
@@ -126,6 +135,7 @@ def preview(job: Job, observe: Observer | None = None, *, full: bool = False) ->
         sizing = size_up(prepared)
         plan = source.plan(sizing.chunk_rows)
         merged = isinstance(job.chunk, AutoChunk)
+        records, rejected = _first_records(prepared, plan)
         return Preview(
             job=job.job,
             source=prepared.places[0],
@@ -143,7 +153,31 @@ def preview(job: Job, observe: Observer | None = None, *, full: bool = False) ->
             delta=delta,
             notes=(*_notes(prepared, plan, sizing), *(delta.warnings if delta is not None else ())),
             tables=tuple(map(_one_of_several, prepared.tables)) or (_table(prepared),),
+            records=records,
+            rejected=rejected,
         )
+
+
+RECORDS_SHOWN: Final = 3
+
+
+def _first_records(prepared: Prepared, plan: Plan) -> tuple[tuple[Mapping[str, str | None], ...], Mapping[str, int]]:
+    """Read the first part of files; returns the first records after the transform, and how many are rejected, why."""
+    if not prepared.source.describe().own or not plan.chunks:
+        return (), {}
+    with closing(prepared.source.open(1, prepared.read_columns)) as reader:
+        read = reader.read(plan.chunks[0])
+    numbered = read.frame.with_row_index(RECORD).with_columns(pl.col(RECORD).cast(pl.Int64))
+    frame, failed = prepared.transform.apply(numbered)
+    shown = frame.head(RECORDS_SHOWN).select(list(prepared.transform.output))
+    texts = shown.select(_text(name, dtype) for name, dtype in shown.schema.items())
+    rejected = dict(read.rejected["reason"].value_counts(sort=True).iter_rows())
+    return tuple(texts.iter_rows(named=True)), rejected | ({"transform": failed.height} if failed.height else {})
+
+
+def _text(name: str, dtype: pl.DataType) -> pl.Expr:
+    column = pl.col(name)
+    return (pl.lit("\\x") + column.bin.encode("hex") if dtype == pl.Binary else column.cast(pl.String)).alias(name)
 
 
 def _notes(prepared: Prepared, plan: Plan, sizing: Sizing) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from keyhaul.console import grid, write
-from keyhaul.text import size
+from keyhaul.text import one_line, plural, size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,6 +30,7 @@ def print_plan(preview: Preview, stream: TextIO) -> None:
         yield Text("")
         yield from _chunks(preview)
         yield Text("")
+        yield from _records(preview)
         for table in preview.tables:
             yield from _table(table)
 
@@ -65,6 +66,33 @@ def _chunks(preview: Preview) -> Iterable[RenderableType]:
     for chunk in shown:
         table.add_row("", str(chunk.number), Text(_range(preview.key, chunk)), f"{chunk.estimated_rows:,}")
     yield table
+
+
+VALUE_WIDTH: Final = 32
+
+
+def _records(preview: Preview) -> Iterable[RenderableType]:
+    """Yield the first records, a column each, and what the first part has besides."""
+    from rich.text import Text
+
+    if preview.records:
+        numbers = [(f"record {number}", "<") for number in range(1, len(preview.records) + 1)]
+        table = grid([("column", "<"), *numbers])
+        for name in preview.records[0]:
+            values = [_value(record[name]) for record in preview.records]
+            table.add_row("", Text(name), *(Text(value) for value in values))
+        yield table
+    for reason, count in preview.rejected.items():
+        yield Text(f"{plural(count, 'record')} of the first part would be quarantined: {reason}")
+    if preview.records or preview.rejected:
+        yield Text("")
+
+
+def _value(text: str | None) -> str:
+    if text is None:
+        return "NULL"
+    plain = one_line(text)
+    return plain if len(plain) <= VALUE_WIDTH else f"{plain[: VALUE_WIDTH - 1]}…"
 
 
 def _range(key: tuple[str, ...], chunk: Chunk) -> str:
