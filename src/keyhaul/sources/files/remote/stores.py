@@ -17,10 +17,9 @@ if TYPE_CHECKING:
 CONNECTION_STRING: Final = "AZURE_STORAGE_CONNECTION_STRING"
 _EMULATOR: Final = "UseDevelopmentStorage"
 
-ANSWER_SEC: Final = 30
-"""So long one answer may take, with its bytes."""
+_CLIENT: Final[dict[str, Any]] = {"connect_timeout": "5s", "read_timeout": "30s", "timeout": "10m"}
+"""A store may be silent for 30 s, and take ten minutes for one answer; what waits for it can be cancelled."""
 
-_CLIENT: Final[dict[str, Any]] = {"connect_timeout": "5s", "timeout": f"{ANSWER_SEC}s"}
 _RETRIES: Final[dict[str, Any]] = {
     "max_retries": 4,
     "retry_timeout": timedelta(seconds=60),

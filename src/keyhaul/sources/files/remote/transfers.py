@@ -7,6 +7,7 @@ import threading
 from collections import OrderedDict
 from concurrent.futures import CancelledError as Ended
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from keyhaul.errors import CancelledError
@@ -102,7 +103,8 @@ class Transfers:
             return
         self._closed = True
         self.cancel()
-        asyncio.run_coroutine_threadsafe(_end_tasks(), self._loop).result(_PATIENCE_SEC)
+        with suppress(TimeoutError):  # a thread that does not end in time is left to the process's end
+            asyncio.run_coroutine_threadsafe(_end_tasks(), self._loop).result(_PATIENCE_SEC)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_PATIENCE_SEC)
         if not self._thread.is_alive():
