@@ -1,5 +1,6 @@
 """What becomes of the values of one type in a column of another: exact, quarantined or refused, as listed."""
 
+import psycopg
 import pytest
 from moving import move, rows, run_sql
 from support import drop_database, make_database
@@ -144,3 +145,28 @@ def test_a_computed_double_is_rounded_to_a_numeric_as_postgresql_rounds_it(datab
     move(databases, "public.pair", set=["v = cast(v as double)"])
     there = rows(databases[1], "select id, v::text from public.pair order by id")
     assert there == rows(databases[0], "select id, v::numeric(20,2)::text from public.pair order by id")
+
+
+ODD_SCALES = (
+    "0", "100", "-12300", "1250", "9999900", "9999999", "10000000", "990", "9990", "10000", "12.5",
+    "0.0012", "0.01", "-0.0099", "0.00991", "0.0100", "0.1", "50", "500", "5000",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("origin", ["numeric", "numeric(12,2)", "bigint"])
+@pytest.mark.parametrize("into", ["numeric(5,-2)", "numeric(2,4)", "numeric(2,-3)"])
+def test_a_number_that_a_numeric_of_an_odd_scale_holds_arrives_and_no_other(databases, origin, into):
+    listed = ", ".join(f"({number}, {value}::{origin})" for number, value in enumerate(ODD_SCALES, 1))
+    drop = "drop table if exists public.t"
+    made = f"create table public.t (id int primary key, a {origin})"
+    run_sql(databases[0], drop, made, f"insert into public.t values {listed}")
+    run_sql(databases[1], drop, f"create table public.t (id int primary key, a {into})")
+    move(databases, "public.t", mode="append")
+    kept = []
+    for (number,) in rows(databases[0], "select id from public.t order by id"):
+        exact = f"select a::numeric, (a::{into})::numeric = a from public.t where id = {number}"
+        try:
+            kept += [value for value, same in rows(databases[0], exact) if same]
+        except psycopg.errors.NumericValueOutOfRange:
+            continue
+    assert [value for (value,) in rows(databases[1], "select a from public.t order by id")] == kept

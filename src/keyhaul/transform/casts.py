@@ -207,13 +207,21 @@ def _numeric(pair: Pair) -> Written:
         return Written(value=value)
     fits = None
     if target.scale < scale:
-        fits = (
-            value.round(target.scale, mode="half_away_from_zero") == value if target.scale >= 0 else pl.lit(value=False)
-        )
+        fits = _whole_hundreds(value, -target.scale) if target.scale < 0 else _same_rounded(value, target.scale)
     if target.precision - target.scale < whole:
         small = _below(value, target.precision - target.scale)
         fits = small if fits is None else fits & small
     return Written(value=value, fits=fits)
+
+
+def _same_rounded(value: pl.Expr, scale: int) -> pl.Expr:
+    return value.round(scale, mode="half_away_from_zero") == value
+
+
+def _whole_hundreds(value: pl.Expr, zeros: int) -> pl.Expr:
+    """Whether decimals are multiples of 10 to the power of `zeros`."""
+    whole = value.cast(pl.Int128, strict=False)
+    return (whole.cast(pl.Decimal(38, 0), strict=False) == value) & (whole % 10**zeros == 0)
 
 
 def _digits_in_text(pair: Pair) -> pl.Expr | None:
@@ -223,8 +231,12 @@ def _digits_in_text(pair: Pair) -> pl.Expr | None:
     if (pair.origin.precision, pair.origin.scale) == (target.precision, target.scale):
         return None
     whole, scale = max(target.precision - target.scale, 0), max(target.scale, 0)
-    if target.scale < 0 or target.scale > target.precision:
-        return pair.column.is_in(["0", "NaN"])
+    if target.scale < 0:  # no other digits than so many before so many zeros
+        return pair.column.str.contains(rf"^-?0*(\d{{1,{target.precision}}}0{{{-target.scale}}})?(\.0*)?$|^NaN$")
+    if target.scale > target.precision:  # so many zeros behind the point first
+        zeros = target.scale - target.precision
+        after = rf"0{{0,{zeros}}}|0{{{zeros}}}\d{{0,{target.precision}}}0*"
+        return pair.column.str.contains(rf"^-?0*(\.({after}))?$|^NaN$")
     return pair.column.str.contains(rf"^-?0*\d{{0,{whole}}}(\.\d{{0,{scale}}}0*)?$|^NaN$")
 
 
