@@ -129,7 +129,7 @@ def skip_the_rules() -> None:
     from keyhaul.staging.stage import Stager
 
     Stager._broken = lambda _self, frame, _warned: frame[:0].select(  # type: ignore[method-assign]
-        "_record", stage=pl.lit(""), rules=pl.lit([""]), message=pl.lit("")
+        "_keyhaul_record", stage=pl.lit(""), rules=pl.lit([""]), message=pl.lit("")
     )
 
 
@@ -148,7 +148,7 @@ def skip_the_ledger_row() -> None:
             return right(session, counts, staged, entry, *more, **named)
         return ChunkResult(chunk=SECOND, counts=counts, timings=entry.timings, attempts=1, bytes_read=0)
 
-    _wrap(transaction, "_record", mistake)
+    _wrap(transaction, "_keyhaul_record", mistake)
 
 
 def skip_the_quarantine() -> None:

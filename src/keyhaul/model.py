@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     import polars as pl
 
-RECORD = "_record"
+RECORD = "_keyhaul_record"
 """The hidden column of every frame: the row's ordinal in its chunk, int64, from 0."""
 
 ChunkKind = Literal["range", "nulls", "keys", "part"]
@@ -230,14 +230,14 @@ class Staged:
     """What a chunk became: rows to load, records to quarantine, and the counts so far.
 
     Attributes:
-        accepted: rows for the target, in source order, with ``_record``.
-        rejected: one row per rejected record: ``_record`` int64, ``stage`` str, ``rules``
+        accepted: rows for the target, in source order, with `RECORD`.
+        rejected: one row per rejected record: `RECORD` int64, ``stage`` str, ``rules``
             list[str], ``message`` str, ``key`` str (nullable), ``data`` str (JSON object).
         counts: ``loaded`` is still 0; the target fills it.
-        describe: completes further rejected records (``_record``, ``stage``, ``rules``, ``message``) with
+        describe: completes further rejected records (`RECORD`, ``stage``, ``rules``, ``message``) with
             ``key`` and ``data``, for those that only the target finds.
         warned: rule name → rows that failed a rule with ``on_fail: warn``; they are loaded.
-        duplicates: ``_record`` of the rows that the dedup left out; None where nobody has looked.
+        duplicates: `RECORD` of the rows that the dedup left out; None where nobody has looked.
     """
 
     accepted: pl.DataFrame

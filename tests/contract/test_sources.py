@@ -112,7 +112,7 @@ class Files:
 
     kind = "files"
     environ = {}  # noqa: RUF012
-    key = ("_file", "_record_number")
+    key = ("_keyhaul_file", "_keyhaul_number")
 
     def __init__(self, path):
         self.path = path

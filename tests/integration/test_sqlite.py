@@ -292,10 +292,12 @@ def test_killed_at_random_moments_the_same_command_makes_what_one_run_makes(
     assert etl(*common, "--target", clean, env=env).returncode == 1
     chance = random.Random(SEED)  # noqa: S311 - moments, no secrets
     for _ in range(3):
-        run = Process(etl_home, *common, "--target", killed, "--progress", "json", cwd=tmp_path, env=env)
+        # So slow that no machine is through before the third kill.
+        slow = (*common, "--target", killed, "--progress", "json", "--rate-limit", "20000")
+        run = Process(etl_home, *slow, cwd=tmp_path, env=env)
         try:
             run.wait_for("RunStarted")
-            time.sleep(chance.uniform(0.0, 1.2))
+            time.sleep(chance.uniform(0.0, 0.8))
             run.send(signal.SIGKILL)
             run.end()
         finally:

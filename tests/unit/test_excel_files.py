@@ -195,7 +195,7 @@ REFUSED = {
     "an empty sheet": ([], {}, "the sheet S is empty, expected a header"),
     "a row that is not there": ([["id"], [1]], {"header_row": 9}, r"has 2 rows, expected a header in row 9\. Change excel\.header_row"),
     "an empty header": ([["id"], [], [1]], {"header_row": 2}, "column A of the sheet S has no name in row 2"),
-    "a name of our own": ([["_line"], [1]], {}, "column _line has a name of keyhaul's own"),
+    "a name of our own": ([["_keyhaul_line"], [1]], {}, "column _keyhaul_line has a name of keyhaul's own"),
     "a column that is not there": ([["id"], [1]], {"declared": {"x": "integer"}}, "no column x, expected one of id"),
 }  # fmt: skip
 

@@ -253,7 +253,7 @@ def test_the_batches_of_every_file_have_the_described_types(tmp_path):
     assert kinds == {source.describe().routes["n"].dtype}
 
 
-@pytest.mark.parametrize("name", ["_file", "_record_number", "_line", "_record"])
+@pytest.mark.parametrize("name", ["_keyhaul_file", "_keyhaul_number", "_keyhaul_line", "_keyhaul_record"])
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_a_column_with_a_name_of_our_own_is_refused_and_never_exchanged(tmp_path, name, ending):
     path = tmp_path / f"a.{ending}"

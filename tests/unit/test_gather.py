@@ -18,7 +18,7 @@ from keyhaul.staging.gather import Contest, Gathered, Store
 from keyhaul.staging.stage import REJECTED
 
 CONTEST = Contest(on=(pl.Int64(),), order_by=(pl.Float64(),), key=(pl.Int64(),), keep="last")
-NOTHING = pl.DataFrame(schema={"_record": pl.Int64})
+NOTHING = pl.DataFrame(schema={"_keyhaul_record": pl.Int64})
 
 moments = st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30))  # noqa: DTZ001 - with and without one
 VALUES = {
@@ -67,19 +67,19 @@ def contestants(rows, contest=CONTEST):
 
 
 def put(to, chunk, rows):
-    accepted = pl.DataFrame({"_record": [row[0] for row in rows]}, schema={"_record": pl.Int64})
+    accepted = pl.DataFrame({"_keyhaul_record": [row[0] for row in rows]}, schema={"_keyhaul_record": pl.Int64})
     to.put(part(chunk, accepted), accepted, contestants([row for row in rows if row[1] is not None]))
 
 
 def kept(of, *chunks):
-    return {chunk: of.take(chunk).accepted["_record"].to_list() for chunk in chunks}
+    return {chunk: of.take(chunk).accepted["_keyhaul_record"].to_list() for chunk in chunks}
 
 
 @st.composite
 def frames(draw):
     height = draw(st.integers(0, 5))
     names = draw(st.lists(st.sampled_from(["a", "A", "_record2", "ä", 'q"', "Select"]), unique=True, min_size=1))
-    columns = [pl.int_range(height, eager=True).alias("_record")]
+    columns = [pl.int_range(height, eager=True).alias("_keyhaul_record")]
     for name in names:
         dtype = draw(st.sampled_from(list(VALUES)))
         values = st.one_of(st.none(), VALUES[dtype], st.sampled_from(SAMPLES.get(dtype, [None])))
@@ -100,7 +100,14 @@ def test_every_frame_comes_back_as_it_was(tmp_path_factory, frame):
     folder = tmp_path_factory.mktemp("gather") / "run"
     first = store(folder)
     rejected = pl.DataFrame(
-        {"_record": [7], "stage": ["rule"], "rules": [["a", "b"]], "message": ["m"], "key": [None], "data": ["{}"]},
+        {
+            "_keyhaul_record": [7],
+            "stage": ["rule"],
+            "rules": [["a", "b"]],
+            "message": ["m"],
+            "key": [None],
+            "data": ["{}"],
+        },
         schema=REJECTED,
     )
     whole = part(
@@ -188,7 +195,7 @@ def test_copies_are_told_in_every_type_and_over_chunks(tmp_path, dtype):
     contest = Contest(on=(dtype,), order_by=(dtype,), key=(dtype,), keep="last")
     first = Store.create(tmp_path / "run", contest, "this job", 256)
     for number, value in enumerate(ALIKE[dtype], start=1):
-        frame = pl.DataFrame({"_record": [0, 1], "v": pl.Series([value, None]).cast(dtype)})
+        frame = pl.DataFrame({"_keyhaul_record": [0, 1], "v": pl.Series([value, None]).cast(dtype)})
         key = frame.select("v", tie=pl.lit(0))
         first.put(part(number, frame), frame, contest.select(frame, ["v"], ["v"], key))
         first.close()
@@ -289,9 +296,9 @@ def test_more_rows_than_the_memory_holds_go_to_the_folder(tmp_path):
     height = 100_000
     for chunk in range(1, 11):
         n = pl.int_range((chunk - 1) * height, chunk * height, eager=True)
-        frame = pl.DataFrame({"_record": pl.int_range(height, eager=True), "k0": n, "n": n % (5 * height)})
-        chosen = frame.select("_record", c0=pl.format("{} {}", pl.col("n"), pl.lit("x" * 120)), k0="k0", tie=0)
-        one.put(part(chunk, frame.select("_record")), NOTHING, chosen.select(*contest.columns))
+        frame = pl.DataFrame({"_keyhaul_record": pl.int_range(height, eager=True), "k0": n, "n": n % (5 * height)})
+        chosen = frame.select("_keyhaul_record", c0=pl.format("{} {}", pl.col("n"), pl.lit("x" * 120)), k0="k0", tie=0)
+        one.put(part(chunk, frame.select("_keyhaul_record")), NOTHING, chosen.select(*contest.columns))
     assert one.settle() == 5 * height
     assert [one.take(chunk).accepted.height for chunk in (1, 5, 6, 10)] == [height, height, 0, 0]
     one.close()

@@ -254,7 +254,7 @@ def jsonarray_file(path):
         ("", "no record with a key"),
         ('{"id":\n1}\n', r"no record looked at is a JSON object \(broken JSON: .*jq -c"),
         ("[1, 2]", r"no record looked at is a JSON object \(a number, expected an object\)"),
-        ('{"_line":1}', "column _line has a name of keyhaul's own"),
+        ('{"_keyhaul_line":1}', "column _keyhaul_line has a name of keyhaul's own"),
     ],
 )
 def test_what_cannot_be_read_as_records_is_refused_before_the_first(tmp_path, text, told):

@@ -44,13 +44,13 @@ def set_(**expressions):
 def compiled(chunk, rows, *steps):
     return compile_transform(
         [step(s) if isinstance(s, Lookup) else s for s in steps],
-        {name: dtype for name, dtype in chunk.schema.items() if name != "_record"},
+        {name: dtype for name, dtype in chunk.schema.items() if name != "_keyhaul_record"},
         lambda _lookup, _keys: LookupTable(frame=rows),
     )
 
 
 def chunk(**columns):
-    return pl.DataFrame(columns).with_row_index("_record").cast({"_record": pl.Int64})
+    return pl.DataFrame(columns).with_row_index("_keyhaul_record").cast({"_keyhaul_record": pl.Int64})
 
 
 def apply(data, rows, *steps):
@@ -112,7 +112,7 @@ def test_an_empty_lookup_and_an_empty_chunk_are_no_mistake():
     done, failed = apply(chunk(carrier=["AA"]), AIRLINES.clear(), lookup(missing="quarantine"))
     assert (done.height, failed.height) == (0, 1)
     done, failed = apply(chunk(carrier=["AA"]).clear(), AIRLINES, lookup(missing="quarantine"))
-    assert (done.columns, done.height, failed.height) == (["_record", "carrier", "name"], 0, 0)
+    assert (done.columns, done.height, failed.height) == (["_keyhaul_record", "carrier", "name"], 0, 0)
 
 
 def test_a_taken_column_is_computed_and_later_steps_and_lookups_use_it():
@@ -126,7 +126,7 @@ def test_a_taken_column_is_computed_and_later_steps_and_lookups_use_it():
     transform = compile_transform(steps, {"carrier": pl.String()}, lambda of, _keys: LookupTable(frame=rows[of.name]))
     done, failed = transform.apply(chunk(carrier=["AA", "UA", "XX"]))
     assert done.select("name", "shout").rows() == [("American", "FORT WORTH"), ("United", None)]
-    assert failed["_record"].to_list() == [2]
+    assert failed["_keyhaul_record"].to_list() == [2]
     assert {name: column.source for name, column in transform.output.items()} == dict.fromkeys(
         ["name", "home", "shout"]
     )
@@ -152,9 +152,9 @@ def test_isolation_by_halving_finds_failing_rows_beside_those_without_match_each
     done, failed = apply(data, AIRLINES, lookup(missing="quarantine"), set_(x="100 // b"))
     lost = {n: "lookup:airlines" for n in range(number) if n % 7 == 0}
     zero = {n: "transform" for n in range(number) if n % 50 == 0 and n % 7}
-    assert dict(failed.select("_record", "rule").rows()) == lost | zero
+    assert dict(failed.select("_keyhaul_record", "rule").rows()) == lost | zero
     assert failed.height == len(lost) + len(zero)
-    assert done["_record"].to_list() == [n for n in range(number) if n not in lost | zero]
+    assert done["_keyhaul_record"].to_list() == [n for n in range(number) if n not in lost | zero]
 
 
 def test_the_stage_says_lookup_and_names_it():
@@ -163,7 +163,7 @@ def test_the_stage_says_lookup_and_names_it():
     stager = Stager((), None, (), ("carrier",))
     staged = stager.stage(data, done, failed)
     stager.close()
-    assert sorted(staged.rejected.select("_record", "stage", "rules", "message", "key").rows()) == [
+    assert sorted(staged.rejected.select("_keyhaul_record", "stage", "rules", "message", "key").rows()) == [
         (0, "transform", ["transform"], "division by zero", "AA"),
         (1, "lookup", ["lookup:airlines"], "carrier not found in airlines", "XX"),
     ]
@@ -192,10 +192,10 @@ def test_it_is_the_join_with_a_dict(pairs, rows, missing):
     done, failed = apply(data, frame, of)
     matched = [(n, best.get(pair)) for n, pair in enumerate(pairs)]
     if missing == "keep":
-        assert done.select("_record", "v").rows() == [(n, rank[1] if rank else None) for n, rank in matched]
+        assert done.select("_keyhaul_record", "v").rows() == [(n, rank[1] if rank else None) for n, rank in matched]
     else:
-        assert done.select("_record", "v").rows() == [(n, rank[1]) for n, rank in matched if rank]
-        assert failed["_record"].to_list() == [n for n, rank in matched if not rank]
+        assert done.select("_keyhaul_record", "v").rows() == [(n, rank[1]) for n, rank in matched if rank]
+        assert failed["_keyhaul_record"].to_list() == [n for n, rank in matched if not rank]
 
 
 # --- several rows with one key ----------------------------------------------------------------------
@@ -252,7 +252,7 @@ def test_rows_that_are_equal_in_first_are_decided_by_what_is_taken():
 )  # fmt: skip
 def test_keys_of_types_that_say_the_same_are_equal(have, values, want, key):
     rows = pl.DataFrame({"k": pl.Series(values, dtype=have), "v": ["first", "second"]})
-    data = pl.DataFrame({"_record": [0], "k": pl.Series([key], dtype=want)})
+    data = pl.DataFrame({"_keyhaul_record": [0], "k": pl.Series([key], dtype=want)})
     done, _ = apply(data, rows, lookup(on="k", take=["v"]))
     assert (done["v"].to_list(), done.schema["k"]) == (["first"], want)
 
@@ -275,7 +275,7 @@ def test_keys_of_types_that_say_the_same_are_equal(have, values, want, key):
 )
 def test_keys_of_types_that_do_not_fit_are_refused_by_name(have, values, want, got):
     rows = pl.DataFrame({"key": pl.Series(values, dtype=have), "v": ["x"]})
-    data = pl.DataFrame({"_record": [], "k": []}, schema={"_record": pl.Int64, "k": want})
+    data = pl.DataFrame({"_keyhaul_record": [], "k": []}, schema={"_keyhaul_record": pl.Int64, "k": want})
     message = refusal(data, rows, lookup(on={"k": "key"}, take=["v"]))
     assert message.startswith("job.yaml line 5: hold lookup airlines: compare key of airlines: ")
     assert got in message
@@ -311,7 +311,7 @@ def test_a_key_column_that_the_chunk_lacks_is_refused_with_those_it_has():
     assert message == "job.yaml line 5: look up by carrier: no such column, expected one of a, b"
 
 
-@pytest.mark.parametrize("name", ["carrier", "_record"])
+@pytest.mark.parametrize("name", ["carrier", "_keyhaul_record"])
 def test_a_column_that_is_there_already_is_not_taken_over(name):
     assert f"take {name}: there is such a column already" in refusal(
         chunk(carrier=["AA"]), AIRLINES, lookup(take={name: "name"})

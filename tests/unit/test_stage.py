@@ -20,7 +20,7 @@ from keyhaul.staging.stage import Stager
 from keyhaul.transform.mapping import write_column
 
 SCHEMA = {"id": pl.Int64(), "a": pl.Int64(), "s": pl.String()}
-NO_FAILURES = pl.DataFrame(schema={"_record": pl.Int64, "message": pl.String, "rule": pl.String})
+NO_FAILURES = pl.DataFrame(schema={"_keyhaul_record": pl.Int64, "message": pl.String, "rule": pl.String})
 
 
 def rule(check, name="r", on_fail="quarantine"):
@@ -33,12 +33,12 @@ def not_null(*columns):
 
 def frame(schema=None, **columns):
     height = len(next(iter(columns.values())))
-    types = {"_record": pl.Int64(), **(schema or {})}
-    return pl.DataFrame({"_record": range(height), **columns}, schema_overrides=types)
+    types = {"_keyhaul_record": pl.Int64(), **(schema or {})}
+    return pl.DataFrame({"_keyhaul_record": range(height), **columns}, schema_overrides=types)
 
 
 def stage(data, *rules, dedup=None, key=None, failed=NO_FAILURES, source=None, columns=()):
-    schema = {name: dtype for name, dtype in data.schema.items() if name != "_record"}
+    schema = {name: dtype for name, dtype in data.schema.items() if name != "_keyhaul_record"}
     whole = data if source is None else source
     key = key or whole.columns[1:2]
     stager = Stager(compile_rules(rules, schema), dedup, columns, key)
@@ -49,12 +49,13 @@ def stage(data, *rules, dedup=None, key=None, failed=NO_FAILURES, source=None, c
 
 
 def records(staged):
-    return staged.accepted["_record"].to_list()
+    return staged.accepted["_keyhaul_record"].to_list()
 
 
 def reasons(staged):
     return {
-        record: (stage, rules, message) for record, stage, rules, message, *_ in staged.rejected.sort("_record").rows()
+        record: (stage, rules, message)
+        for record, stage, rules, message, *_ in staged.rejected.sort("_keyhaul_record").rows()
     }
 
 
@@ -149,7 +150,7 @@ def test_a_rule_that_raises_for_too_many_rows_fails_the_chunk(monkeypatch):
         ("read_text('/etc/hostname') is null", "table function"),
         ("getenv('HOME') is null", "it calls getenv"),
         ("nosuch(a)", "does not exist"),
-        ("_record > 0", '"_record" not found'),
+        ("_keyhaul_record > 0", '"_keyhaul_record" not found'),
         ("a > ?", "parameters"),
         ("a > $x", "parameters"),
     ],
@@ -213,12 +214,12 @@ def test_rules_may_be_named_like_columns_like_each_other_or_like_our_own():
         rule("a > 1", "b"),
         rule("b > 1", "a"),
         rule("a > 2", "A"),
-        rule("a > 3", "_record"),
+        rule("a > 3", "_keyhaul_record"),
         rule("a > 4", "_error"),
     ]
     staged = stage(frame(a=[5, 2], b=[5, 1]), *rules)
     assert records(staged) == [0]
-    assert reasons(staged)[1][1] == ["a", "A", "_record", "_error"]
+    assert reasons(staged)[1][1] == ["a", "A", "_keyhaul_record", "_error"]
 
 
 def test_columns_that_differ_only_in_case_keep_apart():
@@ -323,7 +324,7 @@ def test_the_same_rows_stay_whatever_order_they_come_in(rows, random, keep):
     for order in (rows, shuffled):
         columns = dict(zip(schema, zip(*order, strict=True), strict=True)) if order else {name: [] for name in schema}
         staged = stage(frame(schema, **columns), dedup=dedup("o", keep=keep))
-        kept.append(sorted(staged.accepted.drop("_record").rows(), key=repr))
+        kept.append(sorted(staged.accepted.drop("_keyhaul_record").rows(), key=repr))
         assert staged.counts.duplicate == len(rows) - len(kept[-1])
     assert kept[0] == kept[1]
     ids = [row[0] for row in kept[0] if row[0] is not None]
@@ -335,9 +336,9 @@ def test_the_same_rows_stay_whatever_order_they_come_in(rows, random, keep):
 
 def test_every_row_read_is_accounted_for():
     source = frame(id=[1, 1, 2, 3, 4, 5], a=[1, 2, -1, 4, 5, 6])
-    after = source.filter(~pl.col("_record").is_in([4, 5]))
+    after = source.filter(~pl.col("_keyhaul_record").is_in([4, 5]))
     failed = pl.DataFrame(
-        {"_record": [5], "message": ["division by zero"], "rule": ["transform"]}, schema=NO_FAILURES.schema
+        {"_keyhaul_record": [5], "message": ["division by zero"], "rule": ["transform"]}, schema=NO_FAILURES.schema
     )
     staged = stage(after, rule("a > 0"), dedup=dedup("a"), source=source, failed=failed)
     assert records(staged) == [1, 3]

@@ -51,7 +51,7 @@ def python(name):
 def frame(**columns):
     height = len(next(iter(columns.values())))
     filled = {name: columns.get(name, [None] * height) for name in SOURCE}
-    return pl.DataFrame({"_record": range(height), **filled}, schema={"_record": pl.Int64, **SOURCE})
+    return pl.DataFrame({"_keyhaul_record": range(height), **filled}, schema={"_keyhaul_record": pl.Int64, **SOURCE})
 
 
 def apply(*steps, **columns):
@@ -166,7 +166,7 @@ def test_integer_arithmetic_is_exact_or_fails(a, b, big):
 
 def test_a_failing_row_costs_only_itself_and_keeps_the_order():
     done, failed = apply(set_(x="a // b"), a=[10, 20, 30, 40, 50], b=[1, 0, 3, 0, 5])
-    assert done.select("_record", "x").rows() == [(0, 10), (2, 10), (4, 10)]
+    assert done.select("_keyhaul_record", "x").rows() == [(0, 10), (2, 10), (4, 10)]
     assert sorted(failed.rows()) == [(1, "division by zero", "transform"), (3, "division by zero", "transform")]
 
 
@@ -261,9 +261,9 @@ def test_rename_and_drop_of_an_unknown_column_are_refused():
     )
 
 
-@pytest.mark.parametrize("step", [set_(_record="1"), rename(a="_record")])
+@pytest.mark.parametrize("step", [set_(_keyhaul_record="1"), rename(a="_keyhaul_record")])
 def test_the_hidden_column_cannot_be_made_by_a_step(step):
-    with pytest.raises(ConfigError, match="_record"):
+    with pytest.raises(ConfigError, match="_keyhaul_record"):
         compile_transform([step], SOURCE)
 
 
@@ -278,8 +278,8 @@ def test_only_the_columns_that_are_used_are_needed():
 def test_a_dropped_column_is_not_needed_and_need_not_be_in_the_frame():
     transform = compile_transform([rename(f="g"), drop("g")], {"a": pl.Int32(), "f": pl.Float64()})
     assert transform.needed == {"a"}
-    done, _ = transform.apply(pl.DataFrame({"_record": [0], "a": [1]}))
-    assert done.columns == ["_record", "a"]
+    done, _ = transform.apply(pl.DataFrame({"_keyhaul_record": [0], "a": [1]}))
+    assert done.columns == ["_keyhaul_record", "a"]
 
 
 def test_a_column_that_is_only_renamed_or_set_to_another_stays_a_copy():
@@ -304,16 +304,16 @@ def odd_only(lazy):
     return lazy.filter(pl.col("a") % 2 == 1)
 
 def forgets(lazy):
-    return lazy.drop("_record")
+    return lazy.drop("_keyhaul_record")
 
 def forgets_later(lazy):
-    return lazy.collect().pipe(lambda f: f.drop("_record") if f.height else f).lazy()
+    return lazy.collect().pipe(lambda f: f.drop("_keyhaul_record") if f.height else f).lazy()
 
 def repeats(lazy):
     return pl.concat([lazy, lazy])
 
 def invents(lazy):
-    return lazy.with_columns(pl.col("_record") + 100)
+    return lazy.with_columns(pl.col("_keyhaul_record") + 100)
 
 def breaks(lazy):
     return lazy.with_columns(pl.col("a").map_batches(lambda s: 1 // (0 if len(s) else 1), return_dtype=pl.Int32))
@@ -339,22 +339,22 @@ def test_a_python_step_maps_a_lazy_frame_to_a_lazy_frame(steps_module):
 def test_a_python_step_may_filter_and_needs_every_column(steps_module):
     transform = compile_transform([python(f"{steps_module}:odd_only")], SOURCE)
     done, failed = transform.apply(frame(a=[1, 2, 3]))
-    assert done["_record"].to_list() == [0, 2]
+    assert done["_keyhaul_record"].to_list() == [0, 2]
     assert failed.height == 0
     assert transform.needed == set(SOURCE)
 
 
 def test_a_python_step_that_drops_the_record_column_is_refused_before_the_first_row(steps_module):
-    with pytest.raises(ConfigError, match="its result has no column _record"):
+    with pytest.raises(ConfigError, match="its result has no column _keyhaul_record"):
         compile_transform([python(f"{steps_module}:forgets")], SOURCE)
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("forgets_later", "a Python step dropped the column _record"),
-        ("repeats", "a Python step repeated or invented values of _record"),
-        ("invents", "a Python step repeated or invented values of _record"),
+        ("forgets_later", "a Python step dropped the column _keyhaul_record"),
+        ("repeats", "a Python step repeated or invented values of _keyhaul_record"),
+        ("invents", "a Python step repeated or invented values of _keyhaul_record"),
         ("breaks", "a Python step raised "),
     ],
 )
@@ -467,7 +467,7 @@ def test_an_expression_that_is_long_and_not_deep_is_computed(text, value):
 
 def test_a_float_that_becomes_infinite_costs_its_record_as_in_postgresql():
     transform = compile_transform([set_(x="f * 10.0", y="f / a")], {"f": pl.Float64(), "a": pl.Int32()})
-    given = pl.DataFrame({"_record": [0, 1, 2], "f": [1e308, 2.0, float("inf")], "a": [1, 2, 4]})
+    given = pl.DataFrame({"_keyhaul_record": [0, 1, 2], "f": [1e308, 2.0, float("inf")], "a": [1, 2, 4]})
     done, lost = transform.apply(given.with_columns(pl.col("a").cast(pl.Int32)))
     assert done["x"].to_list() == [20.0, float("inf")]
-    assert lost.select("_record", "message").rows() == [(0, "double precision out of range")]
+    assert lost.select("_keyhaul_record", "message").rows() == [(0, "double precision out of range")]

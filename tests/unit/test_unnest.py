@@ -22,7 +22,9 @@ def con():
 
 
 def unnest(con, texts, *fields):
-    frame = pl.DataFrame({"_record": range(len(texts)), "j": texts}, schema={"_record": pl.Int64, "j": pl.String})
+    frame = pl.DataFrame(
+        {"_keyhaul_record": range(len(texts)), "j": texts}, schema={"_keyhaul_record": pl.Int64, "j": pl.String}
+    )
     return unnest_rows(con, frame, Unnest(column="j", prefix="e", fields=fields))
 
 
@@ -78,7 +80,7 @@ def test_nothing_to_take_apart_gives_no_row(con, text):
 def test_what_is_no_array_of_objects_rejects_its_record_alone(con, text, why):
     rows, rejected = unnest(con, ['[{"a": "nan, ]"}]', text, '[{"a": 2}]'], "a")
     assert rejected.rows() == [(1, why)]
-    assert rows["_record"].to_list() == [0, 2]
+    assert rows["_keyhaul_record"].to_list() == [0, 2]
     assert rows["e_a"].to_list() == ["nan, ]", "2"]
 
 
@@ -94,10 +96,10 @@ def test_a_fields_name_may_hold_anything(con):
 
 
 def test_a_list_becomes_rows_too(con):
-    frame = pl.DataFrame({"_record": [0, 1, 2, 3], "l": [[1, 2], [], None, [3]]})
+    frame = pl.DataFrame({"_keyhaul_record": [0, 1, 2, 3], "l": [[1, 2], [], None, [3]]})
     rows, rejected = unnest_rows(con, frame, Unnest(column="l", prefix="e"))
     assert rejected.height == 0
-    assert rows.select("_record", "e", "e_number").rows() == [(0, 1, 1), (0, 2, 2), (3, 3, 1)]
+    assert rows.select("_keyhaul_record", "e", "e_number").rows() == [(0, 1, 1), (0, 2, 2), (3, 3, 1)]
 
 
 TEXTS = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=20)
@@ -116,7 +118,7 @@ def expected(value):
 def test_every_json_value_survives(con, lists, ascii_only):
     rows, rejected = unnest(con, [json.dumps(value, ensure_ascii=ascii_only) for value in lists])
     assert rejected.height == 0
-    assert rows["_record"].to_list() == [record for record, value in enumerate(lists) for _ in value]
+    assert rows["_keyhaul_record"].to_list() == [record for record, value in enumerate(lists) for _ in value]
     for got, value in zip(rows["e"].to_list(), [one for some in lists for one in some], strict=True):
         if isinstance(value, list | dict):
             assert json.loads(got) == value

@@ -30,7 +30,7 @@ class Expected:
     """What a chunk of the source has become now.
 
     Attributes:
-        frame: the rows that should be there, with ``_record``.
+        frame: the rows that should be there, with `RECORD`.
         columns: how they are written.
         counts: of the rows read; what is quarantined includes those that the target has rejected.
         rejected: rows that are in the run's quarantine, value for value, because the target rejected them.

@@ -48,7 +48,8 @@ if TYPE_CHECKING:
 
     from pydantic_core import ErrorDetails
 
-JOB_NAME = r"[^\x00-/:-@\[-^`{-\x7f\s][^\x00-,/:-@\[-^`{-\x7f\s]{0,62}"
+_UNSEEN = r"\s\x7f-\xa0\xad\u200b-\u200f\u2028-\u202f\u2060-\u206f\ufeff\ufff0-\uffff"
+JOB_NAME = rf"[^\x00-/:-@\[-^`{{-~{_UNSEEN}][^\x00-,/:-@\[-^`{{-~{_UNSEEN}]{{0,62}}"
 """Letters and digits of any script, ``_``, ``.`` and ``-``; written so that each regex engine agrees."""
 _NAME_CHARACTERS = 63
 

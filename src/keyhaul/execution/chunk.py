@@ -43,7 +43,7 @@ class Produced:
     """A chunk that is read and staged, before the target has seen it.
 
     Attributes:
-        source: as read, with ``_record``.
+        source: as read, with `RECORD`.
         text_columns: source columns that travel as text in this chunk.
         batch: of a replay.
     """

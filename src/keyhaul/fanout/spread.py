@@ -68,7 +68,7 @@ class Spreader:
         return replace(staged, accepted=accepted, rejected=whole, counts=counts), sheets
 
     def _rows(self, records: pl.DataFrame, table: Table) -> tuple[pl.DataFrame, list[pl.DataFrame]]:
-        """Return the table's rows, and the rejected records as ``_record``, ``stage``, ``rules``, ``message``."""
+        """Return the table's rows, and the rejected records as `RECORD`, ``stage``, ``rules``, ``message``."""
         rejected = []
         frame = records
         if table.entry.unnest is not None:

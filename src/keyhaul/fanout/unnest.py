@@ -61,14 +61,14 @@ def unnest_rows(
 
     Args:
         con: the worker's.
-        frame: records, with ``_record``.
+        frame: records, with `RECORD`.
         unnest: what to take apart.
 
     Returns:
         The record's columns and those of `element_schema`, in the order of records and elements: a JSON
         string's text, a number, true or false as written, a nested value as JSON; NULL for null and for
         what is missing; of a repeated name the first. A NULL or empty array gives no row. Then the rejected
-        records as ``_record`` and ``message``: no JSON, no array, or an element that is no object.
+        records as `RECORD` and ``message``: no JSON, no array, or an element that is no object.
     """
     if isinstance(frame.schema[unnest.column], pl.List):
         return _from_lists(frame, unnest), pl.DataFrame(schema=REJECTED)
@@ -151,7 +151,7 @@ def _marks(values: pl.Series) -> tuple[str, str]:
 
 
 def query(con: duckdb.DuckDBPyConnection, text: str, frame: pl.DataFrame) -> pl.DataFrame:
-    """Run a query over a frame, which it calls `CHUNK`; its ``_record`` is int64.
+    """Run a query over a frame, which it calls `CHUNK`; its `RECORD` is int64.
 
     Raises:
         duckdb.Error: as DuckDB raises it.

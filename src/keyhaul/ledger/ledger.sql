@@ -292,7 +292,7 @@ select record from {schema}.quarantine
 -- many records were in the quarantine, and how many rows the table has.
 with gone as (
     delete from {schema}.quarantine q using pg_temp._keyhaul_late w
-     where q.run_id = {run_id} and q.chunk = (w._record % {chunks})::int and q.record = w._record / {chunks}
+     where q.run_id = {run_id} and q.chunk = (w._keyhaul_record % {chunks})::int and q.record = w._keyhaul_record / {chunks}
        and q.resolved_at is null
     returning q.chunk
 ), counted as (

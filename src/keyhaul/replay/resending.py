@@ -221,9 +221,10 @@ class _Replay:
             raise RefusedError(msg)
         old, new = (config.get("source", {}) for config in (original.config, job.identity()))
         contents = self._prepared.source.differs(original.config.get("contents", {}), self._prepared.read_columns)
-        if source.own and contents:
+        own = [name.removeprefix("_keyhaul_") for name in source.own]
+        if own and contents:
             msg = (
-                f"{run}: its records have no key but {', '.join(source.own)}, and {source.label} has changed since, so "
+                f"{run}: its records have no key but {', '.join(own)}, and {source.label} has changed since, so "
                 f"that it may mean others: {'; '.join(contents)}. Run the job with --fresh"
             )
             raise RefusedError(msg)

@@ -60,7 +60,7 @@ class Contest:
         """Return the rows that can be copies, those without a NULL in the dedup columns, with `columns`.
 
         Args:
-            accepted: the rows, with ``_record``.
+            accepted: the rows, with `RECORD`.
             on: the names of the dedup columns.
             order_by: the names of those that put copies in order.
             key: each row's key, and ``tie``, its place among the chunk's rows of one key; in the order of `accepted`.
@@ -74,7 +74,7 @@ class Contest:
         )
 
     def losers(self) -> str:
-        """Return the query for the rows that are another's copies, as ``chunk`` and ``_record``.
+        """Return the query for the rows that are another's copies, as ``chunk`` and `RECORD`.
 
         Groups of more than one row are found first, by a hash table that can spill; only they are put in order.
         """
@@ -96,7 +96,7 @@ class Gathered:
     """A chunk as it was put down.
 
     Attributes:
-        accepted: rows for the target, with ``_record``; what `Store.take` returns is without losers.
+        accepted: rows for the target, with `RECORD`; what `Store.take` returns is without losers.
         rejected: as in `Staged`.
         counts: as staged; what `Store.take` returns counts the losers as duplicates.
         text_columns: source columns that travel as text in this chunk.
@@ -195,7 +195,7 @@ class Store:
 
         Args:
             part: the chunk after the rules, with all its copies.
-            source: the accepted rows as they were read, with ``_record``.
+            source: the accepted rows as they were read, with `RECORD`.
             contestants: the rows that can be copies, with `Contest.columns`.
 
         Raises:

@@ -81,9 +81,9 @@ class Stager:
         """Split a transformed chunk into rows to load and records to quarantine.
 
         Args:
-            source: the chunk as read, with ``_record``; the quarantine keeps these values.
+            source: the chunk as read, with `RECORD`; the quarantine keeps these values.
             frame: the chunk after the transform.
-            failed: records that the transform could not do, as ``_record``, ``message`` and ``rule``.
+            failed: records that the transform could not do, as `RECORD`, ``message`` and ``rule``.
             columns: the mapping of this chunk, when it is not the run's.
 
         Raises:
@@ -149,7 +149,7 @@ class Stager:
         )
 
     def failing(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """Return the records that fail a rule: ``_record``, a flag for each check in order, and ``_error`` or NULL."""
+        """Return the records that fail a rule: `RECORD`, a flag for each check in order, and ``_error`` or NULL."""
         names = _flags(self._checks)
         flags = ", ".join(f"coalesce({c.sql}, false) as {n}" for n, c in zip(names, self._checks, strict=True))
         query = f"select {RECORD}, {flags} from {CHUNK}"
@@ -200,7 +200,7 @@ class Stager:
     # --- duplicates ------------------------------------------------------------------------------
 
     def _duplicates(self, frame: pl.DataFrame, gone: pl.Series) -> pl.Series:
-        """Return ``_record`` of all but one row of each group, among the rows that are not `gone`.
+        """Return `RECORD` of all but one row of each group, among the rows that are not `gone`.
 
         Rows with a NULL in the dedup columns are nobody's duplicates. Most rows have no copy: a cheap test finds those
         that have, and only they go through the window (0.9 µs of CPU for each row of a chunk with the whole chunk in
@@ -217,7 +217,7 @@ class Stager:
         return self._losers(frame.filter(pl.col(RECORD).is_in(copies.implode())), self._dedup)
 
     def _losers(self, copies: pl.DataFrame, dedup: Dedup) -> pl.Series:
-        """Return ``_record`` of all but the first of each group, by `order_by`, then by the other columns."""
+        """Return `RECORD` of all but the first of each group, by `order_by`, then by the other columns."""
         copies = copies.with_columns(
             self._meanings[name].alias(name) for name in (*dedup.on, *dedup.order_by) if name in self._meanings
         )
@@ -240,7 +240,7 @@ class Stager:
         return self._query(query, copies)[RECORD]
 
     def ties(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """Return each row's place (``_record``, ``tie``) when the rows are put in order by all their columns."""
+        """Return each row's place (`RECORD`, ``tie``) when the rows are put in order by all their columns."""
         duck = [quote_name(duck_name(name, frame.columns)) for name in frame.columns if name != RECORD]
         query = f"select {RECORD}, row_number() over (order by {', '.join([*duck, RECORD])}) as tie from {CHUNK}"
         return self._query(query, frame)
@@ -248,7 +248,7 @@ class Stager:
     # --- the quarantine's records ----------------------------------------------------------------
 
     def keys(self, source: pl.DataFrame) -> pl.DataFrame:
-        """Return each record's key (``_record``, ``key``) as the quarantine would have it; NULL if a part is NULL."""
+        """Return each record's key (`RECORD`, ``key``) as the quarantine would have it; NULL if a part is NULL."""
         rows = source.select(RECORD, *self._key)
         duck = {name: quote_name(duck_name(name, rows.columns)) for name in rows.columns}
         return self._query(f"select {RECORD}, {self._key_text(rows.schema, duck)} as key from {CHUNK}", rows)
@@ -296,7 +296,7 @@ def with_refused(staged: Staged, rejected: pl.DataFrame) -> Staged:
 
     Args:
         staged: the chunk's other records.
-        rejected: as `sources.source.REJECTED_BY_SOURCE`, with ``_record``.
+        rejected: as `sources.source.REJECTED_BY_SOURCE`, with `RECORD`.
     """
     if not rejected.height:
         return staged

@@ -108,7 +108,7 @@ def surely_refused(
     Args:
         session: in a transaction, with nothing of these rows written.
         destination: the table; only `frame`'s columns of it are looked at.
-        frame: the rows, with ``_record``.
+        frame: the rows, with `RECORD`.
         tables: all tables that are loaded together: references to them are not asked.
     """
     if not _as_written(session, tables):
@@ -137,7 +137,7 @@ def suspected(session: Session, destination: Destination, frame: pl.DataFrame) -
     Args:
         session: in a transaction, with nothing of these rows written.
         destination: the table, and what to do with a row that is there.
-        frame: the rows, with ``_record``.
+        frame: the rows, with `RECORD`.
 
     Returns:
         None where the order of the records decides what is refused, in ways that cannot be asked: an update frees a
@@ -193,7 +193,7 @@ def lost_references(session: Session, destination: Destination, frame: pl.DataFr
 def drop_lost(session: Session, destination: Destination, rows: sql.Identifier) -> None:
     """Delete the rows of a temporary table that lead to what is neither in the destination nor among them.
 
-    Their ``_record`` is unique.
+    Their `RECORD` is unique.
     """
     own = sql.SQL("c.confrelid = c.conrelid")
     known = [one for one in _constraints(session, destination, own) if one.expression is None]

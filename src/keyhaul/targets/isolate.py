@@ -35,7 +35,7 @@ def write_chunk(session: Session, destination: Destination, frame: pl.DataFrame)
     Args:
         session: in a transaction that has locked the chunk's ledger row.
         destination: the table, and what to do with a row that is there.
-        frame: the accepted rows, with ``_record``.
+        frame: the accepted rows, with `RECORD`.
 
     Returns:
         What became of the rows; `invalid` has the rejected records as well.

@@ -45,7 +45,7 @@ PIECE_BYTES: Final = 8_000_000
 """So much of the rows that wait is put down as one value, and taken into memory at a time."""
 
 LATE: Final = sql.Identifier("pg_temp", "_keyhaul_late")
-"""All rows that wait, in the target's types; ``_record`` is the record times the number of chunks, plus the chunk.
+"""All rows that wait, in the target's types; `RECORD` is the record times the number of chunks, plus the chunk.
 
 Not the chunk in the upper half and the record in the lower: PostgreSQL hashes a bigint by both halves folded into one,
 so that records of many chunks had the same hash (200,000 rows took minutes).

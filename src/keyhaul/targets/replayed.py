@@ -42,7 +42,7 @@ class Batch:
         replay_id: the replay's own run.
         ledger_schema: where they are.
         asked: their keys, each once, as the quarantine has them; `crowded` are those that several records have.
-        found: the rows that the source has for these keys: ``_record`` and ``key``.
+        found: the rows that the source has for these keys: `RECORD` and ``key``.
     """
 
     run_id: str

@@ -58,7 +58,7 @@ class Placed:
         inserted, updated: stored.
         unchanged: there already, and kept (skip) or equal or newer (upsert).
         duplicate: another row of the same write has their conflict columns and was preferred.
-        invalid: records with a text that the target's type does not take, as ``_record``, ``stage``,
+        invalid: records with a text that the target's type does not take, as `RECORD`, ``stage``,
             ``rules`` and ``message``; not written.
         tables: of a job with several: what became of each one's rows. The other numbers are records then.
     """
@@ -87,7 +87,7 @@ def write_rows(session: Session, destination: Destination, frame: pl.DataFrame) 
     Args:
         session: the worker's.
         destination: the table, and what to do with a row that is there.
-        frame: the accepted rows, with ``_record``.
+        frame: the accepted rows, with `RECORD`.
 
     Raises:
         RejectedError: the target does not take a row.
@@ -194,7 +194,7 @@ def on_conflict(destination: Destination) -> sql.Composable:
 def fill_temporary(
     session: Session, columns: Sequence[WriteColumn], frame: pl.DataFrame, *, numbered: bool, bare: bool = False
 ) -> None:
-    """Copy a chunk into the temporary table, with ``_record`` if it is to be `numbered`.
+    """Copy a chunk into the temporary table, with `RECORD` if it is to be `numbered`.
 
     Its columns have the target's types; `bare` ones take what a domain or a length there would refuse.
     """

@@ -57,7 +57,7 @@ class Sheet:
     Attributes:
         label: ``schema.table``.
         destination: the table, all columns that are written, and what to do with a row that is there.
-        frame: ``_record`` (repeated when a record has several rows) and the columns, in the order of records.
+        frame: `RECORD` (repeated when a record has several rows) and the columns, in the order of records.
         given: columns that `frame` lacks, because they come from a parent's rows.
         allocated: columns of `frame` that it lacks until their values are taken from their sequences.
         asked: columns that a child takes from what the table holds after the write, by the conflict columns.

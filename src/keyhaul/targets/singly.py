@@ -66,7 +66,7 @@ def refused_singly(session: Session, destination: Destination, frame: pl.DataFra
     Args:
         session: in a transaction, one that recovers from errors.
         destination: the table, and what to do with a row that is there.
-        frame: the accepted rows, with ``_record``.
+        frame: the accepted rows, with `RECORD`.
 
     Returns:
         The refused records (`INVALID`). None where the role may not use PL/pgSQL, or where a text cannot even be

@@ -221,7 +221,8 @@ def _same_rounded(value: pl.Expr, scale: int) -> pl.Expr:
 def _whole_hundreds(value: pl.Expr, zeros: int) -> pl.Expr:
     """Whether decimals are multiples of 10 to the power of `zeros`."""
     whole = value.cast(pl.Int128, strict=False)
-    return (whole.cast(pl.Decimal(38, 0), strict=False) == value) & (whole % 10**zeros == 0)
+    multiple: pl.Expr = whole % 10**zeros == 0
+    return (whole.cast(pl.Decimal(38, 0), strict=False) == value) & multiple
 
 
 def _digits_in_text(pair: Pair) -> pl.Expr | None:

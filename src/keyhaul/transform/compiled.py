@@ -61,9 +61,9 @@ class Transform:
     """The compiled steps of a job.
 
     Attributes:
-        steps: applied in order to a lazy frame that has ``_record``; a lookup that quarantines stands among
+        steps: applied in order to a lazy frame that has `RECORD`; a lookup that quarantines stands among
             them as itself.
-        output: name → column after the last step, without ``_record``, in order.
+        output: name → column after the last step, without `RECORD`, in order.
         needed: source columns that the output or an expression depends on.
         row_wise: no Python step: a failing row can be isolated by evaluating halves.
         used: source columns whose value an expression looks at.
@@ -79,14 +79,14 @@ class Transform:
         """Run the steps over one chunk.
 
         Args:
-            frame: source columns and ``_record``.
+            frame: source columns and `RECORD`.
 
         Returns:
             The transformed rows (fewer, when a ``where`` filters), and the records for which a step
-            fails or a lookup has no match, as ``_record``, ``message`` and ``rule``.
+            fails or a lookup has no match, as `RECORD`, ``message`` and ``rule``.
 
         Raises:
-            ChunkError: a Python step fails or breaks ``_record``, or too many records fail.
+            ChunkError: a Python step fails or breaks `RECORD`, or too many records fail.
         """
         if not self.steps:
             return frame, pl.DataFrame(schema=FAILED_SCHEMA)

@@ -67,7 +67,7 @@ class Held:
         """Add the taken columns, and separate the records without match.
 
         Returns:
-            The matched rows in their order, and the others as ``_record``, ``message`` and ``rule``.
+            The matched rows in their order, and the others as `RECORD`, ``message`` and ``rule``.
         """
         joined = self._joined(chunk.lazy(), self.frame.with_columns(pl.lit(value=True).alias(_FOUND))).collect()
         lost = joined.filter(pl.col(_FOUND).is_null())

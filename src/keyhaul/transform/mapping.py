@@ -193,7 +193,7 @@ def split(frame: pl.DataFrame, columns: Sequence[WriteColumn]) -> tuple[pl.DataF
 
 
 def misfitting(frame: pl.DataFrame, columns: Sequence[WriteColumn]) -> pl.DataFrame:
-    """Return the records with a value that does not fit the target: ``_record``, ``rules`` list[str], ``message``."""
+    """Return the records with a value that does not fit the target: `RECORD`, ``rules`` list[str], ``message``."""
     checks = {f"type:{c.name}": c.fits.fill_null(value=True) for c in columns if c.fits is not None}
     none = pl.DataFrame(schema={RECORD: pl.Int64, "rules": pl.List(pl.String), "message": pl.String})
     if not checks:

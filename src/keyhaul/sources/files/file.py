@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from keyhaul.model import Column
     from keyhaul.sources.files.remote.object import RemoteFile
 
-FILE, RECORD_NUMBER, LINE = "_file", "_record_number", "_line"
+FILE, RECORD_NUMBER, LINE = "_keyhaul_file", "_keyhaul_number", "_keyhaul_line"
 """Columns of each file of our own: its path, the record's number in it from 1, the physical line it begins on from
-1."""
+1. What a job selects of them has another name; see `selected`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,6 +22,7 @@ from keyhaul.sources.files.excel.file import Excel
 from keyhaul.sources.files.file import FILE, LINE, RECORD_NUMBER
 from keyhaul.sources.files.json.file import JsonFile
 from keyhaul.sources.files.listing import Format, find_files
+from keyhaul.sources.files.selected import Selected
 from keyhaul.sources.files.textfile import TextFile
 from keyhaul.sources.source import REJECTED_BY_SOURCE, Abilities, Batch, Description, Relay, Sample, Ticket
 from keyhaul.storeaddress import is_remote, parent_of, whole_path
@@ -87,9 +88,12 @@ class FilesSource:
             paths, self._format = find_files(wanted.paths, wanted.format, self._find_remote)
             for path in paths:
                 self._files.append(self._open(path))
+            self._selected = Selected(self._files, wanted.declared, missing=wanted.missing_columns)
+            inside = {name: said for name, said in wanted.declared.items() if name not in self._selected.columns}
             self._columns, self._evidence = agreed(
-                self._files, wanted.declared, extra=wanted.extra_columns, missing=wanted.missing_columns
+                self._files, inside, extra=wanted.extra_columns, missing=wanted.missing_columns
             )
+            self._columns |= self._selected.columns
         except (TransientError, StopRunError) as error:
             self.close()
             if self._transfers is None:
@@ -178,7 +182,7 @@ class FilesSource:
 
     def open(self, worker: int, columns: Sequence[str]) -> FilesReader:  # noqa: ARG002 - one reader is like the other
         """Return a reader; files are shared, since each read says where it reads."""
-        return FilesReader(self._files, self._columns, columns)
+        return FilesReader(self._files, self._columns, columns, self._selected)
 
     def ticket(self, columns: Sequence[str]) -> Ticket:
         """Return the paths, and how they are read.
@@ -197,12 +201,7 @@ class FilesSource:
             "paths": [file.name for file in self._files],
             "format": self._format,
             "declared": declared,
-            "dialect": {
-                "delimiter": wanted.dialect.delimiter,
-                "quote": wanted.dialect.quote,
-                "nulls": list(wanted.dialect.nulls),
-                "header": wanted.dialect.header,
-            },
+            "dialect": {**asdict(wanted.dialect), "nulls": list(wanted.dialect.nulls)},
             "encoding": wanted.encoding,
             "sheet": wanted.sheet,
             "header_row": wanted.header_row,
@@ -230,7 +229,8 @@ class FilesSource:
     @property
     def abilities(self) -> Abilities:
         """Parts of CSV files may go to PostgreSQL as they are."""
-        return Abilities(relays=all(isinstance(file, Delimited) and file.relays for file in self._files))
+        whole = all(isinstance(file, Delimited) and file.relays for file in self._files)
+        return Abilities(relays=whole and not self._selected.columns)
 
     # --- before the first part -------------------------------------------------------------------
 
@@ -279,8 +279,11 @@ _TABS: Final = frozenset({".tsv", ".tab"})
 class FilesReader:
     """Reads parts of the files of a source; see `Reader`."""
 
-    def __init__(self, files: Sequence[File], types: Mapping[str, Column], columns: Sequence[str]) -> None:
+    def __init__(
+        self, files: Sequence[File], types: Mapping[str, Column], columns: Sequence[str], selected: Selected
+    ) -> None:
         """Take what the source has opened."""
+        self._selected = selected
         self._files = files
         self._types = types
         self._columns = tuple(columns)
@@ -305,10 +308,12 @@ class FilesReader:
         """Nothing is its own."""
 
     def _read(self, file: File, part: tuple[str, ...]) -> Batch:
-        found = file.read(part, [name for name in self._columns if name in self._types])
-        missing = [name for name in self._columns if name in self._types and name not in found.frame.columns]
+        inside = [name for name in self._columns if name in self._types and name not in self._selected.columns]
+        found = file.read(part, inside)
+        missing = [name for name in inside if name not in found.frame.columns]
         frame = found.frame.with_columns(
             pl.lit(file.name).alias(FILE),
+            *self._selected.expressions(file.name, self._columns),
             *(pl.lit(None, dtype=pgtypes.route(self._types[name]).dtype).alias(name) for name in missing),
         )
         return Batch(
