@@ -288,3 +288,23 @@ def test_a_plan_shows_the_first_records_as_the_job_leaves_them_and_what_is_wrong
         assert expected in lines
     assert "1 record of the first part would be quarantined: wrong_value" in planned.stdout
     assert ask(target, "select to_regclass('public.eu')") == [(None,)]
+
+
+@pytest.mark.parametrize(
+    ("name", "relay", "first", "last"),
+    [
+        ("flights.csv", "true", "flights.csv, lines 2 to ", " to 20,001"),
+        ("flights.csv", "false", "flights.csv, lines 2 to ", " to 20,001"),
+        ("flights.jsonl", "true", "flights.jsonl, lines 1 to ", " to 20,000"),
+        ("flights.parquet", "true", "flights.parquet, records 1 to 7,000", "flights.parquet, records 14,001 to 20,000"),
+    ],
+)
+def test_it_is_shown_which_lines_of_which_file_a_chunk_has(etl, folder, target, name, relay, first, last):
+    source = ("--source", str(folder / name), "--into", "flights", "--chunk", "7000")
+    done = etl("chunked", *source, "--target", target, env={"ETL_RELAY": relay})
+    assert done.returncode == 0, done.stderr
+    told = etl("show", "last", "--target", target)
+    places = [line for line in told.stdout.splitlines() if name in line and " done " in line]
+    assert len(places) >= 3
+    assert first in places[0]
+    assert last in places[-1]

@@ -53,6 +53,7 @@ class Produced:
     staged: Staged
     timings: Timings
     bytes_read: int
+    place: str
     batch: Batch | None
 
 
@@ -222,7 +223,7 @@ class ChunkRunner(ChunkSteps):
         try:
             if not isinstance(session, CopySession) or not session.relays:
                 return None
-            entry = self.entry(chunk, self.tries, timings, len(given.text))
+            entry = replace(self.entry(chunk, self.tries, timings, len(given.text)), place=given.place)
             result = transaction.relay(session, context.target, given, entry)
         except BaseException:
             self.drop_session()
@@ -264,6 +265,7 @@ class ChunkRunner(ChunkSteps):
             staged=staged,
             timings=timings,
             bytes_read=read.bytes_read,
+            place=read.place,
             batch=batch,
         )
 
@@ -278,7 +280,7 @@ class ChunkRunner(ChunkSteps):
         timings = replace(timings, wait_seconds=timings.wait_seconds + self.waited_seconds)
         self.step(chunk, "load", staged.accepted.height)
         entry = self.entry(chunk, self.tries, timings, produced.bytes_read)
-        entry = replace(entry, batch=produced.batch, text_columns=produced.text_columns)
+        entry = replace(entry, batch=produced.batch, text_columns=produced.text_columns, place=produced.place)
         columns, target = self.columns(produced.text_columns), self._context.target
         session = self.open_session()
         try:

@@ -259,6 +259,7 @@ class Gatherer(ChunkRunner):
             text_columns=produced.text_columns,
             timings=replace(produced.timings, wait_seconds=self.waited_seconds),
             bytes_read=produced.bytes_read,
+            place=produced.place,
         )
         source = produced.source.filter(pl.col(RECORD).is_in(staged.accepted[RECORD].implode()))
         self._store.put(part, source, self._contestants(produced))
@@ -329,5 +330,6 @@ class Loader(ChunkRunner):
             staged=staged,
             timings=replace(part.timings, stage_seconds=seconds),
             bytes_read=part.bytes_read,
+            place=part.place,
             batch=None,
         )

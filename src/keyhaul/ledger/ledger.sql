@@ -186,7 +186,7 @@ returning c.cuts;
 update {schema}.chunks set status = 'done', attempts = {attempts}, {counted}, warned = {warned}::jsonb, tables = {tables}::jsonb, read_seconds = {read_seconds},
        transform_seconds = {transform_seconds}, stage_seconds = {stage_seconds},
        load_seconds = greatest(extract(epoch from clock_timestamp() - transaction_timestamp()) - {lock_seconds}, 0),
-       wait_seconds = {wait_seconds}, bytes_read = {bytes_read},
+       wait_seconds = {wait_seconds}, bytes_read = {bytes_read}, place = {place},
        worker = {worker}, sitting = {sitting}, started_at = transaction_timestamp() - make_interval(secs => {elapsed_seconds}),
        ended_at = clock_timestamp(), error = null
  where run_id = {run_id} and chunk = {chunk} and status <> 'done'
@@ -708,7 +708,7 @@ order by p.started_at desc, p.run_id desc;
 -- name: run_chunks
 -- The chunks of a run in their order: all if they are at most chunk_limit (NULL: always), else the slowest ten,
 -- the failed and the retried.
-select run_id, chunk, kind, lower_bound, upper_bound, cuts, estimated_rows, status, attempts, {counts}, warned, bytes_read,
+select run_id, chunk, kind, lower_bound, upper_bound, cuts, estimated_rows, status, attempts, {counts}, warned, bytes_read, place,
        {seconds}, worker, sitting, started_at, ended_at, error
 from (
     select c.*,

@@ -70,6 +70,7 @@ create table {schema}.chunks (
     load_seconds      double precision not null default 0,
     wait_seconds      double precision not null default 0,
     bytes_read        bigint not null default 0,
+    place             text not null default '',
     worker            integer,
     sitting           integer,
     started_at        timestamptz,

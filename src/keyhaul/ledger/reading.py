@@ -134,6 +134,7 @@ class ChunkRow:
     counts: Counts = fact("its balance")
     warned: dict[str, int] = fact("rows that failed a rule with `on_fail: warn`, by rule; they are loaded", "rows")
     bytes_read: int = fact("size of what was read, as Arrow buffers", "bytes")
+    place: str = fact("where in a file its records stand, for people; empty unless done, and where the key says it")
     timings: Timings = fact("the worker's")
     worker: int | None = fact("who moved it, from 1; NULL as long as nobody has")
     sitting: int | None = fact("in which sitting, from 1; NULL as long as none")
@@ -149,7 +150,7 @@ class ChunkRow:
         if self.kind == "keys":
             return "quarantined keys"
         if self.kind == "part":
-            return one_line(f"part {'.'.join(self.lower_bound or ())}")
+            return one_line(self.place or f"part {'.'.join(self.lower_bound or ())}")
         lower, upper = (", ".join(b) if b else "…" for b in (self.lower_bound, self.upper_bound))
         return one_line(f"{lower} to {upper}")
 

@@ -128,9 +128,10 @@ def _facts(run: RunRow) -> Iterable[RenderableType]:
 def _chunks_table(chunks: Sequence[ChunkRow], console: Console) -> Table:
     from rich.text import Text
 
+    place = "records" if any(c.kind == "part" for c in chunks) else "keys"
     columns = {
         "chunk": (">", [Text(str(c.chunk)) for c in chunks]),
-        "keys": ("<", [Text(c.range) for c in chunks]),
+        place: ("<", [Text(c.range) for c in chunks]),
         "status": ("<", [Text(c.status, _STATE_STYLES.get(c.status, "dim")) for c in chunks]),
         "rows": (">", [Text(f"{c.counts.read:,}") for c in chunks]),
         "read s": (">", [Text(f"{c.timings.read_seconds:.2f}") for c in chunks]),
@@ -142,6 +143,6 @@ def _chunks_table(chunks: Sequence[ChunkRow], console: Console) -> Table:
         "worker": (">", [Text("" if c.worker is None else str(c.worker)) for c in chunks]),
     }
     # A range of uuids is 76 columns long: the numbers come first, and a pipe gets it whole.
-    for cell in columns["keys"][1]:
+    for cell in columns[place][1]:
         cell.truncate(max(console.width - 66, 14), overflow="ellipsis")
     return fitted(console, columns, ("worker", "wait", "transf.", "stage", "read s", "load", "status", "rows"))

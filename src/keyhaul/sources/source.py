@@ -133,10 +133,12 @@ class Batch:
             does not hold (infinity, NaN, a far date) and the target's does.
         bytes_read: of Arrow buffers, or of the file's part where that is more.
         notices: sentences for a person on what these records showed, without a value; each once for the source.
+        place: where they stand, for people (``part-3.csv, lines 250,001 to 300,412``); empty where the key says it.
     """
 
     frame: pl.DataFrame
     bytes_read: int
+    place: str = ""
     rejected: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=REJECTED_BY_SOURCE))
     as_text: frozenset[str] = frozenset()
     notices: tuple[str, ...] = ()
@@ -164,12 +166,14 @@ class Relay:
         text: whole records, UTF-8, quoted by ``"``; an empty field without quotes is NULL.
         records: how many.
         columns: that a record has, in its order.
+        place: as of `Batch`.
     """
 
     text: bytes
     records: int
     columns: tuple[str, ...]
     delimiter: str
+    place: str = ""
 
 
 @runtime_checkable

@@ -110,6 +110,7 @@ class Gathered:
     text_columns: frozenset[str]
     timings: Timings
     bytes_read: int
+    place: str = ""
 
 
 class Store:
@@ -216,6 +217,7 @@ class Store:
                 "text_columns": sorted(part.text_columns),
                 "timings": asdict(part.timings),
                 "bytes_read": part.bytes_read,
+                "place": part.place,
             }
         )
         columns = ", ".join(self.contest.columns)
@@ -278,6 +280,7 @@ class Store:
             text_columns=frozenset(outcome["text_columns"]),
             timings=Timings(**outcome["timings"]),
             bytes_read=outcome["bytes_read"],
+            place=outcome["place"],
         )
 
     def source(self, chunk: int) -> pl.DataFrame:

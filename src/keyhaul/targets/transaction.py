@@ -50,6 +50,7 @@ class LedgerEntry:
         hashing: how the chunk's part of the target is hashed; None when it gets no checksum. For a chunk of a
             replay that of the run it replays, whose checksums are kept true.
         text_columns: source columns that travel as text in the chunk.
+        place: where its records stand, for people; see `sources.source.Batch`.
     """
 
     run_id: str
@@ -60,6 +61,7 @@ class LedgerEntry:
     attempts: int
     timings: Timings
     bytes_read: int
+    place: str = ""
     batch: Batch | None = None
     hashing: Hashing | None = None
     text_columns: frozenset[str] = frozenset()
@@ -346,6 +348,7 @@ def _record(
             wait_seconds=timings.wait_seconds,
             lock_seconds=lock_seconds,
             bytes_read=entry.bytes_read,
+            place=entry.place,
             worker=entry.worker,
             sitting=entry.sitting,
             elapsed_seconds=elapsed,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 import polars as pl
 
 from keyhaul.errors import ConfigError
+from keyhaul.sources.files.file import place_of
 from keyhaul.sources.files.parts import ByBytes
 from keyhaul.sources.files.records import count_fields, find_records
 from keyhaul.sources.files.rejecting import found_in
@@ -95,6 +96,7 @@ class Delimited:
             records=taken.spans.starts.len(),
             columns=tuple(self.names),
             delimiter=self._dialect.delimiter,
+            place=place_of(self.name, "lines", taken.spans.lines + taken.line + 1),
         )
 
     def part_of(self, number: int) -> tuple[str, ...] | None:

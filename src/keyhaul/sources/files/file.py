@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -36,6 +36,21 @@ class Found:
     bytes_read: int
     line_is: str = "line"
     notices: tuple[str, ...] = ()
+
+
+def place_of(name: str, what: str, numbers: pl.Series) -> str:
+    """Return where some records stand: ``part-3.csv, lines 250,001 to 300,412``.
+
+    Args:
+        name: of the file.
+        what: is counted.
+        numbers: of the records, Int64.
+    """
+    short = PurePath(name).name
+    if not numbers.len():
+        return f"{short}, no {what}"
+    first, last = (int(numbers.sort()[place]) for place in (0, -1))
+    return f"{short}, {what} {first:,} to {last:,}"
 
 
 class Untouched:

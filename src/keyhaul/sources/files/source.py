@@ -19,7 +19,7 @@ from keyhaul.sources.files.agreeing import agreed
 from keyhaul.sources.files.columnar import Columnar
 from keyhaul.sources.files.delimited import Delimited
 from keyhaul.sources.files.excel.file import Excel
-from keyhaul.sources.files.file import FILE, LINE, RECORD_NUMBER
+from keyhaul.sources.files.file import FILE, LINE, RECORD_NUMBER, place_of
 from keyhaul.sources.files.json.file import JsonFile
 from keyhaul.sources.files.listing import Format, find_files
 from keyhaul.sources.files.selected import Selected
@@ -321,6 +321,7 @@ class FilesReader:
             bytes_read=found.bytes_read,
             rejected=_rejected(file.name, found),
             notices=found.notices,
+            place=_place(file.name, found),
         )
 
     def _among(self, keys: Sequence[str]) -> Batch:
@@ -361,6 +362,17 @@ class FilesReader:
 
 
 _OWN_TYPES: Final = {FILE: pl.String(), RECORD_NUMBER: pl.Int64(), LINE: pl.Int64()}
+
+
+def _place(name: str, part: Found) -> str:
+    """Return where a part's records begin and end, for people."""
+    records = pl.concat([part.frame.select(RECORD_NUMBER, LINE), part.rejected.select("number", "line").rename(_OURS)])
+    lines = records[LINE].null_count() == 0
+    what = f"{part.line_is}s" if lines else "records"
+    return place_of(name, what, records[LINE if lines else RECORD_NUMBER])
+
+
+_OURS: Final = {"number": RECORD_NUMBER, "line": LINE}
 
 
 def _rejected(name: str, part: Found) -> pl.DataFrame:
