@@ -345,3 +345,23 @@ class Observer(Protocol):
 
     def __call__(self, event: object) -> None:
         """Take one event of `keyhaul.events`; must be quick and must not raise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownFiles:
+    """Which files of a job its runs have read, as the ledger has it: their paths, and `Source.identity` of each.
+
+    Attributes:
+        loaded: of the runs that are done: path → size and what else tells two states apart, and ``run``.
+        only: read these and no others, in this order; None: those that are not in `loaded`.
+        rows: how many rows those of `loaded` gave.
+    """
+
+    loaded: Mapping[str, Mapping[str, Any]]
+    only: tuple[str, ...] | None = None
+    rows: int = 0
+
+
+FilesWanted = Literal["new", "fresh", "all", "loaded"]
+"""Files of a job that loads only new ones: those of its unfinished run, else the new ones; the new ones in any case;
+all; those that its runs have read."""

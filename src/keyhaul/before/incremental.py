@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg import sql
 
+from keyhaul.config.job import FilesSource
 from keyhaul.differing import difference
 from keyhaul.errors import ConfigError, RefusedError
 
@@ -67,7 +68,7 @@ def check_full(job: Job, *, full: bool) -> None:
     Raises:
         ConfigError: `full` is given, and the job is not incremental.
     """
-    if full and job.incremental is None:
+    if full and job.incremental is None and not (isinstance(job.source, FilesSource) and job.source.only_new):
         raise ConfigError("--full: got a job that is not incremental, which reads all rows. Leave it out")
 
 

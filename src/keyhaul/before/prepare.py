@@ -17,6 +17,7 @@ import psycopg
 
 from keyhaul import events
 from keyhaul.before.context import RunContext
+from keyhaul.before.filesread import check_still_there, known_files, types_there
 from keyhaul.before.incremental import increments_of
 from keyhaul.before.money import check_money
 from keyhaul.before.runcheck import check_run_rules
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
 
     from keyhaul.config.job import Job
     from keyhaul.fanout.tables import Table
-    from keyhaul.model import Column, Observer
+    from keyhaul.model import Column, FilesWanted, Observer
     from keyhaul.postgres.definition import TableDefinition
     from keyhaul.postgres.pgtypes import Route
     from keyhaul.sessions.connecting import Ends
@@ -156,7 +157,9 @@ class Prepared(RunContext):
         self.watchdog.stop()
 
 
-def prepare(job: Job, ends: Ends, *, run_id: str = "plan", alone: bool = False) -> Prepared:
+def prepare(
+    job: Job, ends: Ends, *, run_id: str = "plan", alone: bool = False, files: FilesWanted = "loaded"
+) -> Prepared:
     """Connect to both ends, take the snapshot, and compile the job against what is really there.
 
     Args:
@@ -165,6 +168,7 @@ def prepare(job: Job, ends: Ends, *, run_id: str = "plan", alone: bool = False) 
         run_id: in the names of the sessions.
         alone: take the job's lock, and wait for what a killed process has left under way, before either end is
             looked at: what is found would not be true any more if another process of this job ended after the look.
+        files: which are read, of a job that loads only new ones.
 
     Raises:
         ConnectError: an end cannot be reached.
@@ -187,9 +191,13 @@ def prepare(job: Job, ends: Ends, *, run_id: str = "plan", alone: bool = False) 
                 ledger.settle()
             ledger.exists()  # refuses one of another version
             ends = replace(ends, target=noticing(ends.target, target_conn))
-            source = open_source(Opening(job=job, run_id=run_id, dsn=ends.source))
+            known = known_files(job, ledger, files)
+            types = types_there(job, target_conn)
+            source = open_source(Opening(job=job, run_id=run_id, dsn=ends.source, known=known, types=types))
             stack.callback(source.close)
             prepared = _compile(job, ends, source, target_conn, watchdog, ledger, run_id)
+            if files in {"new", "fresh"}:
+                check_still_there(known, prepared.target)
             ledger.connect_by(prepared.connect_ledger)
             check_run_rules(target_conn, prepared.target, source.abilities.aggregates, job.run_rules)
             pass_point("snapshot.opened")

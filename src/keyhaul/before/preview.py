@@ -125,7 +125,7 @@ def preview(job: Job, observe: Observer | None = None, *, full: bool = False) ->
     ends = find_ends(job)
     if ends.filled and observe is not None:
         observe(events.Notice(message=FILLED))
-    with prepare(job, ends) as prepared:
+    with prepare(job, ends, files="all" if full else "new") as prepared:
         source, target = prepared.source, prepared.target
         if job.checksum:
             check_checksum(prepared, there=not target.ddl.before)
@@ -186,6 +186,7 @@ def _notes(prepared: Prepared, plan: Plan, sizing: Sizing) -> Iterator[str]:
     described = prepared.source.describe()
     if not described.database:  # a PostgreSQL source has one snapshot, as the guarantees say
         yield f"one moment: {described.moment}"
+    yield from filter(None, [described.news])
     yield from described.notes
     yield from (f"column {name}: {why}" for name, why in described.evidence.items())
     if not described.indexed and len(plan.chunks) > 1:

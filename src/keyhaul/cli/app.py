@@ -98,8 +98,6 @@ def _move(
         from keyhaul.config.job import load_job
 
     job = load_job(job_file, given({**flags, "allow_python": allow_python}), os.environ)
-    if full and job.incremental is None:
-        raise ConfigError("--full: got a job that is not incremental, which reads all rows. Leave it out")
     if command == "plan":
         _plan(job, full=full)
         return

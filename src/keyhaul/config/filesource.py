@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 from keyhaul.config.fields import Names, Words
-from keyhaul.config.parts import Part, setting
+from keyhaul.config.parts import EVERYWHERE, Flag, Part, setting
 from keyhaul.config.sourcekind import SourceKind, kind_setting
 from keyhaul.storeaddress import SCHEMES, is_remote, take_apart, whole_path
 
@@ -118,6 +118,13 @@ class FilesSource(SourceKind):
     )
     missing_columns: Literal["refuse", "null"] = setting(
         "refuse", "What becomes of a column of the first file that another one does not have.", "refuse or null"
+    )
+    only_new: bool = setting(
+        default=False,
+        meaning="Load only the files that no run of the job has loaded yet, in mode append unless another is given.",
+        expected="true or false",
+        flags=Flag("--only-new", help="Load the files that no run has loaded.", commands=EVERYWHERE),
+        variable="ETL_ONLY_NEW",
     )
     time_zone: str | None = setting(
         None,

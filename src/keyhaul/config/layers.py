@@ -100,6 +100,8 @@ def fill_in(draft: Draft, *, must_exist: bool) -> None:
         target["table"] = "-" if draft.data.get("targets") is not None else table or "-"
     if draft.data.get("incremental") is not None and draft.data.get("targets") is None:
         _fill_in_mode(draft, target)
+    if source.get("only_new") is True and draft.data.get("targets") is None:
+        _fill_in_mode_of_new_files(draft, target)
     if draft.data.get("chunk") == AUTO:
         draft.data["chunk"] = {}
     if draft.data.get("job") is None:
@@ -114,6 +116,14 @@ def _fill_in_mode(draft: Draft, target: dict[str, object]) -> None:
     elif mode in {"append", "replace"}:
         place = ("target", "mode")
         draft.refuse(place, f"{mode} with incremental", "upsert or skip", "Rows inside the lag are read again")
+
+
+def _fill_in_mode_of_new_files(draft: Draft, target: dict[str, object]) -> None:
+    """Make append the mode: each file comes once. Replaced, the table would have the newest files alone."""
+    if target.get("mode") is None:
+        target["mode"] = "append"
+    elif target["mode"] == "replace":
+        draft.refuse(("target", "mode"), "replace with only_new", "append, skip or upsert", "Leave only_new out")
 
 
 def _default_name(table: object, query: object) -> str:

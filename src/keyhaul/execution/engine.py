@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from keyhaul.execution.pool import Hire
     from keyhaul.ledger.rows import Told, Totals, Unfinished
     from keyhaul.limits.limiter import Limits
-    from keyhaul.model import Observer, Outcome
+    from keyhaul.model import FilesWanted, Observer, Outcome
     from keyhaul.targets.rowhash import Hashing
 
 __all__ = ["Control", "run"]
@@ -86,7 +86,8 @@ def run(
     if ends.filled:
         observe(events.Notice(message=FILLED))
     run_id = new_run_id()
-    with prepare(job, ends, run_id=run_id, alone=True) as prepared:
+    files: FilesWanted = "all" if full else "fresh" if fresh else "new"
+    with prepare(job, ends, run_id=run_id, alone=True, files=files) as prepared:
         sitting = Sitting(prepared, observe, control, run_id, started)
         try:
             return sitting.execute(fresh=fresh, full=full, only=only, changed=changed, hire=hire)
@@ -251,6 +252,8 @@ class Sitting:
         if fresh and self.ledger.exists() and not self._job.targets:
             check_given_up(self._job.job, self.ledger.unfinished(), target.label)
         empty_first = check_new(prepared)
+        if news := prepared.source.describe().news:
+            self._notice(news)
         delta = begin_delta(self._job, prepared.source, target, self.ledger, self._notice, full=full)
         plan = prepared.source.plan(self.sizing.chunk_rows)
         if plan.exact and prepared.source.describe().recomputed:

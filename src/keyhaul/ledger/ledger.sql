@@ -91,6 +91,15 @@ select r.run_id, r.watermark, r.config,
    and r.config->'incremental'->>'column' = {column}
  order by r.started_at desc, r.run_id desc limit 1;
 
+-- name: files_of_runs
+-- The files that the runs of a job have read for one table, with the rows that they have loaded; in the runs' order.
+select r.run_id, r.status, r.config->'contents'->'files',
+       (select coalesce(sum(c.rows_loaded + c.rows_unchanged), 0)::bigint from {schema}.chunks c where c.run_id = r.run_id)
+  from {schema}.runs r
+ where r.job = {job} and r.kind = 'run' and r.status <> 'abandoned' and r.config->'target'->>'table' = {table}
+   and r.config->'contents'->'files' is not null
+ order by r.started_at, r.run_id;
+
 -- name: replaced_since
 -- The newest run that has replaced or emptied the table of an incremental run since the job has last read all rows; what
 -- the job has loaded before that is gone. One that has replaced it with all rows of the same source does no harm, if

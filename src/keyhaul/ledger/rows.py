@@ -46,6 +46,16 @@ class Unfinished:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunFiles:
+    """The files that a run has read, as its source's identity has them, and the rows that it has loaded so far."""
+
+    run_id: str
+    status: str
+    files: Sequence[Mapping[str, Any]]
+    rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Told:
     """What a run's report tells beside the balance; `late` are passes and rows, None where none waited."""
 

@@ -14,7 +14,18 @@ import keyhaul
 from keyhaul.errors import StopRunError
 from keyhaul.ledger import versions
 from keyhaul.ledger.joblock import JobConnection
-from keyhaul.ledger.rows import Older, Replayable, Told, Totals, Unfinished, Watermark, chunk_of, lost, tables_of
+from keyhaul.ledger.rows import (
+    Older,
+    Replayable,
+    RunFiles,
+    Told,
+    Totals,
+    Unfinished,
+    Watermark,
+    chunk_of,
+    lost,
+    tables_of,
+)
 from keyhaul.ledger.statements import statement
 from keyhaul.model import Counts, FailedChunk, TableCounts
 
@@ -103,6 +114,11 @@ class Ledger(JobConnection):
             "last_watermark", job=self.job, source=json.dumps(source), target_table=target_table, column=column
         ).fetchone()
         return Watermark(run_id=row[0], watermark=row[1], config=row[2], loaded=row[3]) if row else None
+
+    def files_of_runs(self, table: str) -> list[RunFiles]:
+        """Return which files this job's runs have read for a table, as the job names it, the oldest run first."""
+        rows = self._execute("files_of_runs", job=self.job, table=table).fetchall()
+        return [RunFiles(run_id=row[0], status=row[1], files=row[2], rows=row[3]) for row in rows]
 
     def replaced_since(self, run_id: str) -> tuple[str, str] | None:
         """Return which run has replaced or emptied an incremental run's table since its job read all rows, and how."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from keyhaul.config.job import Job
     from keyhaul.config.lookupstep import Lookup
     from keyhaul.config.parts import Incremental
-    from keyhaul.model import Chunk, Column, Plan
+    from keyhaul.model import Chunk, Column, KnownFiles, Plan
     from keyhaul.postgres.definition import TableDefinition, TypeDefinition
     from keyhaul.postgres.dsn import Dsn
     from keyhaul.postgres.pgtypes import Route
@@ -78,6 +78,7 @@ class Description:
         moment: one sentence for plan and report: what can be promised of one moment.
         evidence: column → what its type rests on, where the source does not say it itself (``bigint: 10,000 values
             looked at, widest 336776``).
+        news: one sentence on what a new run reads and what it leaves out, told as it begins; empty where it reads all.
         resumed: what a person is told of a run that goes on, after "going on with an unfinished run; ".
     """
 
@@ -90,6 +91,7 @@ class Description:
     key: tuple[str, ...]
     moment: str
     resumed: str
+    news: str = ""
     link: str = ""
     database: str = ""
     own: tuple[str, ...] = ()
@@ -290,11 +292,15 @@ class Opening:
         job: whose `source` and `key` it is; timeouts and limits of its sessions too.
         run_id: in the names of sessions.
         dsn: of a PostgreSQL source, the embedded one's as well; None for any other.
+        known: of a job that loads only new files; None: all files are read.
+        types: of columns of the target table that is there, which decide where texts leave it open; name → pg_type.
     """
 
     job: Job
     run_id: str
     dsn: Dsn | None = None
+    known: KnownFiles | None = None
+    types: Mapping[str, str] = field(default_factory=dict)
 
 
 # --- what some sources can do besides ------------------------------------------------------------

@@ -34,13 +34,14 @@ _MOST_COLUMNS: Final = 1600
 
 
 def agreed(
-    files: Sequence[File], declared: Mapping[str, str], *, extra: str, missing: str
+    files: Sequence[File], declared: Mapping[str, str], there: Mapping[str, str], *, extra: str, missing: str
 ) -> tuple[dict[str, Column], dict[str, str]]:
     """Return the columns as all files are read, and evidence of the types that the job does not declare.
 
     Args:
         files: open, of one format.
         declared: column → type; those hold.
+        there: column → type in the target, which comes before what the values of texts seem to be.
         extra: ``refuse`` or ``ignore`` columns that the first file does not have.
         missing: ``refuse``, or ``null`` for columns of the first file that another one does not have.
 
@@ -52,13 +53,25 @@ def agreed(
     _refuse_own_names(files)
     columns: dict[str, Column] = {}
     evidence: dict[str, str] = {}
+    texts = bool(jsons) or any(isinstance(file, Delimited) for file in files)
     for name, found in proposed.items():
         columns[name] = column_of(name, declared.get(name, found.pg_type))
-        if name not in declared or found is _UNSEEN:
+        if name not in declared and texts and (same := _as_there(name, there)) is not None:
+            columns[name] = same
+            evidence[name] = f"{same.pg_type}: as in the target"
+        elif name not in declared or found is _UNSEEN:
             evidence[name] = f"{columns[name].pg_type}: {found.evidence}"
     for file in files:
         file.settle(columns)
     return columns, evidence
+
+
+def _as_there(name: str, there: Mapping[str, str]) -> Column | None:
+    """Return a column in the type that the target has; None where a file's column cannot have it."""
+    try:
+        return column_of(name, there[name]) if name in there else None
+    except ValueError:
+        return None
 
 
 def _of_first(files: Sequence[File], declared: Mapping[str, str], *, extra: str, missing: str) -> dict[str, Inferred]:

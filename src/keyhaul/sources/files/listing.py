@@ -1,18 +1,22 @@
-"""Which files a path means, and in which format each is."""
+"""Which files a path means, in which format each is, and which of them are read: all, or the new ones."""
 
 from __future__ import annotations
 
 import glob
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Final, Literal
 
-from keyhaul.errors import ConfigError
+from keyhaul.errors import ConfigError, RefusedError
 from keyhaul.sources.files.textfile import COMPRESSED
 from keyhaul.storeaddress import is_remote, whole_path
+from keyhaul.text import plural
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
 
+    from keyhaul.model import KnownFiles
     from keyhaul.sources.files.remote.object import RemoteFile
 
 Format = Literal["csv", "json", "excel", "parquet", "arrow"]
@@ -109,3 +113,60 @@ def _of_one(text: str) -> list[Path]:
     near = sorted(one.name for one in parent.iterdir() if one.is_file() and format_of(one) is not None)[:3]
     hint = f". There are {', '.join(near)}" if near else ""
     raise ConfigError(f"read {text}: there is no such file, expected one{hint}")
+
+
+VERSION: Final[dict[type, str]] = {int: "changed_ns", str: "etag"}
+"""What tells two states of a file apart → its name in the identity."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """What is read.
+
+    Attributes:
+        paths: one at least, since the columns are a file's.
+        idle: no record of it is read: nothing is new.
+        news: for people; empty when all is read.
+    """
+
+    paths: Sequence[Path | RemoteFile]
+    idle: bool = False
+    news: str = ""
+
+
+def choose(paths: Sequence[Path | RemoteFile], known: KnownFiles | None) -> Chosen:
+    """Return the files that are read.
+
+    Raises:
+        RefusedError: one that was loaded has changed since, or one of an unfinished run is gone.
+    """
+    if known is None:
+        return Chosen(paths=paths)
+    found = {whole_path(str(path)): path for path in paths}
+    if known.only is not None:
+        gone = [path for path in known.only if path not in found]
+        if gone:
+            msg = f"read {gone[0]}: a run of this job has read it, and it is not among its files any more"
+            raise RefusedError(f"{msg}. Put it back, or name it in path")
+        return Chosen(paths=[found[path] for path in known.only] or paths[-1:], idle=not known.only)
+    changed = [path for path in found if path in known.loaded and _differs(found[path], known.loaded[path])]
+    if changed:
+        was = known.loaded[changed[0]]
+        msg = (
+            f"read {changed[0]}: it has changed since run {was['run']} has loaded it ({was['bytes']:,} bytes then). "
+            "Put what is new into a file of its own and this one back as it was, or give --full to read all files again"
+        )
+        raise RefusedError(msg)
+    new = [path for name, path in found.items() if name not in known.loaded]
+    there = f"{plural(len(found) - len(new), 'file')} loaded already"
+    if not new:
+        return Chosen(paths=paths[-1:], idle=True, news=f"nothing is new: {there}")
+    return Chosen(paths=new, news=f"reads {plural(len(new), 'new file')}, {there}")
+
+
+def _differs(path: Path | RemoteFile, was: Mapping[str, Any]) -> bool:
+    if isinstance(path, Path):
+        found = path.stat()
+        size, version = found.st_size, found.st_mtime_ns
+        return (was["bytes"], was.get(VERSION[int])) != (size, version)
+    return (was["bytes"], was.get(VERSION[str])) != path.state()

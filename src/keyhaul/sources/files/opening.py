@@ -44,6 +44,8 @@ def open_source(opening: Opening) -> FilesSource:
             missing_columns=config.missing_columns,
             time_zone=config.time_zone,
             work_dir=opening.job.work_dir,
+            known=opening.known,
+            there=opening.types,
         )
     )
 

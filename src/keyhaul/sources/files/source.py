@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,7 +21,7 @@ from keyhaul.sources.files.delimited import Delimited
 from keyhaul.sources.files.excel.file import Excel
 from keyhaul.sources.files.file import FILE, LINE, RECORD_NUMBER, place_of
 from keyhaul.sources.files.json.file import JsonFile
-from keyhaul.sources.files.listing import Format, find_files
+from keyhaul.sources.files.listing import VERSION, Format, choose, find_files
 from keyhaul.sources.files.selected import Selected
 from keyhaul.sources.files.textfile import TextFile
 from keyhaul.sources.source import REJECTED_BY_SOURCE, Abilities, Batch, Description, Relay, Sample, Ticket
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
-    from keyhaul.model import Column
+    from keyhaul.model import Column, KnownFiles
     from keyhaul.sources.files.dialect import Dialect
     from keyhaul.sources.files.file import File, Found
     from keyhaul.sources.files.remote.object import RemoteFile
@@ -57,6 +57,8 @@ class Wanted:
         missing_columns: of one that a later file does not have: ``refuse`` or ``null``.
         time_zone: of moments that are written without an offset; None: those are no moments.
         work_dir: where plain copies of compressed files lie.
+        known: of a job that loads only new files; None: all are read.
+        there: column → type in the target table, which comes before one that is inferred from texts.
     """
 
     paths: tuple[str, ...]
@@ -70,6 +72,8 @@ class Wanted:
     missing_columns: str = "refuse"
     time_zone: str | None = None
     work_dir: str | None = None
+    known: KnownFiles | None = None
+    there: Mapping[str, str] = field(default_factory=dict)
 
 
 class FilesSource:
@@ -86,12 +90,14 @@ class FilesSource:
         self._files: list[File] = []
         try:
             paths, self._format = find_files(wanted.paths, wanted.format, self._find_remote)
-            for path in paths:
+            chosen = choose(paths, wanted.known)
+            self._news, self._idle = chosen.news, chosen.idle
+            for path in chosen.paths:
                 self._files.append(self._open(path))
             self._selected = Selected(self._files, wanted.declared, missing=wanted.missing_columns)
             inside = {name: said for name, said in wanted.declared.items() if name not in self._selected.columns}
             self._columns, self._evidence = agreed(
-                self._files, inside, extra=wanted.extra_columns, missing=wanted.missing_columns
+                self._files, inside, wanted.there, extra=wanted.extra_columns, missing=wanted.missing_columns
             )
             self._columns |= self._selected.columns
         except (TransientError, StopRunError) as error:
@@ -127,6 +133,7 @@ class FilesSource:
             resumed=_RESUMED,
             key_unique=True,
             evidence=self._evidence,
+            news=self._news,
         )
 
     def identity(self, columns: Sequence[str] = ()) -> Mapping[str, Any]:
@@ -135,8 +142,9 @@ class FilesSource:
         wanted = self._wanted
         return {
             "files": [
-                {"path": whole_path(file.name), "bytes": size, _VERSION[type(version)]: version}
+                {"path": whole_path(file.name), "bytes": size, VERSION[type(version)]: version}
                 for file, (size, version) in zip(self._files, self._states, strict=True)
+                if not self._idle
             ],
             "format": self._format,
             "read_as": {
@@ -167,12 +175,12 @@ class FilesSource:
     def plan(self, chunk_rows: int) -> Plan:
         """Return parts of the files, in their order; no record is read."""
         chunks: list[Chunk] = []
-        for number, file in enumerate(self._files):
+        for number, file in enumerate([] if self._idle else self._files):
             for part, rows in file.parts(chunk_rows):
                 chunks.append(
                     Chunk(number=len(chunks) + 1, kind="part", lower=(str(number), *part), estimated_rows=rows)
                 )
-        sizes = sum(size for size, _ in self._states)
+        sizes = 0 if self._idle else sum(size for size, _ in self._states)
         rows = sum(chunk.estimated_rows for chunk in chunks)
         return Plan(chunks=tuple(chunks), estimated_rows=rows, estimated_bytes=sizes, exact=False)
 
@@ -269,9 +277,6 @@ class FilesSource:
             file.close()
             raise
 
-
-_VERSION: Final[dict[type, str]] = {int: "changed_ns", str: "etag"}
-"""What tells two states of a file apart → its name in the identity."""
 
 _TABS: Final = frozenset({".tsv", ".tab"})
 
