@@ -80,7 +80,8 @@ def test_a_command_inherits_nothing_from_one_before_it(server, database, etl, tm
     move = ("chunked", "--source", source, "--target", target, "--table", "public.t", "--key", "id", "--mode", "skip")
     killed = etl(*move, env={"KEYHAUL_FAULT": "copy.half:1:kill", "ANY_PASSWORD": "public-not-null-7"}, cwd=tmp_path)
     assert killed.returncode == -signal.SIGKILL
-    done = etl(*move, "--fresh", "--into", "public.public-not-null-7", env={"PGAPPNAME": "other"}, cwd=tmp_path)
+    into = ("--job", "other", "--into", "public.public-not-null-7")
+    done = etl(*move, *into, env={"PGAPPNAME": "other"}, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "public-not-null-7" in done.stdout, "a secret of the command before"
 

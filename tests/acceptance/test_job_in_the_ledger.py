@@ -202,7 +202,7 @@ def test_what_is_printed_next_is_the_runs_name_and_the_addresses(etl, ends):
     assert (words[5], len(words)) == ("--target", 7)
     env = variables(ends)
     done = etl("chunked", *FLAGS, "--fresh", "--mode", "skip", env=env)
-    newest = value(ends[1], "select max(run_id) from keyhaul.runs")
+    newest = value(ends[1], "select run_id from keyhaul.runs order by started_at desc limit 1")
     assert f"etl replay {newest}\n" in f"{done.stdout.split(' #')[0]}\n" or f"etl replay {newest} " in done.stdout
     assert "--source" not in done.stdout
 

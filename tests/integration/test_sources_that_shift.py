@@ -88,8 +88,8 @@ def test_null_elements_stay_null_whatever_array_nulls_says(databases):
 
 
 def test_a_column_called_like_the_hidden_one_in_any_case_is_refused(databases):
-    run_sql(databases[0], 'create table public.r (id int primary key, "_Record" int)')
-    with pytest.raises(RefusedError, match="a column is called _Record"):
+    run_sql(databases[0], 'create table public.r (id int primary key, "_Keyhaul_Record" int)')
+    with pytest.raises(RefusedError, match="a column is called _Keyhaul_Record"):
         move(databases, "public.r")
 
 

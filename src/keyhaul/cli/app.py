@@ -11,6 +11,7 @@ code when nobody reads on.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -292,6 +293,8 @@ def _root(
 def main() -> None:
     """Run the command line and exit with its code."""
     os.environ["PGCLIENTENCODING"] = "UTF8"  # libpq prefers a user's own to what a session sets
+    os.environ.setdefault("RUST_LOG", "off")  # connectorx would write lines of its own when a connection is lost
+    logging.getLogger("psycopg").addHandler(logging.NullHandler())  # and so would psycopg: we tell what it means
     redaction.remember_words(sys.argv[1:])
     redaction.remember_variables(os.environ)
     fill_descriptors()
