@@ -269,6 +269,35 @@ def test_a_change_of_the_table_during_the_load_stops_the_swap(databases, monkeyp
     assert rows(databases[1], "select count(*) from public.t") == [(0,)]
 
 
+def test_of_two_runs_that_replace_one_table_the_last_wins(databases, monkeypatch):
+    """Another run's table takes the place while this one waits for the lock of the one that was there."""
+    from keyhaul.targets import replace as replacing
+
+    for uri in databases:
+        run_sql(uri, "create table public.t (id int primary key)")
+    run_sql(databases[0], "insert into public.t values (1)")
+    lock, swapped = replacing._lock, []
+
+    def late(conn, pair, **how):
+        if not how and not swapped:
+            swapped.append(pair)
+            run_sql(
+                databases[1],
+                "create table public.n (like public.t including all)",
+                "insert into public.n values (7), (8)",
+                "drop table public.t",
+                "alter table public.n rename to t",
+                "alter table public.t rename constraint n_pkey to t_pkey",
+            )
+        return lock(conn, pair, **how)
+
+    monkeypatch.setattr(replacing, "_lock", late)
+    report = move(databases, "public.t", mode="replace")
+    assert report.stop_reason == ""
+    assert (report.outcome, len(swapped)) == ("done", 1)
+    assert rows(databases[1], "select id from public.t") == [(1,)]
+
+
 def test_a_user_who_does_not_own_the_table_is_refused(databases, roles):
     for uri in databases:
         run_sql(uri, "create table public.t (id int primary key)")

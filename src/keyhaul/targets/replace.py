@@ -264,8 +264,8 @@ def swap(
     for attempt in range(1, TRIES + 1):
         try:
             with _telling(f"replace {target.label}", _CHANGED), conn.transaction(), qualified(conn):
-                pair = _pair(conn, target)
-                _lock(conn, pair)
+                _lock(conn, _pair(conn, target))
+                pair = _pair(conn, target)  # another run may have swapped its own table in while this one waited
                 pass_point("swap.locked")
                 refuse(conn, target)
                 row = conn.execute("select reltuples::bigint from pg_class where oid = %s", [pair.oid]).fetchone()
