@@ -55,8 +55,9 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture(scope="session")
 def server():
-    """PostgreSQL 18 from the wheel, without fsync, for this session."""
-    with support.running_server() as running:
+    """PostgreSQL 18 from the wheel, without fsync, for this session; KEYHAUL_TEST_BINDIR names another's programs."""
+    other = os.environ.get("KEYHAUL_TEST_BINDIR")
+    with support.running_server(bindir=Path(other) if other else None) as running:
         yield running
 
 

@@ -1,7 +1,7 @@
 """The seam: what the engine knows of a source, whatever its kind.
 
 Walk of a run: `open_source` (sources.kinds) → `describe` → `sample`, `plan` → for each worker `open` → for each chunk
-`Reader.read` → `close`. A resumed run compares `identity` with what the ledger has; a replay asks `reread`.
+`Reader.read` → `close`. A resumed run asks `differs` of the `identity` in the ledger; a replay asks `reread`.
 
 Errors mean the same everywhere, and no message has a secret or a value of a row in it:
 
