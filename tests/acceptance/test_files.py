@@ -308,3 +308,37 @@ def test_it_is_shown_which_lines_of_which_file_a_chunk_has(etl, folder, target, 
     assert len(places) >= 3
     assert first in places[0]
     assert last in places[-1]
+
+
+def test_a_type_is_declared_on_the_command_line_and_known_to_the_ledger(etl, tmp_path, target):
+    (tmp_path / "c.csv").write_text("id,my col,n\n007,x,1.5\n08,y,no\n")
+    columns = ("--column", "id bigint", "--column", '"my col" varchar(3)', "--column", "n numeric(10,2)")
+    done = etl("chunked", "--source", "c.csv", "--target", target, "--into", "public.c", *columns, cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    types = "select string_agg(format_type(atttypid, atttypmod), ',' order by attnum) from pg_attribute"
+    assert ask(target, f"{types} where attrelid = 'public.c'::regclass and attnum > 0") == [
+        ("bigint,character varying(3),numeric(10,2)",)
+    ]
+    assert [str(value) for row in ask(target, "select * from public.c") for value in row] == ["7", "x", "1.50"]
+    verified = etl(
+        "verify", "last", "--source", "c.csv", "--target", target, cwd=tmp_path
+    )  # the types are the ledger's
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+
+
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        (["id"], "--column \"id\": got no type, expected a column and its type, such as 'id bigint'"),
+        (["id int", "id text"], '--column "id text": got column id twice, expected a column and its type'),
+        (["id money"], "read source.columns.id: type 'money', expected "),
+        (["no int"], "no column no, expected one of id"),
+    ],
+)
+def test_a_wrong_column_is_one_message_and_nothing_is_created(etl, tmp_path, target, columns, told):
+    (tmp_path / "c.csv").write_text("id\n1\n")
+    words = [word for column in columns for word in ("--column", column)]
+    done = etl("chunked", "--source", "c.csv", "--target", target, "--into", "public.c", *words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert ask(target, "select to_regclass('public.c')") == [(None,)]

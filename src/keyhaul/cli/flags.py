@@ -16,6 +16,7 @@ FLAGS: Final[tuple[tuple[str, str, str, bool, str], ...]] = (
     ("--query", "SQL", "SELECT to read instead of a table.", False, "move replay verify"),
     ("--reader", "NAME", "connectorx or adbc.", False, "move replay verify"),
     ("--only", "", "Leave out the rows of tables that inherit from it.", False, "move replay verify"),
+    ("--column", "'COL TYPE'", "Type of a file's column.", True, "move replay verify"),
     ("--only-new", "", "Load the files that no run has loaded.", False, "move replay verify"),
     ("--key", "K[,K2…]", "Columns that the chunks are cut by.", False, "move replay verify"),
     ("--chunk", "N|auto", "Rows of a chunk [50000].", False, "move replay"),

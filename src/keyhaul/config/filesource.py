@@ -106,6 +106,7 @@ class FilesSource(SourceKind):
         {},
         "PostgreSQL types of columns; those of the others are inferred from a sample.",
         "a mapping of columns to types such as {id: bigint, amount: numeric(12,2)}",
+        Flag("--column", value="'COL TYPE'", help="Type of a file's column.", many=True, commands=EVERYWHERE),
     )
     csv: CsvFormat = setting(CsvFormat(), "How CSV files are written.", "a mapping such as {delimiter: ;}")
     excel: ExcelFormat = setting(

@@ -342,8 +342,8 @@ def load_job(
     Args:
         path: the YAML file, if any.
         flags: only those given, by their name with ``_`` for ``-``, as text or as the value itself;
-            ``set``, ``where``, ``rule`` and ``check`` (a rule, as `etl replay` calls it) may be lists. ``allow_python``
-            permits Python steps.
+            ``column``, ``set``, ``where``, ``rule`` and ``check`` (a rule, as `etl replay` calls it) may be lists.
+            ``allow_python`` permits Python steps.
         environ: the environment, for ``ETL_*`` (an empty one counts as unset) and ``${NAME}``.
         reads_source: whether a source that is a file must be there.
         text: of a job file, in its place: `Job.given`, as a ledger has it.
@@ -355,6 +355,7 @@ def load_job(
     given = {name: value for name, value in flags.items() if value is not None}
     draft = read_yaml(path, environ) if path else read_given(text, environ, given) if text else Draft()
     layers.lay(draft, given, environ, tuple(settings()))
+    layers.lay_columns(draft, _texts(given, "column"))
     found = steps.read_steps(draft)
     more = steps.steps_from_flags(draft, _texts(given, "set"), _texts(given, "where"))
     if not given.get("allow_python"):

@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from keyhaul.config import steps
+from keyhaul.config.draft import shown
 from keyhaul.config.parts import AUTO
 from keyhaul.config.sourcekinds import check_uri, settle_kind
 
@@ -38,6 +39,22 @@ def lay(draft: Draft, flags: Mapping[str, object], environ: Mapping[str, str], s
     given = {place: (f"--{name.replace('_', '-')}", flags[name]) for name, place in known.items() if name in flags}
     for layer in (environment, given):
         _override(draft, layer, forms)
+
+
+def lay_columns(draft: Draft, texts: Sequence[str]) -> None:
+    """Lay each ``--column 'name type'`` over the types that the file gives; a name with spaces stands in quotes."""
+    seen: set[str] = set()
+    for number, text in enumerate(texts):
+        flag, place = f"--column {shown(text)}", ("--column", number)
+        match = re.fullmatch(r'\s*(?:"([^"]+)"|(\S+))\s+(\S.*?)\s*', text)
+        name = (match[1] or match[2]) if match else ""
+        if match is None or name in seen:
+            draft.overrides[place] = flag
+            got, hint = ("no type", "") if match is None else (f"column {name} twice", "Remove one")
+            draft.refuse(place, got, "a column and its type, such as 'id bigint'", hint)
+            continue
+        seen.add(name)
+        draft.override(("source", "columns", name), match[3], flag)
 
 
 def _override(draft: Draft, values: Mapping[Key, tuple[str, object]], forms: Mapping[Key, Form]) -> None:
