@@ -8,6 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from keyhaul.errors import safe_message
+from keyhaul.targets.session import translate
 
 
 def safe_before(line):
@@ -29,3 +30,9 @@ def test_a_hostile_message_costs_time_in_proportion_to_its_length(unit):
     began = time.process_time()
     assert len(safe_message(error)) <= 300
     assert time.process_time() - began < 2, "a megabyte: 0.1 to 0.4 s; what grows with the square takes hours"
+
+
+def test_an_error_without_a_sqlstate_does_not_show_an_empty_one():
+    assert str(translate(RuntimeError("[libpq] FATAL:  the server is shutting down"))) == (
+        "load chunk: the server is shutting down"
+    )

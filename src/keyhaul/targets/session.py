@@ -286,14 +286,15 @@ def _message(error: BaseException) -> str:
     # ADBC puts the statement in front of what the server says.
     said = _SERVER_SAID.search(str(error))
     if said is not None:
-        return f"{without_values(said[1])} (SQLSTATE {sqlstate(error)})"
+        return _said(said[1], sqlstate(error), None, None, None)
     return first_line(error)[:400]
 
 
-def _said(primary: str, state: str, constraint: str | None, column: str | None, table: str | None) -> str:
-    named = (("constraint", constraint), ("column", column), ("table", table))
-    where = [f"{label} {value}" for label, value in named if value]
-    return f"{without_values(primary)} ({', '.join([f'SQLSTATE {state}', *where])})"
+def _said(primary: str, state: str | None, constraint: str | None, column: str | None, table: str | None) -> str:
+    """Return a message with what else is known; a driver's own error has no SQLSTATE."""
+    known = (("SQLSTATE", state), ("constraint", constraint), ("column", column), ("table", table))
+    told = ", ".join(f"{label} {value}" for label, value in known if value)
+    return without_values(primary) + (f" ({told})" if told else "")
 
 
 @dataclass(slots=True)
